@@ -1,0 +1,1 @@
+"""The harness: recipes, steps, pruning, training, measuring, and the tables that come of it."""

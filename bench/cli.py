@@ -1,0 +1,111 @@
+"""The command line: ``bench list | run | tables | macs | prune | doctor | data | accept``.
+
+Exit status 0: done; 2: a mistake of the user's, told in one line; a bug gives a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        # commands are imported when they are used: `bench list` must not wait for mmengine
+        from bench import commands
+
+        value, text = getattr(commands, options.command.replace("-", "_"))(options)
+    except UserError as error:
+        if getattr(options, "json", False):
+            print(json.dumps({"error": str(error)}))
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bench: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    print(json.dumps(value, indent=1, default=str) if options.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bench", description="Reproduces channel-pruning papers and measures them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_)
+        sub.add_argument("--json", action="store_true", help="print JSON for machines")
+        return sub
+
+    def where(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data", type=Path, help="where data sets are found (default $BENCH_DATA, else ./data)")
+        sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
+        sub.add_argument("--seed", type=_natural, help="one seed instead of the row's own")
+        sub.add_argument("--weights", type=Path, help="state dict of the dense network")
+        sub.add_argument("--workers", type=_natural, default=0, help="processes that decode images")
+
+    sub = command("list", "papers, tables, rows, and what each needs")
+    sub.add_argument("paper", nargs="*")
+
+    sub = command("run", "run rows of papers; finished steps are kept and used again")
+    sub.add_argument("paper", nargs="*", help="papers (default: all)")
+    sub.add_argument("--table", help="only this table, e.g. 'Table 1'")
+    sub.add_argument("--row", help="only rows with this name or beginning")
+    sub.add_argument("--scale", help="digits, cifar10, imagenet, or an image folder (default: each row's own)")
+    sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
+    sub.add_argument("--amp", action="store_true", help="fine-tune in mixed precision (GPU)")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
+    sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")
+    where(sub)
+
+    sub = command("tables", "print the tables of runs/ where it exists, else of results/")
+    sub.add_argument("paper", nargs="*")
+    sub.add_argument("--format", default="md", choices=["md", "csv", "tex", "html"])
+    sub.add_argument("--from", dest="source", type=Path, help="the folder to read")
+
+    sub = command("macs", "MACs and parameters of a model or of a row at the paper's own shape")
+    sub.add_argument("model", help="a model (vgg16, resnet50, ..., MODULE:FACTORY) or a row, e.g. 'VGG-16 5x'")
+    sub.add_argument("--convention", default="conv+fc", choices=["conv", "conv+fc", "2x"])
+    sub.add_argument("--size", type=_natural, help="input side (default 224, CIFAR nets 32)")
+
+    sub = command("prune", "prune a network of your own")
+    sub.add_argument("model", help="MODULE:FACTORY that returns the trained nn.Module (or takes --weights)")
+    sub.add_argument("--method", default="cp", help="cp, exact, thinet, max-response, first-k, weight-sum or random")
+    sub.add_argument("--widths", default="uniform", help="uniform or error-driven")
+    sub.add_argument("--speedup", type=float, default=2.0, help="dense over pruned conv MACs")
+    sub.add_argument("--size", type=_natural, default=224, help="input side")
+    sub.add_argument("--images", type=_natural, default=5000, help="calibration images at most")
+    sub.add_argument("--out", type=Path, default=Path("pruned"), help="folder for the pruned network")
+    where(sub)
+
+    command("doctor", "versions, devices, data sets, W&B").add_argument("--data", type=Path)
+
+    sub = command("data", "write the CIFAR-10 subset of the committed table as an image folder")
+    sub.add_argument("set", choices=["cifar10-subset"])
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("--data", type=Path, help="where CIFAR-10 is found or downloaded to")
+
+    sub = command("accept", "promote measured rows from runs/ to results/ and write their pages")
+    sub.add_argument("paper", nargs="*")
+    sub.add_argument("--from", dest="source", type=Path, default=Path("runs"))
+    sub.add_argument("--to", type=Path, default=Path("results"))
+    return parser
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+Output = tuple[Any, str]

@@ -1,0 +1,1 @@
+"""Measuring networks: MACs, parameters, accuracy, and the intervals that belong to them."""

@@ -1,0 +1,1 @@
+"""Networks: recipes that build them, and the weights that go into them."""

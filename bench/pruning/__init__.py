@@ -1,0 +1,1 @@
+"""Channel pruning: moments, selection, reconstruction, surgery, and the walk through the layers."""

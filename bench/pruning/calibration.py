@@ -1,0 +1,230 @@
+"""What layer-by-layer pruning asks of the original network: responses at sampled positions, and error curves.
+
+Responses depend on the network, the images and the seed alone, so several prunings with one seed share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bench.errors import UserError
+from bench.pruning.exact import eliminate
+from bench.pruning.fold import folded
+from bench.pruning.graph import Site, find_sites, trace
+from bench.pruning.moments import Moments, output_size, patches, sample_positions
+from bench.pruning.reconstruction import columns_of
+from bench.pruning.surgery import convolution
+from bench.pruning.walk import Walk
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How calibration samples: training images, ``positions`` outputs of each per layer, a ``held_out`` share of images.
+
+    Held-out images choose the ridge and judge the reconstruction; they are never fitted.  ``batch`` images run at once;
+    ``budget`` bytes of activations may be kept between layers.
+    """
+
+    positions: int = 10
+    held_out: float = 0.1
+    batch: int = 64
+    budget: int = 1_500_000_000
+    seed: int = 0
+
+
+@dataclass
+class SiteResponses:
+    """Of one reader in the original network: sampled positions (images x count x 2) and what was seen there.
+
+    ``response`` is rows x n (batch norm folded, before any activation), ``shortcut`` rows x n the value that is added
+    to it at the end of a residual branch (None elsewhere); rows are ordered by image, then position.
+    """
+
+    positions: Tensor
+    response: Tensor
+    shortcut: Tensor | None
+
+    @property
+    def variance(self) -> float:
+        """Sum of squares of the responses about their means, over all rows and outputs."""
+        return _variance(self.response)
+
+    @property
+    def block_variance(self) -> float:
+        """The same of what the block hands on: response plus shortcut."""
+        return _variance(self.response if self.shortcut is None else self.response + self.shortcut)
+
+
+def _variance(rows: Tensor) -> float:
+    return float((rows - rows.mean(0)).to(torch.float64).square().sum())
+
+
+@dataclass
+class Calibration:
+    """The images (as batches), the sites, and the original network's responses, ready for any number of prunings."""
+
+    batches: list[Tensor]
+    fitted: Tensor  # one flag per image: fitted or held out
+    sites: list[Site]
+    responses: dict[str, SiteResponses]
+    sampling: Sampling
+    device: str
+
+
+def norm_behind(model: nn.Module, site: Site) -> nn.BatchNorm2d | None:
+    """The batch norm right behind the site's reader, or None."""
+    return None if site.batch_norm is None else model.get_submodule(site.batch_norm)  # type: ignore[return-value]
+
+
+def calibrate(
+    model: nn.Module,
+    images: Tensor | Sequence[Tensor],
+    sampling: Sampling,
+    device: str = "cpu",
+    wanted: Callable[[Site], bool] = lambda site: True,
+    progress: bool = True,
+) -> Calibration:
+    """Runs the original network once and stores its responses at the sampled positions of the wanted sites.
+
+    ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches.  Raises :class:`UserError` without
+    images or without a convolution that could be pruned.
+    """
+    batches = list(images.split(sampling.batch)) if isinstance(images, Tensor) else list(images)
+    count = sum(len(batch) for batch in batches)
+    if not count:
+        raise UserError("no calibration images: the training split is empty")
+    model = model.to(device).eval()
+    graph = trace(model)
+    sites = [site for site in find_sites(model, graph) if wanted(site)]
+    if not sites:
+        raise UserError("the network has no convolution behind another one: nothing to prune")
+    generator = torch.Generator().manual_seed(sampling.seed)
+    fitted = torch.ones(count, dtype=torch.bool)
+    fitted[torch.randperm(count, generator=generator)[: int(sampling.held_out * count)]] = False
+    walk = Walk(model, graph, batches, device, sampling.budget)
+    responses: dict[str, SiteResponses] = {}
+    for site in tqdm(sites, desc="original responses", disable=not progress, leave=False):
+        conv = convolution(model, site.reader)
+        weight, bias = folded(conv, norm_behind(model, site))
+        flat = weight.flatten(1).T.float()
+        places, seen, added = [], [], []
+        for x, shortcut in walk.visit(site.reader, site.shortcut):
+            here = sample_positions(sampling.positions, len(x), *output_size(x.shape, conv), generator)
+            places.append(here)
+            seen.append((patches(x, here, conv) @ flat + bias.float()).cpu())
+            if shortcut is not None:
+                added.append(at_positions(shortcut, here).cpu())
+        responses[site.reader] = SiteResponses(torch.cat(places), torch.cat(seen), torch.cat(added) if added else None)
+    return Calibration(batches, fitted, sites, responses, sampling, device)
+
+
+def at_positions(maps: Tensor, positions: Tensor) -> Tensor:
+    """Values (images*count x channels) of ``maps`` (images x channels x H x W) at ``positions`` (images x count x 2)."""
+    positions = positions.to(maps.device)
+    image = torch.arange(len(maps), device=maps.device)[:, None]
+    return maps[image, :, positions[..., 0], positions[..., 1]].flatten(0, 1)
+
+
+def sampled_rows(
+    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, compensate: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
+    """For each batch: inputs (rows x p) in the network that ``walk`` runs, what the block should hand on (rows x n, of
+    the original network), what its shortcut hands on now (rows x n or None), and a flag per row: fitted or held out.
+
+    Without ``compensate`` the shortcut is left out of both.
+    """
+    stored = calibration.responses[site.reader]
+    shortcut = site.shortcut if compensate else None
+    per_image, first = calibration.sampling.positions, 0
+    for x, now in walk.visit(site.reader, shortcut):
+        last = first + len(x)
+        here = stored.positions[first:last]
+        rows = slice(first * per_image, last * per_image)
+        wanted, added = stored.response[rows].to(x.device), None
+        if now is not None and stored.shortcut is not None:
+            wanted = wanted + stored.shortcut[rows].to(x.device)
+            added = at_positions(now, here)
+        fitted = calibration.fitted[first:last].repeat_interleave(per_image).to(x.device)
+        yield patches(x, here, conv), wanted, added, fitted
+        first = last
+
+
+def accumulate(
+    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, compensate: bool
+) -> tuple[Moments, Moments]:
+    """Moments of the site's inputs in the network that ``walk`` runs, against the original responses.
+
+    Returns those of the fitted and of the held-out images.  With ``compensate`` the target at the end of a residual
+    branch is Y1 - Y1' + Y2 (CP, 3.3): the branch also makes up for the error that has come down the shortcut.
+    """
+    columns = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
+    pair = tuple(Moments(columns, conv.out_channels, calibration.device) for _ in range(2))
+    for inputs, wanted, added, fitted in sampled_rows(calibration, walk, site, conv, compensate):
+        target = wanted if added is None else wanted - added
+        for moments, mask in zip(pair, (fitted, ~fitted), strict=True):
+            if bool(mask.any()):
+                moments.add(inputs[mask], target[mask])
+    return pair[0], pair[1]
+
+
+def rectify(
+    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, moments: tuple[Moments, Moments],
+    kept: Sequence[int], weight: Tensor, bias: Tensor,
+) -> tuple[Moments, Moments]:  # fmt: skip
+    """New targets that ask nothing where the ReLU behind the layer lets nothing through (ours, beyond the paper).
+
+    What matters is |relu(z) - relu(z')|^2, z the original network's value behind the addition and z' ours.  Where
+    z <= 0 every z' <= 0 is as good, so the target there becomes min(z', 0) with the current solution (``weight``
+    n x c' x kh x kw, ``bias`` n on the channels ``kept``): a majorisation, so no round raises the rectified error on
+    the fitted rows (but for the ridge).  Zhang et al. (2016) treat the ReLU by alternation too.
+    """
+    size = conv.kernel_size[0] * conv.kernel_size[1]
+    columns = columns_of(kept, size, conv.weight.device)
+    solution = weight.flatten(1).T.float()
+    pair = (moments[0].retargeted(), moments[1].retargeted())
+    for inputs, wanted, added, fitted in sampled_rows(calibration, walk, site, conv, compensate=True):
+        shortcut = torch.zeros_like(wanted) if added is None else added
+        current = inputs[:, columns] @ solution + bias.float() + shortcut
+        target = torch.where(wanted > 0, wanted, current.clamp_max(0.0)) - shortcut
+        for new, mask in zip(pair, (fitted, ~fitted), strict=True):
+            if bool(mask.any()):
+                new.add_targets(inputs[mask], target[mask])
+    return pair
+
+
+def error_curves(
+    model: nn.Module, calibration: Calibration, ridge: float, samplers: Sequence[str] = (), progress: bool = True
+) -> dict[str, list[float]]:
+    """For each site that can be pruned, by its filters or (``samplers``) by a channel sampler, what keeping k = 1 … c channels costs: the exact elimination's errors.
+
+    The error is relative to the variance of the *block's* output: within a residual branch the error relative to the
+    reader's own response is weighted with the branch's share of what the block hands on.  ``curves[reader][k - 1]``
+    belongs to k channels kept; curves never rise with k.
+    """
+    graph = trace(model)
+    walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
+    curves = {}
+    prunable = [site for site in calibration.sites if site.producer is not None or site.reader in samplers]
+    for site in tqdm(prunable, desc="error curves", disable=not progress, leave=False):
+        conv = convolution(model, site.reader)
+        moments, _ = accumulate(calibration, walk, site, conv, compensate=False)
+        result = eliminate(moments.centred(), conv.in_channels, 1, ridge)
+        own = max(calibration.responses[site.reader].variance, torch.finfo(torch.float64).tiny)
+        end = calibration.responses.get(site.branch_end or site.reader)
+        share = 1.0 if end is None else end.variance / max(end.block_variance, torch.finfo(torch.float64).tiny)
+        total = share * _rows_share(calibration) / own
+        errors = [0.0]
+        for increase in result.increases:
+            errors.append(errors[-1] + increase * total)
+        curves[site.reader] = errors[::-1]
+    return curves
+
+
+def _rows_share(calibration: Calibration) -> float:
+    """All rows over fitted rows: variances are over all, moments over the fitted."""
+    return len(calibration.fitted) / max(int(calibration.fitted.sum()), 1)

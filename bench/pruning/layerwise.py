@@ -1,0 +1,105 @@
+"""Layer-by-layer channel pruning: select, remove, reconstruct, go on (CP's and ThiNet's walk through a network).
+
+Asymmetric: inputs come from the network as pruned so far, target responses from the original one, so errors do not pile
+up from layer to layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from bench.pruning import surgery
+from bench.pruning.calibration import Calibration, accumulate, norm_behind, rectify
+from bench.pruning.fold import folded, unfold
+from bench.pruning.graph import trace
+from bench.pruning.reconstruction import RIDGES, reconstruct
+from bench.pruning.selection import Layer, select
+from bench.pruning.walk import Walk
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened at one reader: channels before and kept, the ridge, errors as fractions of the response variance.
+
+    ``error`` is on the fitted rows, ``held_out_error`` on rows of other training images.
+    """
+
+    reader: str
+    producer: str | None
+    channels: int
+    kept: list[int]
+    ridge: float
+    error: float
+    held_out_error: float | None
+
+    def to_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to prune: the ``selection`` criterion, ``compensate`` the residual shortcut's error, ``refit`` also the
+    readers that keep all channels (the authors' code does: "rank == c, least squares still runs").  ``rectify`` rounds
+    of new targets follow the least squares wherever a ReLU comes next (ours).
+    """
+
+    selection: str = "lasso"
+    compensate: bool = True
+    refit: bool = False
+    rectify: int = 0
+    ridges: tuple[float, ...] = RIDGES
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@torch.no_grad()
+def prune(
+    original: nn.Module, calibration: Calibration, keep: Mapping[str, int], method: Method, progress: bool = True
+) -> tuple[nn.Module, list[LayerReport]]:
+    """A pruned and reconstructed copy of ``original``, in evaluation mode, and a report for each reader.
+
+    ``keep`` gives the input channels kept at each reader; readers without an entry keep all.  Where the channels belong
+    to a stream the reader gets a channel sampler, elsewhere the producer loses its filters.
+    """
+    model = copy.deepcopy(original).to(calibration.device).eval()
+    graph = trace(model)
+    walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
+    shape = tuple(calibration.batches[0].shape[1:])
+    reports = []
+    for place, site in enumerate(tqdm(calibration.sites, desc=method.selection, disable=not progress, leave=False)):
+        conv = surgery.convolution(model, site.reader)
+        channels = conv.in_channels
+        wanted = keep.get(site.reader, channels)
+        if wanted == channels and not method.refit:
+            continue
+        norm = norm_behind(model, site)
+        moments, held_out = accumulate(calibration, walk, site, conv, method.compensate)
+        weight, bias = folded(conv, norm)
+        producer = None if site.producer is None else surgery.convolution(model, site.producer)
+        layer = Layer(
+            moments, weight, bias, None if producer is None else producer.weight.detach(),
+            seed=1000 * calibration.sampling.seed + place, options=dict(method.options),
+        )  # fmt: skip
+        kept = select(method.selection, layer, wanted)
+        rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
+        rounds = method.rectify if site.rectified and (site.shortcut is None or method.compensate) else 0
+        for _ in range(rounds):
+            new = rectify(calibration, walk, site, conv, (moments, held_out), kept, rebuilt.weight, rebuilt.bias)
+            rebuilt = reconstruct(new[0], kept, conv.kernel_size, new[1], method.ridges)  # type: ignore[arg-type]
+        if site.producer is None:
+            if wanted < channels:
+                surgery.sample_input(model, site.reader, kept)
+        else:
+            surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
+            walk.select(site.reader, torch.as_tensor(kept))
+        unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias)
+        reports.append(
+            LayerReport(site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error)
+        )
+    return model, reports

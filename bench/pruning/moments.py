@@ -1,0 +1,182 @@
+"""Second moments of a layer's sampled inputs and responses: all that selection and reconstruction need to know.
+
+For patches X (N x p, p = c*kh*kw) and responses Y (N x n) they are XX = X'X, XY = X'Y, YY = |Y|^2 and the sums of X and
+Y, accumulated in float64 in one streaming pass; memory does not depend on N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.errors import UserError
+
+
+# Rows are gathered up to this size (bytes of float64) before they are multiplied: one large product instead of many
+# small ones, and fewer switches between torch's threads and BLAS's.
+_BUFFER = 64_000_000
+
+
+class Moments:
+    """Float64 second moments; ``inputs`` = p (columns of X), ``outputs`` = n (columns of Y)."""
+
+    def __init__(self, inputs: int, outputs: int, device: str | torch.device = "cpu") -> None:
+        self.count = 0
+        self._xx = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self._xy = torch.zeros(inputs, outputs, dtype=torch.float64, device=device)
+        self._yy = torch.zeros(outputs, dtype=torch.float64, device=device)
+        self._x_sum = torch.zeros(inputs, dtype=torch.float64, device=device)
+        self._y_sum = torch.zeros(outputs, dtype=torch.float64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Adds rows: X (rows x p) and Y (rows x n), any floating type; they are copied or kept, never changed."""
+        self.count += len(x)
+        self._waiting.append((x, y))
+        if 8 * sum(rows.numel() for rows, _ in self._waiting) >= _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        x = torch.cat([rows for rows, _ in self._waiting]).to(torch.float64)
+        y = torch.cat([rows for _, rows in self._waiting]).to(torch.float64)
+        self._waiting = []
+        if x.device.type == "cpu":
+            # NumPy sees that X'X is symmetric and computes half of it (BLAS syrk); torch does not
+            self._xx += torch.from_numpy(x.numpy().T @ x.numpy())
+        else:
+            self._xx.addmm_(x.T, x)
+        self._xy.addmm_(x.T, y)
+        self._yy += y.square().sum(0)
+        self._x_sum += x.sum(0)
+        self._y_sum += y.sum(0)
+        if not bool(torch.isfinite(self._x_sum).all() and torch.isfinite(self._y_sum).all()):
+            raise UserError("a layer's activations are not finite: the network or its weights are broken")
+
+    def retargeted(self) -> Moments:
+        """The same inputs without any targets yet: the start of a pass that only :meth:`add_targets`."""
+        other = Moments(0, 0)
+        other.count, other._xx, other._x_sum = self.count, self.xx, self.x_sum
+        other._xy, other._yy, other._y_sum = (torch.zeros_like(t) for t in (self.xy, self.yy, self.y_sum))
+        return other
+
+    def add_targets(self, x: Tensor, y: Tensor) -> None:
+        """New targets Y (rows x n) for rows X (rows x p) whose inputs are in the moments already."""
+        x, y = x.to(torch.float64), y.to(torch.float64)
+        self._xy.addmm_(x.T, y)
+        self._yy += y.square().sum(0)
+        self._y_sum += y.sum(0)
+
+    @property
+    def xx(self) -> Tensor:
+        """X'X, p x p."""
+        self._flush()
+        return self._xx
+
+    @property
+    def xy(self) -> Tensor:
+        """X'Y, p x n."""
+        self._flush()
+        return self._xy
+
+    @property
+    def yy(self) -> Tensor:
+        """Sum of squares of each output, n."""
+        self._flush()
+        return self._yy
+
+    @property
+    def x_sum(self) -> Tensor:
+        """Sum of X over the rows, p."""
+        self._flush()
+        return self._x_sum
+
+    @property
+    def y_sum(self) -> Tensor:
+        """Sum of Y over the rows, n."""
+        self._flush()
+        return self._y_sum
+
+    def centred(self) -> Centred:
+        """The moments about the means: what a regression with an intercept sees (divided by nothing)."""
+        if self.count == 0:
+            raise UserError("no rows were sampled: give at least one calibration image")
+        x_mean, y_mean = self.x_sum / self.count, self.y_sum / self.count
+        return Centred(
+            self.count,
+            self.xx - self.count * torch.outer(x_mean, x_mean),
+            self.xy - self.count * torch.outer(x_mean, y_mean),
+            (self.yy - self.count * y_mean.square()).clamp_min(0.0),
+            x_mean,
+            y_mean,
+        )
+
+    def raw(self) -> Centred:
+        """The moments about zero in the same form: a regression without an intercept (ThiNet)."""
+        return Centred(
+            self.count, self.xx, self.xy, self.yy, torch.zeros_like(self.x_sum), torch.zeros_like(self.y_sum)
+        )
+
+
+class Centred:
+    """Moments about ``x_mean`` (p) and ``y_mean`` (n): ``xx`` p x p, ``xy`` p x n, ``yy`` n (one sum per output)."""
+
+    def __init__(self, count: int, xx: Tensor, xy: Tensor, yy: Tensor, x_mean: Tensor, y_mean: Tensor) -> None:
+        self.count, self.xx, self.xy, self.yy, self.x_mean, self.y_mean = count, xx, xy, yy, x_mean, y_mean
+
+    @property
+    def scale(self) -> float:
+        """Mean of the diagonal of ``xx``: the unit in which ridges are given."""
+        return max(float(self.xx.diagonal().mean()), torch.finfo(torch.float64).tiny)
+
+
+def channel_gram(moments: Centred, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """G (c x c) and b (c) of the channels' contributions Z_i = X_i W_i': G_ij = <Z_i, Z_j>, b_i = <Z_i, Y>.
+
+    ``weight`` is n x c x kh x kw.  Computed from the moments alone: G sums XX o (W'W) over each block.
+    """
+    outputs, channels = weight.shape[:2]
+    w = weight.to(moments.xx).reshape(outputs, -1)
+    size = w.shape[1] // channels
+    gram = (moments.xx * (w.T @ w)).reshape(channels, size, channels, size).sum((1, 3))
+    target = (moments.xy * w.T).sum(1).reshape(channels, size).sum(1)
+    return gram, target
+
+
+def sample_positions(count: int, images: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Output positions (images x count x 2, row and column), uniform with replacement, independent for every image."""
+    rows = torch.randint(height, (images, count), generator=generator)
+    columns = torch.randint(width, (images, count), generator=generator)
+    return torch.stack([rows, columns], dim=-1)
+
+
+def patches(x: Tensor, positions: Tensor, conv: torch.nn.Conv2d) -> Tensor:
+    """The inputs (rows x c*kh*kw) that ``conv`` sees at ``positions`` (images x count x 2) of its output.
+
+    ``x`` is images x c x H x W; rows are ordered by image, then by position.  Only the wanted patches are copied.
+    """
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
+    ph, pw = conv.padding  # type: ignore[misc]
+    padded = F.pad(x, (pw, pw, ph, ph)) if ph or pw else x  # type: ignore[has-type]
+    images, count = positions.shape[:2]
+    positions = positions.to(x.device)
+    image = torch.arange(images, device=x.device).repeat_interleave(count)
+    top = positions[..., 0].reshape(-1) * sh
+    left = positions[..., 1].reshape(-1) * sw
+    rows = (top[:, None] + dh * torch.arange(kh, device=x.device))[:, :, None]
+    columns = (left[:, None] + dw * torch.arange(kw, device=x.device))[:, None, :]
+    # rows x kh x kw x c, because the advanced indices come first
+    return padded[image[:, None, None], :, rows, columns].permute(0, 3, 1, 2).reshape(images * count, -1)
+
+
+def output_size(x_shape: Sequence[int], conv: torch.nn.Conv2d) -> tuple[int, int]:
+    """Height and width of ``conv``'s output for an input of shape (…, H, W)."""
+    sizes = []
+    for axis in (0, 1):
+        span = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+        sizes.append((x_shape[-2 + axis] + 2 * int(conv.padding[axis]) - span) // conv.stride[axis] + 1)
+    return sizes[0], sizes[1]

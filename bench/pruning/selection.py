@@ -1,0 +1,156 @@
+"""Channel selection behind one interface: which input channels of a layer to keep, from its moments and weights.
+
+``select(name, layer, keep)`` returns the kept channels, sorted.  Three papers compare these criteria, so they live here:
+CP's LASSO, exact elimination (ours), ThiNet's greedy, and the baselines first k, max response, weight sum and random.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import lars_path_gram
+from torch import Tensor
+
+from bench.errors import UserError
+from bench.pruning.exact import eliminate
+from bench.pruning.moments import Moments, channel_gram
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a criterion may look at.
+
+    ``moments`` of the reader's inputs and target responses; ``weight`` n x c x kh x kw of the reader (batch norm
+    folded); ``bias`` n of the reader, which the responses include; ``filters`` c x … of the producer, or None where the
+    channels come from a stream; ``ridge`` for the exact elimination, in units of the mean diagonal of XX; ``seed`` for
+    the random choice.
+    """
+
+    moments: Moments
+    weight: Tensor
+    bias: Tensor
+    filters: Tensor | None = None
+    ridge: float = 1e-4
+    seed: int = 0
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """c, the number of input channels."""
+        return self.weight.shape[1]
+
+
+def lasso(layer: Layer, keep: int) -> list[int]:
+    """CP, equation 2 (i): the first point of the LASSO path with ``keep`` non-zero coefficients.
+
+    LARS walks the whole path on the centred channel Gram, so the requested count is met exactly.  With the option
+    ``intercept=scalar`` the authors' form is used: one intercept for all outputs (G - N n m m').  Where the path ends
+    early (dead or collinear channels), the channels with the largest energy G_ii fill up.
+    """
+    if layer.options.get("intercept", "per-output") == "scalar":
+        raw = layer.moments.raw()
+        gram, target = channel_gram(raw, layer.weight)
+        total = layer.moments.count * layer.weight.shape[0]
+        w = layer.weight.to(torch.float64).reshape(layer.weight.shape[0], layer.channels, -1)
+        sums = (layer.moments.x_sum.reshape(layer.channels, -1) * w.sum(0)).sum(1)
+        gram = gram - torch.outer(sums, sums) / total
+        target = target - sums * layer.moments.y_sum.sum() / total
+    else:
+        gram, target = channel_gram(layer.moments.centred(), layer.weight)
+    energy = gram.diagonal().clamp_min(0.0)
+    scale = float(energy.mean()) or 1.0
+    with warnings.catch_warnings():
+        # LARS warns where channels are collinear and stops; the fill below deals with it
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        _, _, path = lars_path_gram(
+            (target / scale).cpu().numpy(), (gram / scale).cpu().numpy(), n_samples=layer.moments.count, method="lasso"
+        )
+    counts = (path != 0).sum(axis=0)
+    reached = np.flatnonzero(counts >= keep)
+    chosen = np.flatnonzero(path[:, reached[0] if len(reached) else -1])
+    return _fill(chosen.tolist(), energy, keep)
+
+
+def exact(layer: Layer, keep: int) -> list[int]:
+    """Backward elimination by the exact increase of the reconstruction error (ours, see ``bench.pruning.exact``)."""
+    return eliminate(layer.moments.centred(), layer.channels, keep, layer.ridge).kept
+
+
+def thinet(layer: Layer, keep: int) -> list[int]:
+    """ThiNet, algorithm 1: greedily add to the removed set T the channel that keeps |sum_T Z_j|^2 least.
+
+    On raw moments (no intercept), with the Gram summed over all output filters instead of one random filter per
+    position: the same in expectation, with less noise.  O(c^2) in all.
+    """
+    gram, _ = channel_gram(layer.moments.raw(), layer.weight)
+    cost = gram.diagonal().clone()
+    alive = torch.ones(layer.channels, dtype=torch.bool, device=gram.device)
+    for _ in range(layer.channels - keep):
+        removed = int(torch.where(alive, cost, torch.inf).argmin())
+        alive[removed] = False
+        cost = cost + 2.0 * gram[removed]
+    return [int(i) for i in alive.nonzero().flatten()]
+
+
+def first_k(layer: Layer, keep: int) -> list[int]:
+    """The first ``keep`` channels (CP, figure 4: the naive baseline)."""
+    return list(range(keep))
+
+
+def max_response(layer: Layer, keep: int) -> list[int]:
+    """The channels whose contributions to the responses have the largest energy, G_ii about the means."""
+    gram, _ = channel_gram(layer.moments.centred(), layer.weight)
+    return _fill([], gram.diagonal(), keep)
+
+
+def weight_sum(layer: Layer, keep: int) -> list[int]:
+    """The channels whose producing filters have the largest sum of absolute weights (Li et al. 2017).
+
+    Behind a stream, where no single filter produces a channel, the reader's own weights on the channel are summed.
+    """
+    if layer.filters is not None:
+        return _fill([], layer.filters.to(torch.float64).abs().flatten(1).sum(1), keep)
+    return _fill([], layer.weight.to(torch.float64).abs().sum((0, 2, 3)), keep)
+
+
+def random(layer: Layer, keep: int) -> list[int]:
+    """A uniformly random choice, from ``layer.seed``."""
+    generator = torch.Generator().manual_seed(layer.seed)
+    return sorted(torch.randperm(layer.channels, generator=generator)[:keep].tolist())
+
+
+SELECTIONS: dict[str, Callable[[Layer, int], list[int]]] = {
+    "lasso": lasso,
+    "exact": exact,
+    "thinet": thinet,
+    "first k": first_k,
+    "max response": max_response,
+    "weight sum": weight_sum,
+    "random": random,
+}
+
+
+def select(name: str, layer: Layer, keep: int) -> list[int]:
+    """The ``keep`` channels that the criterion ``name`` keeps, sorted.
+
+    Raises :class:`UserError` for an unknown criterion or an impossible count.
+    """
+    if name not in SELECTIONS:
+        raise UserError(f"unknown selection {name!r}: choose one of {', '.join(SELECTIONS)}")
+    if not 1 <= keep <= layer.channels:
+        raise UserError(f"cannot keep {keep} of {layer.channels} channels: ask for 1 to {layer.channels}")
+    if keep == layer.channels:
+        return list(range(keep))
+    return SELECTIONS[name](layer, keep)
+
+
+def _fill(chosen: list[int], energy: Tensor, keep: int) -> list[int]:
+    """``chosen`` cut or filled to ``keep`` channels by decreasing ``energy``; ties go to the lower index."""
+    others = [int(i) for i in torch.argsort(energy, descending=True, stable=True) if int(i) not in set(chosen)]
+    ranked = sorted(chosen, key=lambda i: (-float(energy[i]), i)) + others
+    return sorted(ranked[:keep])

@@ -1,0 +1,116 @@
+"""Physical removal of channels, through torch-pruning's dependency graph, and the channel sampler of residual nets.
+
+Removing is not masking: a masked channel still sends its batch-norm shift to the next layer, a removed one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from bench.errors import UserError
+
+
+class SampledConv2d(nn.Conv2d):
+    """A convolution behind a channel sampler: it reads ``x[:, index]`` and leaves the stream itself whole (CP, 3.3).
+
+    Input N x C x H x W with C the width of the stream; ``in_channels`` is the number of channels read.
+    """
+
+    index: Tensor
+
+    @classmethod
+    def on(cls, conv: nn.Conv2d, index: Sequence[int]) -> SampledConv2d:
+        """``conv`` reduced to the input channels ``index`` (of the channels that it reads from its input)."""
+        if conv.groups != 1:
+            raise UserError("a channel sampler needs a convolution with groups=1")
+        rows = torch.as_tensor(list(index), dtype=torch.long)
+        sampled = cls(
+            len(rows), conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
+            bias=conv.bias is not None, device=conv.weight.device, dtype=conv.weight.dtype,
+        )  # fmt: skip
+        sampled.weight.data = conv.weight.data[:, rows.to(conv.weight.device)].clone()
+        if conv.bias is not None and sampled.bias is not None:
+            sampled.bias.data = conv.bias.data.clone()
+        read = conv.index[rows.to(conv.index.device)] if isinstance(conv, SampledConv2d) else rows
+        sampled.register_buffer("index", read.to(conv.weight.device))
+        return sampled.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W to N x out_channels x H' x W'."""
+        return super().forward(x.index_select(1, self.index))
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts ``module`` where ``model`` has the submodule ``name``."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
+
+
+def sample_input(model: nn.Module, name: str, index: Sequence[int]) -> None:
+    """Puts a channel sampler in front of the convolution ``name``; ``index`` are the input channels that it keeps."""
+    replace_module(model, name, SampledConv2d.on(convolution(model, name), index))
+
+
+def convolution(model: nn.Module, name: str) -> nn.Conv2d:
+    """The convolution called ``name``; raises :class:`UserError` where there is none."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise UserError(f"the network has no module {name!r}") from error
+    if not isinstance(module, nn.Conv2d):
+        raise UserError(f"{name!r} is a {type(module).__name__}, not a Conv2d: only convolutions can be pruned")
+    return module
+
+
+def remove_filters(model: nn.Module, input_shape: Sequence[int], name: str, removed: Sequence[int]) -> None:
+    """Removes filters of the convolution ``name``, in place, with everything that depends on them.
+
+    The batch norms behind it lose their entries, its readers the matching input channels.  ``input_shape`` is (C, H, W).
+    Raises :class:`UserError` where it would empty a layer or where the channels are tied to another layer's.
+    """
+    conv = convolution(model, name)
+    if not len(removed):
+        return
+    if len(set(removed)) >= conv.out_channels:
+        raise UserError(f"{name}: cannot remove all {conv.out_channels} filters, at least one must stay")
+    training = model.training
+    # tracing needs gradients to exist and batch statistics to stay as they are
+    model.eval()
+    example = torch.zeros(1, *input_shape, device=conv.weight.device, dtype=conv.weight.dtype)
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
+    group = graph.get_pruning_group(conv, torch_pruning.prune_conv_out_channels, idxs=sorted(set(removed)))
+    producers = [
+        dependency.target.name
+        for dependency, _ in group
+        if dependency.handler in (torch_pruning.prune_conv_out_channels, torch_pruning.prune_linear_out_channels)
+    ]
+    if len(producers) > 1:
+        raise UserError(f"{name}: its channels are added to those of other layers and cannot be removed alone")
+    group.prune()
+    model.train(training)
+
+
+def resize(
+    model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, int], samplers: Mapping[str, Sequence[int]]
+) -> None:
+    """Shrinks a dense network to the given widths, in place, keeping the first filters of each convolution."""
+    for name, index in samplers.items():
+        sample_input(model, name, index)
+    for name, width in widths.items():
+        filters = convolution(model, name).out_channels
+        if not 1 <= width <= filters:
+            raise UserError(f"{name}: width {width} is not between 1 and its {filters} filters")
+        remove_filters(model, input_shape, name, range(width, filters))
+
+
+def set_samplers(model: nn.Module, samplers: Mapping[str, Sequence[int]]) -> None:
+    """Writes the samplers' indices again, after ``to_empty`` has emptied every buffer."""
+    for name, index in samplers.items():
+        conv = convolution(model, name)
+        if isinstance(conv, SampledConv2d):
+            conv.index.copy_(torch.as_tensor(list(index)))

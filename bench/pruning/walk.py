@@ -1,0 +1,96 @@
+"""Runs a traced network over all calibration images, from one convolution to the next, without starting anew.
+
+Layer-by-layer pruning needs the input of every reader in the network *as pruned so far*.  Values that are live just
+before a reader are kept for all batches where they fit the memory budget, so the whole walk costs about one forward
+pass; where they do not fit, the prefix since the last kept place is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bench.pruning.graph import reader_node
+
+
+class Walk:
+    """The network, its graph, the batches (N x C x H x W each) and the values kept between visits.
+
+    ``budget`` is the memory for kept values in bytes.  The network may be pruned between visits; its modules are looked
+    up by name at every call.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, batches: Sequence[Tensor], device: str, budget: int) -> None:
+        self.model, self.graph, self.device, self.budget = model, graph, device, budget
+        self.nodes = list(graph.nodes)
+        self.order = {node: place for place, node in enumerate(self.nodes)}
+        self.last_use = {
+            node: max((self.order[user] for user in node.users), default=self.order[node]) for node in self.nodes
+        }
+        first = next(node for node in self.nodes if node.op == "placeholder")
+        self.kept: list[dict[fx.Node, Tensor]] = [{first: batch} for batch in batches]
+        self.position = self.order[first] + 1
+        self.base = sum(batch.nbytes for batch in batches)
+
+    @torch.no_grad()
+    def visit(self, reader: str, shortcut: str | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """For each batch: the input of the convolution ``reader`` and the value of the node ``shortcut``.
+
+        Readers must be visited in forward order.
+        """
+        target = reader_node(self.graph, reader)
+        stop = self.order[target]
+        wanted = None if shortcut is None else next(node for node in self.nodes if node.name == shortcut)
+        keep: bool | None = None
+        self.model.eval()
+        for place, start in enumerate(self.kept):
+            values: dict[fx.Node, Any] = {node: value.to(self.device) for node, value in start.items()}
+            for node in self.nodes[self.position : stop]:
+                values[node] = self._run(node, values)
+                values = {n: v for n, v in values.items() if self.last_use[n] > self.order[node]}
+            x = values[target.all_input_nodes[0]]
+            live = {node: value for node, value in values.items() if self.last_use[node] >= stop}
+            if keep is None:  # one batch tells what all will need
+                size = sum(v.nbytes for v in live.values() if isinstance(v, Tensor))
+                tensors = all(isinstance(value, Tensor) for value in live.values())
+                keep = tensors and size * len(self.kept) <= self.budget
+            yield x, None if wanted is None else self._value(wanted, dict(values))
+            if keep:
+                self.kept[place] = {node: value.detach().cpu() for node, value in live.items()}
+        if keep:
+            self.position = stop
+
+    def select(self, reader: str, channels: Tensor) -> None:
+        """After the filters in front of ``reader`` were removed: kept values lose the same channels."""
+        target = reader_node(self.graph, reader)
+        if self.position == self.order[target]:
+            node = target.all_input_nodes[0]
+            for values in self.kept:
+                values[node] = values[node][:, channels.cpu()].clone()
+
+    def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """The value of any node, computed from live values."""
+        if node not in values:
+            for parent in node.all_input_nodes:
+                values[parent] = self._value(parent, values)
+            values[node] = self._run(node, values)
+        return values[node]
+
+    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        args = fx.node.map_arg(node.args, lambda n: values[n])
+        kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+        if node.op == "call_module":
+            return self.model.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            value: Any = self.model
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return value
+        return args[0]  # output

@@ -1,0 +1,71 @@
+"""Rows: one line of a published table each, and the steps that measure it in a given setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from bench.models.recipe import Recipe
+from bench.steps import Step
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a row runs: the scale, its data (fingerprint, classes, image counts), device, seeds, the user's weights.
+
+    ``weights`` is the digest of the user's weights file, None without one.
+    """
+
+    scale: str
+    data: str
+    classes: int
+    train_images: int
+    test_images: int
+    device: str
+    seeds: tuple[int, ...]
+    weights: str | None
+    amp: bool = False
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a row measures: the networks at the end of its chain (one per seed) and the steps whose records it shows."""
+
+    networks: list[Step]
+    records: list[Step]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    ``scale`` is the row's own; elsewhere it is an analogue.  ``shape`` is the pruned network at the paper's own shape
+    and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
+    dense network's recipe at a scale (``given``: the user brings weights).  ``chain`` makes the steps.  ``published``
+    maps our metrics to (row, metric) of the same table in the registry.  ``missing`` says why a row cannot run yet.
+    ``group`` and ``series`` place it in figures.
+    """
+
+    table: str
+    name: str
+    scale: str
+    shape: Recipe | None = None
+    claimed: float | None = None
+    dense: Callable[[str, int, bool], Recipe] | None = None
+    chain: Callable[[Setting, Recipe], Chain] | None = None
+    published: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    missing: str | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    scales: tuple[str, ...] | None = None
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Paper:
+    """One publication: its key (the script's name), title, reference, tables in order, rows, and numbered deviations."""
+
+    key: str
+    title: str
+    reference: str
+    rows: list[Row]
+    deviations: list[str]

@@ -1,0 +1,187 @@
+"""The store: steps and row files on disk, written atomically, checked when read. It is the only truth.
+
+``<out>/steps/<key>/`` holds one step's result, ``<out>/<paper>/rows/*.json`` what a paper's rows measured.  A step is
+written into a temporary folder and renamed, so that a run killed at any moment leaves either all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured value.
+
+    ``low`` and ``high`` bound the 95 % interval in the value's own ``unit`` (None: exact); ``n`` is the number of
+    images or rows behind it; ``seed`` is None for a value over several seeds; ``convention`` says how MACs are counted;
+    ``x`` places a value on a curve (a speed-up, a density).
+    """
+
+    metric: str
+    value: float
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    seed: int | None = None
+    convention: str | None = None
+    x: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values without the empty fields."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass
+class Result:
+    """What a step gives: a checkpoint (recipe and state), records, arrays, and JSON facts (widths, reports, curves)."""
+
+    recipe: dict[str, Any] | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """The steps under ``root``; several processes may read and write it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with disk_errors(root):
+            (root / "steps").mkdir(parents=True, exist_ok=True)
+            (root / "work").mkdir(exist_ok=True)
+
+    def folder(self, key: str) -> Path:
+        """Where the step ``key`` is, or would be."""
+        return self.root / "steps" / key
+
+    def work(self, key: str) -> Path:
+        """A folder for a step's unfinished work (training checkpoints); removed once the step is stored."""
+        return self.root / "work" / key
+
+    def lock(self, key: str) -> filelock.BaseFileLock:
+        """One process at a time computes a step; the others wait and then find it."""
+        return filelock.FileLock(self.root / "work" / f"{key}.lock")
+
+    def header(self, key: str) -> dict[str, Any] | None:
+        """The step's description and timing, or None where it is absent or unreadable."""
+        try:
+            header: dict[str, Any] = json.loads((self.folder(key) / "step.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return header if header.get("complete") else None
+
+    def load(self, key: str) -> Result | None:
+        """A stored result; None where it is absent or where its files are not those that were written."""
+        header, folder = self.header(key), self.folder(key)
+        if header is None:
+            return None
+        try:
+            for name, digest in header["files"].items():
+                if file_digest(folder / name) != digest:
+                    return None
+            state = load_file(folder / "state.safetensors") if "state.safetensors" in header["files"] else {}
+            arrays = load_file(folder / "arrays.safetensors") if "arrays.safetensors" in header["files"] else {}
+        except (OSError, SafetensorError):
+            return None
+        records = [Record(**record) for record in header["records"]]
+        return Result(header["recipe"], state, records, arrays, header["facts"])
+
+    def save(self, key: str, result: Result, about: Mapping[str, Any]) -> None:
+        """Stores a result under ``key`` with its description ``about``.  Raises :class:`UserError` on a full disk."""
+        with disk_errors(self.root):
+            temporary = Path(tempfile.mkdtemp(prefix=f"{key[:12]}-", dir=self.root / "work"))
+            try:
+                files = {}
+                for name, tensors in (("state", result.state), ("arrays", result.arrays)):
+                    if tensors:
+                        path = temporary / f"{name}.safetensors"
+                        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+                        files[path.name] = file_digest(path)
+                header = {
+                    **about,
+                    "complete": True,
+                    "files": files,
+                    "recipe": result.recipe,
+                    "records": [record.to_json() for record in result.records],
+                    "facts": result.facts,
+                }
+                _write_synced(temporary / "step.json", json.dumps(header, indent=1, allow_nan=False))
+                target = self.folder(key)
+                if target.exists():  # a corrupt predecessor
+                    shutil.rmtree(target)
+                temporary.chmod(0o755)
+                temporary.rename(target)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(self.work(key), ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically.  Raises :class:`UserError` where the place cannot be written."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically.  Raises :class:`UserError` where the place cannot be written."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            _write_synced(temporary, text)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """The file's sha256, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """sha256 (hexadecimal) of a JSON value, keys sorted."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Turns the disk's refusals into one line that says what to do; what was stored before stays."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "No space left" in str(error):
+            raise UserError(f"no space left on the disk of {place}: free some and run the same command again") from error
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"no space left on the disk of {place}: free some and run the same command again") from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"cannot write to {place}: choose another folder with --out") from error
+        raise

@@ -1,0 +1,210 @@
+"""Training and fine-tuning of classifiers on mmengine's Runner: SGD, schedules, AMP, DDP by its launchers, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.device import utils as device_utils
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import BatchSampler, DataLoader
+from tqdm import tqdm
+
+from bench.data.images import Augmented, Split
+from bench.errors import UserError
+from bench.store import disk_errors
+from bench.train.distributed import is_main, launched, sampler, start
+
+_run = itertools.count()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Hyper-parameters of one training.
+
+    ``shape`` is ``constant``, ``cosine`` (with a linear warm-up over the first 5 % of the iterations) or ``steps``
+    (divided by ten at each of ``milestones``, in epochs).  ``batch`` is the batch over all processes.
+    """
+
+    epochs: int
+    lr: float
+    batch: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    shape: str = "constant"
+    milestones: tuple[int, ...] = ()
+    amp: bool = False
+    clip: float | None = None
+
+
+class Classifier(BaseModel):
+    """A network with cross-entropy, in the form that mmengine's Runner calls."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor, labels: Tensor, mode: str = "loss") -> dict[str, Tensor] | Tensor:  # type: ignore[override]
+        """Images B x 3 x H x W, labels B: the mean cross-entropy, or the logits B x classes."""
+        outputs = self.net(images)
+        return {"loss": F.cross_entropy(outputs, labels)} if mode == "loss" else outputs
+
+
+class _Reseed(Hook):
+    """Reseeds every generator at each epoch from (seed, epoch), so that a resumed run repeats an undisturbed one."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        seed_everything(self.seed, runner.epoch)
+        runner.train_dataloader.sampler.sampler.set_epoch(runner.epoch)
+
+
+class _Watch(Hook):
+    """The progress bar, and the end of a training whose loss is no longer a number."""
+
+    def __init__(self, label: str, progress: bool) -> None:
+        self.label, self.progress, self.bar = label, progress, None
+
+    def before_train(self, runner: Runner) -> None:
+        self.bar: tqdm[Any] | None = tqdm(
+            desc=self.label, total=runner.max_iters, initial=runner.iter, disable=not self.progress, leave=False
+        )
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise UserError(
+                f"{self.label}: the loss is {loss} in epoch {runner.epoch + 1}: lower the learning rate, or check the weights"
+            )
+        if self.bar is not None:
+            self.bar.update()
+            self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+
+    def after_train(self, runner: Runner) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def seed_everything(seed: int, epoch: int = 0) -> None:
+    """Seeds Python, NumPy and torch (CUDA too) from (seed, epoch)."""
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def fit(
+    net: nn.Module, split: Split, schedule: Schedule, seed: int, work: Path, device: str, label: str = "training",
+    workers: int = 0, progress: bool = True,
+) -> nn.Module:  # fmt: skip
+    """Trains ``net`` on ``split`` with augmentation and cross-entropy; returns it, in evaluation mode, on the CPU.
+
+    A checkpoint is written to ``work`` after each epoch; where one is found, training goes on from it.  Under torchrun
+    the processes share the batch.  Raises :class:`UserError` when the loss is no longer finite or the disk is full.
+    """
+    start()
+    seed_everything(seed)
+    world = launched()
+    inner = BatchSampler(sampler(split, seed), max(1, schedule.batch // world), drop_last=False)
+    loader = DataLoader(Augmented(split), sampler=inner, batch_size=None, num_workers=workers)
+    iterations = len(inner) * schedule.epochs
+    optimizer = dict(
+        type="SGD", lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay,
+        nesterov=schedule.nesterov,
+    )  # fmt: skip
+    if schedule.amp and not device.startswith("cuda"):
+        raise UserError("AMP needs a GPU: leave out --amp, or choose --device cuda")
+    with _on_device(device), _quiet(), disk_errors(work):
+        runner = Runner(
+            model=Classifier(net),
+            work_dir=str(work),
+            train_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=schedule.epochs),
+            optim_wrapper=dict(
+                type="AmpOptimWrapper" if schedule.amp else "OptimWrapper",
+                optimizer=optimizer,
+                clip_grad=None if schedule.clip is None else dict(max_norm=schedule.clip),
+            ),
+            param_scheduler=_schedulers(schedule, iterations),
+            default_hooks=dict(
+                logger=None,
+                sampler_seed=None,  # _Reseed does it, for our sampler of whole batches
+                checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_last=True),
+            ),
+            custom_hooks=[_Reseed(seed), _Watch(label, progress and is_main())],
+            resume=(work / "last_checkpoint").exists(),
+            launcher="none" if world == 1 else "pytorch",
+            randomness=dict(seed=seed, deterministic=False),
+            visualizer=dict(type="Visualizer", vis_backends=[]),
+            log_level="ERROR",
+            experiment_name=f"{work.name[:12]}-{os.getpid()}-{next(_run)}",
+            cfg=dict(model_wrapper_cfg=_wrapper(device, world)),
+        )
+        runner.train()
+    return net.cpu().eval()
+
+
+def _wrapper(device: str, world: int) -> dict[str, Any] | None:
+    """How mmengine wraps the model for DDP; on the CPU it must not name GPU ids."""
+    if world == 1 or device.startswith("cuda"):
+        return None
+    return dict(type="MMDistributedDataParallel", device_ids=None)
+
+
+def _schedulers(schedule: Schedule, iterations: int) -> list[dict[str, Any]]:
+    if schedule.shape == "constant":
+        return []
+    if schedule.shape == "steps":
+        return [dict(type="MultiStepLR", milestones=list(schedule.milestones), gamma=0.1, by_epoch=True)]
+    if schedule.shape == "cosine":
+        warm = max(1, iterations // 20)
+        return [
+            dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=warm),
+            dict(type="CosineAnnealingLR", T_max=max(1, iterations - warm), by_epoch=False, begin=warm, end=iterations),
+        ]
+    raise UserError(f"unknown schedule {schedule.shape!r}: choose constant, cosine or steps")
+
+
+@contextlib.contextmanager
+def _on_device(device: str) -> Iterator[None]:
+    """mmengine trains on the GPU wherever there is one; this makes it follow ``device``."""
+    before = device_utils.DEVICE
+    device_utils.DEVICE = device.split(":")[0]
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        device_utils.DEVICE = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps mmengine's own log off the screen; our progress bar and records say what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)

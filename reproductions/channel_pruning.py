@@ -1,0 +1,500 @@
+"""Channel Pruning for Accelerating Very Deep Neural Networks (He, Zhang, Sun; ICCV 2017; arXiv 1707.06168).
+
+Layer by layer, the input channels of a convolution are selected by LASSO so that the original network's responses can
+still be computed from them, and the weights are rebuilt by least squares.  Inputs come from the network as pruned so
+far, responses from the original one.  Reproduced here: Table 1 (VGG-16 at 2x, 4x, 5x), Table 4 (the same shapes from
+scratch), Table 6 (ResNet-50), Table 8 (ResNet-56 on CIFAR-10), Figure 4 (single layers); beyond the paper: exact
+selection, error-driven widths and the fuller reconstruction, each measured for what it is worth.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from bench.cli import main
+from bench.models.recipe import Recipe
+from bench.models.vgg import CONVS
+from bench.pruning import steps as pruning
+from bench.rows import Chain, Paper, Row, Setting
+from bench.steps import Step
+from bench.train import steps as training
+from bench.train.fit import Schedule
+
+DEVIATIONS = [
+    "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled rows "
+    "and stops within 10 % above c'; ours walks the whole LASSO path (LARS) on the Gram matrix of all rows and takes "
+    "exactly c'. One intercept per output instead of the code's single one.",
+    "The norm constraint |W_i| = 1 and the alternation of LASSO and least squares are left out, as in the released code.",
+    "The old bias is part of the regression target; the released code drops it in plain channel pruning.",
+    "Least squares: ridge chosen per layer from 1e-6 to 1e-2 (of the mean squared input) on held-out training images; the "
+    "paper has none. 10 positions for each image, drawn for each image; the released code shares them in a batch of 10.",
+    "Calibration images come from the training split (5,000 on ImageNet); the released sampling layer names the "
+    "validation list.",
+    "Widths: the paper gives the ratio 1 : 1.5 of shallow to deep layers and leaves conv5 alone; we scale both until the "
+    "conv-MAC speed-up is met. The released widths are rows of their own: they give 2.129x, 3.868x and 4.525x.",
+    "Fine-tuning on ImageNet: SGD, 1e-5, batch 128, 10 epochs, no weight decay (paper, from memory); the released solver "
+    "runs 20 epochs.",
+    "Weights: torchvision's VGG-16 and ResNet-50 v1.5 unless weights are given; the paper's are Caffe's (ResNet-50 v1, "
+    "stride in the first 1x1).",
+    "Max response: largest energy of a channel's contribution to the responses. As we remember it the paper ranks by the "
+    "absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
+    "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how the "
+    "basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
+    "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one layer.",
+]
+
+# Exact released widths (filters left).  2x and 4x: yihui-he/py-faster-rcnn@fe6ae69 models/pascal_voc/VGGx{2,4};
+# 5x: yihui-he/channel-pruning@4e1c4cc temp/channel_pruning.prototxt
+RELEASED_VGG: dict[int, dict[str, int]] = {
+    2: {"conv1_1": 11, "conv2_1": 55, "conv3_1": 148, "conv3_2": 104, "conv4_1": 221, "conv4_2": 421},
+    4: {"conv1_1": 12, "conv2_1": 21, "conv3_1": 73, "conv3_2": 58, "conv4_1": 121, "conv4_2": 166},
+    5: {
+        "conv1_1": 24, "conv1_2": 22, "conv2_1": 41, "conv2_2": 51, "conv3_1": 108, "conv3_2": 89, "conv3_3": 111,
+        "conv4_1": 184, "conv4_2": 276, "conv4_3": 228,
+    },
+}  # fmt: skip
+# Inputs of branch2a (sampler), outputs of 2a and of 2b, block by block (same repository, temp/resnet-50-cp.prototxt)
+RELEASED_RESNET50: list[tuple[int, int, int]] = [
+    (35, 64, 55), (101, 51, 39), (97, 50, 37),
+    (144, 128, 106), (205, 105, 72), (198, 105, 72), (288, 128, 110),
+    (278, 256, 225), (418, 209, 147), (407, 204, 158), (423, 212, 155), (412, 211, 148), (595, 256, 213),
+    (606, 512, 433), (1222, 512, 437), (1147, 512, 440),
+]  # fmt: skip
+RESNET50_BLOCKS = (3, 4, 6, 3)
+
+# Paper: conv1_x to conv3_x keep r, conv4_x 1.5 r, conv5_x all (quoted in the released code's issue 30)
+RATIOS = {CONVS[name]: 1.5 if name.startswith("conv4") else 1.0 for name in CONVS if not name.startswith("conv5")}
+
+FIGURE4 = {"conv1_2": "conv2_1", "conv2_1": "conv2_2", "conv2_2": "conv3_1", "conv3_1": "conv3_2", "conv3_2": "conv3_3", "conv4_1": "conv4_2"}
+FIGURE4_SPEEDUPS = [1.25, 1.5, 2.0, 2.5, 3.0, 4.0]
+
+TABLE1 = "Table 1 (VGG-16 alone)"
+TABLE4 = "Table 4 (vs training from scratch, 4x)"
+TABLE6 = "Table 6 (ResNet-50 2x)"
+TABLE8 = "Table 8 (ResNet-56 CIFAR-10 2x)"
+FIGURE = "Figure 4 (single layers of VGG-16)"
+OURS = "Selection and widths (ResNet-56)"
+WORTH = "What each part is worth (ResNet-56)"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The networks, at the paper's scale and at the others
+
+
+def vgg16(scale: str, classes: int, given: bool) -> Recipe:
+    """VGG-16: the paper's on large images, the CIFAR form on 32x32, a quarter of its width on digits."""
+    if scale == "digits":
+        return Recipe("vgg16", {"num_classes": classes, "form": "cifar", "width": 0.25}, (3, 32, 32))
+    if scale == "cifar10":
+        return Recipe("vgg16", {"num_classes": classes, "form": "cifar"}, (3, 32, 32))
+    return Recipe("vgg16", {"num_classes": classes}, (3, 224, 224))
+
+
+def resnet50(scale: str, classes: int, given: bool) -> Recipe:
+    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small bottleneck net on digits."""
+    if scale == "digits":
+        return Recipe("bottleneck_resnet", {"num_classes": classes, "width": 0.25, "blocks": [2, 2, 2, 2]}, (3, 16, 16))
+    if scale == "cifar10":
+        return Recipe("resnet50", {"num_classes": classes, "caffe_stride": True, "small_input": True}, (3, 32, 32))
+    return Recipe("resnet50", {"num_classes": classes, "caffe_stride": given}, (3, 224, 224))
+
+
+def resnet56(scale: str, classes: int, given: bool) -> Recipe:
+    """ResNet-56 at 32x32; ResNet-20 stands for it on digits."""
+    return Recipe("cifar_resnet20" if scale == "digits" else "cifar_resnet56", {"num_classes": classes}, (3, 32, 32))
+
+
+VGG_SHAPE = vgg16("imagenet", 1000, False)
+RESNET50_SHAPE = resnet50("imagenet", 1000, True)
+RESNET56_SHAPE = resnet56("cifar10", 10, False)
+
+
+def released_vgg(speedup: int, recipe: Recipe) -> dict[str, int]:
+    """The released widths, by module name, scaled to the recipe's width factor."""
+    factor = recipe.arguments.get("width", 1.0)
+    return {CONVS[name]: max(1, round(kept * factor)) for name, kept in RELEASED_VGG[speedup].items()}
+
+
+def released_resnet50(recipe: Recipe) -> dict[str, int]:
+    """The released widths of ResNet-50 by module name; at other depths and widths the fractions of the same stage."""
+    blocks = recipe.arguments.get("blocks", RESNET50_BLOCKS)
+    base = round(64 * recipe.arguments.get("width", 1.0))
+    keep, first, inputs = {}, 0, base
+    for stage, count in enumerate(blocks):
+        full = 64 * 2**stage
+        for index in range(count):
+            sampled, inner, last = RELEASED_RESNET50[first + min(index, RESNET50_BLOCKS[stage] - 1)]
+            full_inputs = 64 if stage == index == 0 else full * (2 if index == 0 else 4)
+            name, planes = f"layer{stage + 1}.{index}", base * 2**stage
+            keep[f"{name}.conv1:in"] = max(1, round(inputs * sampled / full_inputs))
+            keep[f"{name}.conv1"] = max(1, round(planes * inner / full))
+            keep[f"{name}.conv2"] = max(1, round(planes * last / full))
+            inputs = 4 * planes
+        first += RESNET50_BLOCKS[stage]
+    return keep
+
+
+def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
+    """The recipe of the network with these widths (``:in`` marks a sampler), first channels kept."""
+    samplers = {name.removesuffix(":in"): list(range(count)) for name, count in keep.items() if name.endswith(":in")}
+    widths = {name: count for name, count in keep.items() if not name.endswith(":in")}
+    return Recipe(dense.builder, dense.arguments, dense.input_shape, widths, samplers)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Training, sampling and fine-tuning: the paper's on ImageNet, what fits the data elsewhere
+
+
+def dense_schedule(scale: str, recipe: Recipe) -> Schedule:
+    """How the dense network is trained where no weights are given."""
+    if scale == "digits":
+        epochs = 20 if recipe.builder == "vgg16" else 8
+        return Schedule(epochs=epochs, lr=0.05, batch=64, weight_decay=5e-4, shape="cosine")
+    # ResNet-56: He et al. 2016, section 4.2
+    return Schedule(epochs=164, lr=0.1, batch=128, weight_decay=1e-4, shape="steps", milestones=(82, 123))
+
+
+def tuning_schedule(scale: str, amp: bool) -> Schedule:
+    """Fine-tuning after pruning."""
+    if scale == "imagenet":
+        return Schedule(epochs=10, lr=1e-5, batch=128, amp=amp)
+    if scale == "digits":
+        return Schedule(epochs=3, lr=0.005, batch=64, weight_decay=5e-4, shape="cosine")
+    if scale == "cifar10":  # a tenth of the training epochs, from a hundredth of its rate
+        return Schedule(epochs=16, lr=1e-3, batch=128, weight_decay=1e-4, shape="cosine", amp=amp)
+    return Schedule(epochs=1, lr=1e-3, batch=64, weight_decay=1e-4, shape="cosine", amp=amp)
+
+
+def calibration(scale: str) -> int:
+    """Calibration images: 5,000 on ImageNet as the authors, at most 5,170 elsewhere (all of the CIFAR-10 subset)."""
+    return 5000 if scale == "imagenet" else 5170
+
+
+def gmacs(recipe: Recipe, images: int, passes: float) -> float:
+    """Expected work of ``passes`` forward passes over ``images`` images, in GMACs."""
+    return pruning.dense_macs(recipe) / 1e9 * images * passes
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Chains of steps
+
+
+def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
+    """The dense network: the user's weights, torchvision's, or trained here."""
+    if setting.weights is not None or setting.scale == "imagenet":
+        params = {"recipe": recipe.to_json(), "file": setting.weights}
+        return Step("dense", training.run_loaded, (), params, None, setting.device)
+    schedule = dense_schedule(setting.scale, recipe)
+    return trained(setting, recipe, None, schedule, seed, "dense")
+
+
+def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
+    """Training from fresh weights, or fine-tuning of ``parent``."""
+    params: dict[str, Any] = {"schedule": asdict(schedule), "seed": seed, "label": label}
+    if parent is None:
+        params["recipe"] = recipe.to_json()
+    work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
+    name = f"{label}(seed {seed})" if parent is None else f"{label}({parent.name})"
+    parents = () if parent is None else (parent,)
+    return Step(name, training.run_trained, parents, params, setting.data, setting.device, work)
+
+
+def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
+    """The evaluation of a step's network."""
+    return training.evaluated(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
+
+
+def pruned(
+    setting: Setting, recipe: Recipe, parent: Step, seed: int, selection: str, widths: dict[str, Any],
+    samplers: list[str] | None = None, compensate: bool = True, full: bool = False,
+) -> Step:  # fmt: skip
+    """Channel pruning of ``parent``.
+
+    ``compensate`` is the paper's enhancement for residual branches (section 3.3); ``full`` also refits the readers that
+    keep all channels and rectifies the targets twice (ours).
+    """
+    images = min(calibration(setting.scale), setting.train_images)
+    sampling = {"positions": 10, "seed": seed}
+    method = {"selection": selection, "compensate": compensate, "refit": full, "rectify": 2 if full else 0}
+    curves = None
+    if widths["kind"] == "error-driven":
+        work = gmacs(recipe, images, 3.0)
+        curves = pruning.curves(parent, sampling, images, samplers or [], setting.data, work)
+    return pruning.pruned(
+        parent, curves, method, widths, sampling, images, samplers or [], setting.data, gmacs(recipe, images, 4.0)
+    )
+
+
+Prune = Callable[[Setting, Recipe, Step, int], Step]
+
+
+def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool) -> Chain:
+    """A row: dense, pruned (or not), fine-tuned (or not), evaluated; compared with the dense network, seed by seed.
+
+    After fine-tuning also compared with the dense network tuned equally long.
+    """
+    networks, evaluations, references, controls = [], [], [], []
+    schedule = tuning_schedule(setting.scale, setting.amp)
+    for seed in setting.seeds:
+        start = dense(setting, recipe, seed)
+        network = start if prune is None else prune(setting, recipe, start, seed)
+        if tune:
+            network = trained(setting, recipe, network, schedule, seed, "fine-tuned")
+            control = trained(setting, recipe, start, schedule, seed, "fine-tuned")
+            controls.append(measured(setting, recipe, control, seed))
+        networks.append(network)
+        evaluations.append(measured(setting, recipe, network, seed))
+        references.append(measured(setting, recipe, start, seed))
+    records = list(evaluations)
+    if prune is not None or tune:
+        records.append(training.compared(evaluations, references))
+    if tune and prune is not None:
+        records.append(training.compared(evaluations, controls, "_control"))
+    if prune is not None and not tune:
+        records += networks  # the reconstruction's error on held-out images
+    return Chain(networks, records)
+
+
+def from_scratch(setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]]) -> Chain:
+    """A row of Table 4: the pruned shape trained from fresh weights, as long as the dense network was."""
+    small = shape_of(recipe, widths(recipe))
+    schedule = dense_schedule(setting.scale, recipe)
+    networks = [trained(setting, small, None, schedule, seed, "from scratch") for seed in setting.seeds]
+    runs = [measured(setting, small, step, seed) for step, seed in zip(networks, setting.seeds, strict=True)]
+    references = [measured(setting, recipe, dense(setting, recipe, seed), seed) for seed in setting.seeds]
+    return Chain(networks, [*runs, training.compared(runs, references)])
+
+
+def by_ratio(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: float) -> Step:
+    """LASSO at the paper's layer ratios."""
+    return pruned(setting, recipe, parent, seed, "lasso", {"kind": "ratios", "ratios": RATIOS, "speedup": speedup})
+
+
+def by_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: int) -> Step:
+    """LASSO at the released widths of VGG-16."""
+    return pruned(setting, recipe, parent, seed, "lasso", {"kind": "fixed", "keep": released_vgg(speedup, recipe)})
+
+
+def resnet50_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, compensate: bool) -> Step:
+    """LASSO at the released widths of ResNet-50, with channel samplers."""
+    widths = released_resnet50(recipe)
+    samplers = [name.removesuffix(":in") for name in widths if name.endswith(":in")]
+    return pruned(setting, recipe, parent, seed, "lasso", {"kind": "fixed", "keep": widths}, samplers, compensate)
+
+
+def inner(
+    setting: Setting, recipe: Recipe, parent: Step, seed: int, *, selection: str, allocation: str, speedup: float,
+    full: bool = False,
+) -> Step:  # fmt: skip
+    """ResNet-56: the filters of each block's first convolution, at uniform or error-driven widths."""
+    producers, _ = pruning.prunable(recipe)
+    if allocation == "error-driven":
+        widths: dict[str, Any] = {"kind": "error-driven", "speedup": speedup}
+    elif speedup == 2:  # the paper's case: half of the channels, 1.993x
+        widths = {"kind": "fixed", "keep": _half(recipe)}
+    else:
+        widths = {"kind": "ratios", "ratios": dict.fromkeys(producers, 1.0), "speedup": speedup}
+    return pruned(setting, recipe, parent, seed, selection, widths, full=full)
+
+
+def worth(setting: Setting, recipe: Recipe, *, first: Prune, second: Prune) -> Chain:
+    """What one choice is worth against another, paired by image and seed, without fine-tuning."""
+    runs: tuple[list[Step], list[Step], list[Step]] = ([], [], [])
+    for seed in setting.seeds:
+        start = dense(setting, recipe, seed)
+        for place, prune in enumerate((first, second)):
+            runs[place].append(measured(setting, recipe, prune(setting, recipe, start, seed), seed))
+        runs[2].append(measured(setting, recipe, start, seed))
+    return Chain([], [training.contrasted(*runs)])
+
+
+def single_layer(setting: Setting, recipe: Recipe, *, reader: str) -> Chain:
+    """Figure 4: one layer pruned alone by four criteria."""
+    seed = setting.seeds[0]
+    images = min(calibration(setting.scale), setting.train_images)
+    params = {
+        "reader": reader, "selections": ["first k", "max response", "lasso", "exact"], "speedups": FIGURE4_SPEEDUPS,
+        "sampling": {"positions": 10, "seed": seed}, "images": images,
+    }  # fmt: skip
+    work = gmacs(recipe, setting.test_images, 4.0 * len(FIGURE4_SPEEDUPS)) + gmacs(recipe, images, 1.0)
+    start = dense(setting, recipe, seed)
+    step = Step(f"single layer({reader})", pruning.run_single_layer, (start,), params, setting.data, setting.device, work)
+    return Chain([], [step])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows
+
+
+def table1() -> list[Row]:
+    """VGG-16 at 2x, 4x and 5x, at the paper's ratios and at the released widths, before and after fine-tuning."""
+    rows = [_vgg_row(TABLE1, "VGG-16 dense", {"top5_acc": ("baseline", "top5_acc")}, chain=partial(chain, prune=None, tune=False))]
+    for speedup in (2, 4, 5):
+        for tune, label in ((False, "without fine-tune"), (True, "fine-tuned")):
+            link = {"top5_err_increase": (f"Ours ({label})", f"top5_err_increase@{speedup}x")}
+            for released in (False, True):
+                prune = partial(by_release if released else by_ratio, speedup=speedup)
+                name = f"VGG-16 {speedup}x{' released widths' if released else ''}, {label}"
+                keep = released_vgg(speedup, VGG_SHAPE) if released else _ratio_widths(speedup)
+                rows.append(_vgg_row(TABLE1, name, link, partial(chain, prune=prune, tune=tune), keep, speedup))
+    return rows
+
+
+def table4() -> list[Row]:
+    """The 4x shape trained from scratch, as released and with the same share everywhere."""
+    released, uniform = partial(released_vgg, 4), partial(_uniform_vgg, 4)
+    rows = []
+    for name, widths in (("from scratch", released), ("from scratch (uniformed)", uniform)):
+        link = {"top5_err_increase": (name, "top5_err_increase")}
+        rows.append(_vgg_row(TABLE4, name, link, partial(from_scratch, widths=widths), widths(VGG_SHAPE), 4))
+    for tune, name in ((False, "Ours (no fine-tune)"), (True, "Ours (fine-tuned)")):
+        link = {"top5_err_increase": (name, "top5_err_increase")}
+        prune = partial(by_release, speedup=4)
+        rows.append(_vgg_row(TABLE4, name, link, partial(chain, prune=prune, tune=tune), released(VGG_SHAPE), 4))
+    return rows
+
+
+def table6() -> list[Row]:
+    """ResNet-50 at the released 2x widths: plain, with compensation of the residual branch, and fine-tuned."""
+    shape = shape_of(RESNET50_SHAPE, released_resnet50(RESNET50_SHAPE))
+    rows = []
+    for name, compensate, tune in (("Ours", False, False), ("Ours (enhanced)", True, False), ("Ours (enhanced, fine-tuned)", True, True)):
+        prune = partial(resnet50_release, compensate=compensate)
+        rows.append(
+            Row(
+                TABLE6, name, "imagenet", shape, 2.0, resnet50, partial(chain, prune=prune, tune=tune),
+                {"top5_err_increase": (name, "top5_err_increase@2x")},
+            )  # fmt: skip
+        )
+    return rows
+
+
+def table8() -> list[Row]:
+    """ResNet-56 on CIFAR-10, LASSO at half of the inner channels, before and after fine-tuning, and from scratch."""
+    half = shape_of(RESNET56_SHAPE, _half(RESNET56_SHAPE))
+    lasso = partial(inner, selection="lasso", allocation="uniform", speedup=2)
+    rows = [
+        Row(TABLE8, "ResNet-56 dense", "cifar10", RESNET56_SHAPE, None, resnet56, partial(chain, prune=None, tune=False),
+            {"top1_acc": ("baseline", "top1_acc")}),
+    ]  # fmt: skip
+    for name, row_chain in (
+        ("Ours", partial(chain, prune=lasso, tune=False)),
+        ("Ours (fine-tuned)", partial(chain, prune=lasso, tune=True)),
+        ("From scratch", partial(from_scratch, widths=_half)),
+    ):
+        link = {"top1_err_increase": (name, "top1_err_increase@2x")}
+        # from scratch needs the full training set
+        scales = ("digits", "cifar10") if name == "From scratch" else None
+        rows.append(Row(TABLE8, name, "cifar10", half, 2.0, resnet56, row_chain, link, scales=scales))
+    return rows
+
+
+def figure4() -> list[Row]:
+    """Single layers of VGG-16 pruned alone: first k, max response, LASSO and exact selection at several speed-ups."""
+    return [
+        _vgg_row(FIGURE, producer, {}, partial(single_layer, reader=CONVS[reader]), seeds=(0,))
+        for producer, reader in FIGURE4.items()
+    ]
+
+
+def selection_and_widths() -> list[Row]:
+    """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; before and after tuning."""
+    rows = [Row(OURS, "dense", "cifar10", None, None, resnet56, partial(chain, prune=None, tune=False), ours=True)]
+    rows.append(Row(OURS, "dense, fine-tuned", "cifar10", None, None, resnet56, partial(chain, prune=None, tune=True), ours=True))
+    for tune in (False, True):
+        for speedup in (2, 3, 4) if not tune else (2,):
+            for selection, allocation, full in _methods(speedup):
+                prune = partial(inner, selection=selection, allocation=allocation, speedup=speedup, full=full)
+                name = f"{speedup}x {selection}, {allocation}{', full reconstruction' if full else ''}{', fine-tuned' if tune else ''}"
+                rows.append(
+                    Row(
+                        OURS, name, "cifar10", None, float(speedup), resnet56, partial(chain, prune=prune, tune=tune),
+                        scales=None if speedup == 2 else ("cifar10",), ours=True,
+                    )  # fmt: skip
+                )
+    return rows
+
+
+def what_each_part_is_worth() -> list[Row]:
+    """Exact selection, error-driven widths and the full reconstruction, each against the choice without it."""
+    rows = []
+    for speedup in (2, 3, 4):
+        base = {"selection": "lasso", "allocation": "uniform", "full": False}
+        for name, first, second in (
+            ("exact selection, at uniform widths", {"selection": "exact"}, {}),
+            ("exact selection, at error-driven widths", {"selection": "exact", "allocation": "error-driven"}, {"allocation": "error-driven"}),
+            ("error-driven widths, with LASSO", {"allocation": "error-driven"}, {}),
+            ("error-driven widths, with exact", {"selection": "exact", "allocation": "error-driven"}, {"selection": "exact"}),
+            ("full reconstruction, with LASSO", {"allocation": "error-driven", "full": True}, {"allocation": "error-driven"}),
+            ("full reconstruction, with exact", {"selection": "exact", "allocation": "error-driven", "full": True},
+             {"selection": "exact", "allocation": "error-driven"}),
+            ("exact selection, at full reconstruction", {"selection": "exact", "allocation": "error-driven", "full": True},
+             {"allocation": "error-driven", "full": True}),
+            ("exact + full against LASSO, both error-driven", {"selection": "exact", "allocation": "error-driven", "full": True},
+             {"allocation": "error-driven"}),
+        ):  # fmt: skip
+            prunes = [partial(inner, speedup=speedup, **{**base, **choice}) for choice in (first, second)]
+            rows.append(
+                Row(
+                    WORTH, f"{speedup}x: {name}", "cifar10", None, None, resnet56,
+                    partial(worth, first=prunes[0], second=prunes[1]),
+                    scales=None if speedup == 2 else ("cifar10",), ours=True,
+                )  # fmt: skip
+            )
+    return rows
+
+
+def _methods(speedup: int) -> list[tuple[str, str, bool]]:
+    selections = ("first k", "max response", "lasso", "exact") if speedup == 2 else ("lasso", "exact")
+    found = [(selection, allocation, False) for allocation in ("uniform", "error-driven") for selection in selections]
+    return [*found, ("lasso", "error-driven", True), ("exact", "error-driven", True)]
+
+
+def _vgg_row(
+    table: str, name: str, published: dict[str, tuple[str, str]], chain: Callable[[Setting, Recipe], Chain],
+    keep: Mapping[str, int] | None = None, claimed: float | None = None, seeds: tuple[int, ...] = (0, 1, 2),
+) -> Row:  # fmt: skip
+    shape = shape_of(VGG_SHAPE, keep or {})
+    return Row(table, name, "imagenet", shape, claimed, vgg16, chain, published, seeds=seeds)
+
+
+def _ratio_widths(speedup: float) -> dict[str, int]:
+    return pruning.ratio_widths(VGG_SHAPE, RATIOS, speedup)
+
+
+def _uniform_vgg(speedup: float, recipe: Recipe) -> dict[str, int]:
+    return pruning.ratio_widths(recipe, {CONVS[name]: 1.0 for name in CONVS if name != "conv5_3"}, speedup)
+
+
+def _half(recipe: Recipe) -> dict[str, int]:
+    producers, _ = pruning.prunable(recipe)
+    model = recipe.build("meta")
+    return {name: model.get_submodule(name).out_channels // 2 for name in producers}
+
+
+def not_yet() -> list[Row]:
+    """The paper's tables whose method is not implemented."""
+    reason = "method not implemented yet"
+    return [
+        Row("Table 2 (combined with factorisation)", "Our 3C", "imagenet", missing=reason),
+        Row("Table 5 (Faster R-CNN)", "2x and 4x", "voc", missing=reason),
+        Row("Table 7 (Xception-50 2x)", "Ours", "imagenet", missing=reason),
+    ]
+
+
+def paper() -> Paper:
+    """The paper as the harness sees it."""
+    rows = [
+        *table1(), *table4(), *table6(), *table8(), *figure4(), *selection_and_widths(), *what_each_part_is_worth(),
+        *not_yet(),
+    ]  # fmt: skip
+    title = "Channel Pruning for Accelerating Very Deep Neural Networks"
+    return Paper("channel_pruning", title, "He, Zhang, Sun; ICCV 2017; arXiv 1707.06168", rows, DEVIATIONS)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["run", "channel_pruning", *sys.argv[1:]]))
