@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import importlib
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from bench.errors import UserError
 from bench.measure import macs as counting
 from bench.models import weights
 from bench.models.recipe import BUILDERS, Recipe, find_builder
+from bench.registry import load as load_registry
 from bench.report import accept as accepting
 from bench.report import load as loading
-from bench.report import pages, tables as rendering
-from bench.rows import Paper
+from bench.report import pages, render
+from bench.report import tables as building
 from bench.runner import Job
 from bench.store import Store, disk_errors, write_json
 from bench.train import distributed
@@ -75,7 +78,8 @@ def run(options: argparse.Namespace) -> Output:
     if not distributed.is_main():
         return [], ""
     written = pages.write(options.out, registry_folder(), abouts())
-    text = rendering.console(options.out, registry_folder(), [str(f) for f in files])
+    shown = [table for paper, rows in chosen for table in _tables(options.out, [paper.key]) if table.name in {r.table for r in rows}]
+    text = "\n\n".join(render.markdown(table) for table in shown)
     page = options.out / chosen[0][0].key / "README.md" if len(chosen) == 1 else options.out / "README.md"
     return {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}, f"{text}\n\nThe page: {page}"
 
@@ -88,7 +92,7 @@ def _job(options: argparse.Namespace) -> Job:
     )  # fmt: skip
 
 
-def _public_arguments(options: argparse.Namespace) -> list[str]:  # type: ignore[valid-type]
+def _public_arguments(options: argparse.Namespace) -> builtins.list[str]:
     """The command's arguments without paths of this machine: folders and files by their last name."""
     parts = [*options.paper]
     for name in ("table", "row", "scale", "weights", "seed"):
@@ -127,10 +131,21 @@ def tables(options: argparse.Namespace) -> Output:
     for name in options.paper:
         if name not in known:
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
-    found = loading.tables(source, registry_folder(), options.paper or None)
+    found = _tables(source, options.paper)
     if not found:
         raise UserError(f"no measured rows in {source}: run `bench run` first, or name a folder with --from")
-    return [rendering.to_json(table) for table in found], "\n\n".join(rendering.render(t, options.format) for t in found)
+    forms = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
+    value = [{"paper": t.paper, "table": t.name, "scale": t.scale, "rows": building.raw(t)} for t in found]
+    return value, "\n\n".join(forms[options.format](table) for table in found)
+
+
+def _tables(source: Path, papers: Sequence[str]) -> builtins.list[building.Table]:
+    """The tables of a folder of results, for the named papers or all."""
+    lines = loading.read(source, registry_folder())
+    found = []
+    for paper in papers or lines:
+        found += building.build_all(lines.get(paper, []), load_registry(paper, registry_folder()))
+    return found
 
 
 def macs(options: argparse.Namespace) -> Output:
@@ -244,5 +259,3 @@ def accept(options: argparse.Namespace) -> Output:
     written = pages.write(options.to, registry_folder(), abouts())
     return {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}, f"{len(files)} rows accepted; the index: {options.to / 'README.md'}"
 
-
-__all__ = ["Paper", "accept", "data", "doctor", "list", "macs", "prune", "run", "tables"]

@@ -109,20 +109,24 @@ def _matches(name: str, wanted: str) -> bool:
 
 
 def plan(rows: Sequence[Row], job: Job) -> list[Planned]:
-    """The rows in the job's setting, with their steps; data are read, nothing is run."""
+    """The rows in the job's setting, with their steps; data are read, nothing is run.
+
+    Rows that are meant for other scales only are left out.  Raises :class:`UserError` where none is left.
+    """
     planned = []
     for row in rows:
         scale = job.scale or row.scale
         bench.data.check_scale(scale)
-        planned.append(_plan(row, scale, job))
+        if row.scales is None or scale in row.scales or scale not in bench.data.SCALES:
+            planned.append(_plan(row, scale, job))
+    if not planned:
+        raise UserError(f"none of these rows runs at {job.scale}: see `bench list` for the scales of each")
     return planned
 
 
 def _plan(row: Row, scale: str, job: Job) -> Planned:
     if row.missing is not None or row.chain is None or row.dense is None:
         return Planned(row, scale, reason=row.missing or "not implemented")
-    if row.scales is not None and scale in bench.data.SCALES and scale not in row.scales:
-        return Planned(row, scale, reason=f"does not run at {scale}")
     size = row.dense(scale, 10, job.weights is not None).input_shape[1]
     if bench.data.find(scale, job.data) is None and scale != "cifar10":
         return Planned(row, scale, reason=f"needs {scale}")

@@ -14,7 +14,7 @@ COMMITTED = sorted(path.stem for path in FOLDER.glob("*.csv"))  # a new paper's 
 
 # Counted on the papers' own lists of numbers, not on the files here.
 ROWS = {
-    "channel_pruning": 225,  # 181 of the paper and its authors, 44 of re-measurements and reproductions
+    "channel_pruning": 226,  # 181 of the paper and its authors, 44 of re-measurements and reproductions
     "thinet": 300,  # 255 of the paper and its authors, 45 of reproductions
     "discrimination_aware": 352,
     "fbs": 166,

@@ -26,11 +26,15 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def unfold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, weight: Tensor, bias: Tensor) -> None:
+def unfold(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, weight: Tensor, bias: Tensor, seen: tuple[Tensor, Tensor] | None = None
+) -> None:
     """Writes a folded map into ``conv`` and ``norm``, in place, so that ``norm(conv(x))`` computes it exactly.
 
-    Filters are divided by the batch norm's scale and the bias goes into beta; the running statistics stay.  A
-    convolution without a bias and without a batch norm gets one.
+    Filters are divided by the batch norm's scale and the bias goes into beta.  ``seen`` are mean and variance (n each)
+    of ``weight`` applied to the layer's inputs: with them the running statistics become those of the new filters, gamma
+    and beta taking up the difference, so that training mode starts from the same function (least squares shrinks the
+    responses, and fine-tuning would otherwise undo it).  A convolution without a bias and a batch norm gets a bias.
     """
     if norm is None:
         conv.weight.copy_(weight)
@@ -41,9 +45,14 @@ def unfold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, weight: Tensor, bias: T
     if norm.weight is not None:
         norm.weight[norm.weight.abs() < _SMALLEST_GAMMA] = 1.0
     scale = _scale(norm)
-    mean, _ = _statistics(norm)
-    conv.weight.copy_(weight / scale[:, None, None, None])
     old = torch.zeros_like(bias) if conv.bias is None else conv.bias.to(torch.float64)
+    conv.weight.copy_(weight / scale[:, None, None, None])
+    if seen is not None and norm.weight is not None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        norm.running_mean.copy_(seen[0] / scale + old)
+        norm.running_var.copy_(seen[1] / scale.square())
+        norm.weight.copy_(scale * torch.sqrt(norm.running_var.to(torch.float64) + norm.eps))
+    mean, _ = _statistics(norm)
     norm.bias.copy_(bias + (mean - old) * scale)
 
 

@@ -18,7 +18,7 @@ from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate, norm_behind, rectify
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import trace
-from bench.pruning.reconstruction import RIDGES, reconstruct
+from bench.pruning.reconstruction import RIDGES, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
 
@@ -98,7 +98,8 @@ def prune(
         else:
             surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
             walk.select(site.reader, torch.as_tensor(kept))
-        unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias)
+        seen = response_statistics(moments, kept, rebuilt.weight)
+        unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
         reports.append(
             LayerReport(site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error)
         )

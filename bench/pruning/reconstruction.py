@@ -59,6 +59,14 @@ def error(moments: Moments, kept: Sequence[int] | Tensor, solution: Tensor, bias
     return max(float(fitted + shift), 0.0)
 
 
+def response_statistics(moments: Moments, kept: Sequence[int] | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (n each) over the fitted rows of ``weight`` (n x c' x kh x kw) applied to the kept channels."""
+    centred, solution = moments.centred(), weight.flatten(1).T
+    columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), centred.xx.device)
+    squares = (solution * (centred.xx[columns][:, columns] @ solution)).sum(0)
+    return centred.x_mean[columns] @ solution, (squares / moments.count).clamp_min(0.0)
+
+
 def variance(moments: Moments) -> float:
     """The responses' sum of squares about their means."""
     return max(float((moments.yy - moments.y_sum.square() / max(moments.count, 1)).sum()), 0.0)

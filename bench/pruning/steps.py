@@ -211,6 +211,8 @@ def pruned(
 ) -> Step:  # fmt: skip
     """The step that prunes the dense network layer by layer."""
     params = {"method": method, "widths": widths, "sampling": sampling, "images": images, "samplers": samplers}
-    name = f"pruned({method['selection']}, {widths['kind']}, seed {sampling['seed']})"
+    target = f"{widths['speedup']:g}x" if "speedup" in widths else "fixed widths"
+    extra = ", full" if method["rectify"] else ""
+    name = f"pruned({method['selection']}, {target if widths['kind'] == 'fixed' else widths['kind'] + ' ' + target}{extra}, seed {sampling['seed']})"
     parents = (dense,) if error_curves_ is None else (dense, error_curves_)
     return Step(name, run_pruned, parents, params, data, dense.device, work)

@@ -236,7 +236,7 @@ def test_visits_equal_forward_hooks(network: str, budget: int) -> None:
 @pytest.mark.parametrize("budget", [0, 100_000, PLENTY])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_visits_follow_removals(network: str, budget: int) -> None:
-    """After each site filters go, weights change and samplers come: the next inputs are those of the changed network."""
+    """After each site filters go, weights change and samplers come: the next inputs are the changed network's."""
     model = busy(NETWORKS[network])
     batches = images(6)
     graph = trace(model)
@@ -314,6 +314,35 @@ def test_batches_of_the_caller_are_not_changed() -> None:
     walk = Walk(model, graph, batches, "cpu", PLENTY)
     for site in find_sites(model, graph):
         list(walk.visit(site.reader))
+    assert all(torch.equal(a, b) for a, b in zip(batches, copies, strict=True))
+
+
+class Normalising(nn.Module):
+    """A network that normalises its input in place and has functional in-place activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x 3 x H x W to N x 2 x H x W."""
+        x = F.leaky_relu(self.stem(x.sub_(0.5).div_(0.25)), inplace=True)
+        return self.head(F.leaky_relu(self.body(x), inplace=True))  # type: ignore[no-any-return]
+
+
+def test_in_place_operations_are_not_done_twice() -> None:
+    """Running a prefix again starts from the same images, whatever the network does to them in place."""
+    model = busy(Normalising)
+    batches = images(4, size=8)
+    copies = [batch.clone() for batch in batches]
+    truth = [hooked(copy.deepcopy(model), batch.clone(), ["body", "head"]) for batch in batches]
+    graph = trace(model)
+    walk = Walk(model, graph, batches, "cpu", 0)
+    for name in ("body", "head"):
+        for (x, _), expected in zip(list(walk.visit(name)), truth, strict=True):
+            torch.testing.assert_close(x, expected[name][0], rtol=1e-4, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(batches, copies, strict=True))
 
 

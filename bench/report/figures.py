@@ -1,0 +1,249 @@
+"""Figures of a table: curves (one panel a row) and dot plots with intervals (one line a row), as PNG."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bench.report.glossary import metric, position
+from bench.report.load import Cell, Line, Point
+from bench.report.tables import DAGGER, Table
+from bench.store import disk_errors, write_text
+
+STYLE: Any = {  # matplotlib types it by every single key
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2.0,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.08,
+    "text.parse_math": False,  # a dollar in a row's name is a dollar
+}
+# Okabe and Ito's colours without yellow, which is too pale for lines
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+DPI = 150
+CHANGES, DIVERGENCES = ("top1_change", "top1_difference"), ("kl", "kl_ratio")
+# fewer lines are read faster in the table
+LEAST_LINES = 4
+_WRAP = 50
+_PANELS_ACROSS = 3
+# distance of two curves' labels, in parts of the panel's height
+_LABEL_GAP = 0.085
+
+
+def draw(table: Table, folder: Path) -> list[Path]:
+    """Writes the table's figures and the points of its curves into ``folder``; returns the files, none for many tables.
+
+    ``<slug>.png`` is the first figure, further ones are named ``<slug>--<what>.png``; ``<slug>.csv`` holds the points.
+    """
+    files: list[Path] = []
+    names = sorted({point.cell.metric for line in table.lines for point in line.points}, key=position)
+    with mpl.rc_context(STYLE):
+        for name in names:
+            figure = _curves(table, name)
+            path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--{name}.png"
+            files.append(_save(figure, path))
+        panels = _panels(table.lines)
+        if panels:
+            path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--summary.png"
+            files.append(_save(_dots(table, panels), path))
+    if names:
+        path = folder / f"{table.slug}.csv"
+        write_text(path, points_csv(table))
+        files.append(path)
+    return files
+
+
+def points_csv(table: Table) -> str:
+    """All points of the table's curves, unrounded: row, metric, series, x, value, interval, unit, n, seeds."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "metric", "series", "x", "value", "low", "high", "unit", "n", "seeds"])
+    for line in table.lines:
+        for point in line.points:
+            cell = point.cell
+            values = (point.x, cell.value, cell.low, cell.high, cell.unit, cell.n, cell.seeds)
+            writer.writerow([line.name, cell.metric, point.series, *values])
+    return file.getvalue()
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        # without the drawing program's version: the same file wherever the numbers are the same
+        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
+        temporary.replace(path)
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Curves
+
+
+def _curves(table: Table, name: str) -> Figure:
+    lines = [line for line in table.lines if any(point.cell.metric == name for point in line.points)]
+    series = list(dict.fromkeys(p.series for line in lines for p in line.points if p.cell.metric == name))
+    across = min(_PANELS_ACROSS, len(lines))
+    down = math.ceil(len(lines) / across)
+    figure = Figure(figsize=(4.1 * across, 2.9 * down + 0.5))
+    grid = figure.subplots(down, across, squeeze=False)
+    unit = next(p.cell.unit for line in lines for p in line.points if p.cell.metric == name)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(lines):
+            axes.set_axis_off()
+            continue
+        chosen = [point for point in lines[place].points if point.cell.metric == name]
+        _curve_panel(axes, chosen, series)
+        axes.set_title(textwrap.fill(lines[place].name, _WRAP), loc="left")
+        if place % across == 0:
+            axes.set_ylabel(metric(name, unit).title)
+        if place + across >= len(lines):
+            axes.set_xlabel("speed-up (x)")
+    figure.suptitle(textwrap.fill(f"{table.name}, {_setting(table)}", 45 * across), fontsize=11)
+    return figure
+
+
+def _curve_panel(axes: Axes, points: Sequence[Point], series: Sequence[str]) -> None:
+    """One line for each series with interval bars, named at its right end."""
+    ends: list[tuple[float, float, str, str]] = []
+    for number, name in enumerate(series):
+        chosen = sorted((point for point in points if point.series == name), key=lambda point: point.x)
+        if not chosen:
+            continue
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        xs = np.array([point.x for point in chosen])
+        cells = [point.cell for point in chosen]
+        values = [cell.value for cell in cells]
+        axes.errorbar(xs, values, yerr=_reach(cells), color=colour, marker=marker, elinewidth=0.9)
+        ends.append((values[-1], float(xs[-1]), name, colour))
+    axes.margins(x=0.04, y=0.08)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    ends.sort()
+    heights = spread([(value - low) / (high - low) for value, *_ in ends], _LABEL_GAP)
+    for (value, x, name, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            name, xy=(x, value), xytext=(1.05, height), textcoords="axes fraction", color=colour, va="center",
+            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights (parts of a panel) moved apart to ``gap``, as little as needed, and kept below the top."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    top = 1.0
+    for place in reversed(range(len(placed))):
+        placed[place] = min(placed[place], top)
+        top = placed[place] - gap
+    return placed
+
+
+def _reach(cells: Sequence[Cell]) -> Any:
+    """How far the intervals reach below and above the values (2 x N, in their unit), 0 without an interval."""
+    below = [0.0 if cell.low is None else max(0.0, cell.value - cell.low) for cell in cells]
+    above = [0.0 if cell.high is None else max(0.0, cell.high - cell.value) for cell in cells]
+    return np.array([below, above])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Dot plots
+
+
+def _panels(lines: Sequence[Line]) -> list[str]:
+    """The metrics of the dot plot: a change of accuracy and a divergence, those that most lines have."""
+    found = []
+    for names in (CHANGES, DIVERGENCES):
+        counts = {name: sum(name in line.cells for line in lines) for name in names}
+        best = max(names, key=lambda name: counts[name])
+        if counts[best]:
+            found.append((best, counts[best]))
+    return [name for name, _ in found] if any(count >= LEAST_LINES for _, count in found) else []
+
+
+def _dots(table: Table, names: Sequence[str]) -> Figure:
+    lines = [line for line in table.lines if any(name in line.cells for name in names)]
+    labels = [textwrap.fill(line.name, _WRAP, break_on_hyphens=False) for line in lines]
+    # lines of text, so that wrapped names have room
+    heights = np.array([1 + 0.62 * label.count("\n") for label in labels])
+    places = np.cumsum(heights) - heights / 2
+    total = float(heights.sum())
+    figure = Figure(figsize=(3.8 + 4.3 * len(names), 0.27 * total + 1.5))
+    grid = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name, colour in zip(grid, names, (COLOURS[0], COLOURS[2]), strict=False):
+        _dot_panel(axes, lines, places, name, colour)
+    grid[0].set_yticks(places, labels)
+    grid[0].set_ylim(total, 0)
+    figure.suptitle(textwrap.fill(f"{table.name}, {_setting(table)}", 40 + 35 * len(names)), fontsize=11)
+    return figure
+
+
+def _dot_panel(axes: Axes, lines: Sequence[Line], places: Any, name: str, colour: str) -> None:
+    """One dot with its interval for each line, the numbers at the right edge, zero and the published value marked."""
+    rows = [(line.cells[name], place) for line, place in zip(lines, places, strict=True) if name in line.cells]
+    cells = [cell for cell, _ in rows]
+    axes.axvline(0.0, color="#555555", linewidth=1.0)
+    axes.errorbar(
+        [cell.value for cell in cells], [place for _, place in rows], xerr=_reach(cells), fmt="o", color=colour,
+        elinewidth=1.3,
+    )  # fmt: skip
+    shown = metric(name, cells[0].unit)
+    for cell, place in rows:
+        axes.text(
+            1.02, place, shown.number(cell.value), transform=axes.get_yaxis_transform(), va="center", ha="left",
+            fontsize=8, color="#333333",
+        )  # fmt: skip
+    found = published_value(lines, name)
+    if found is not None:
+        axes.axvline(found[0], color="#D55E00", linewidth=1.3, linestyle=(0, (4, 2)))
+        axes.annotate(
+            found[1], xy=(found[0], 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+            textcoords="offset points", ha="center", va="bottom", fontsize=8, color="#B34700",
+        )  # fmt: skip
+    axes.set_xlabel(shown.title)
+    axes.tick_params(axis="y", length=0)
+
+
+def published_value(lines: Sequence[Line], name: str) -> tuple[float, str] | None:
+    """The value that the lines' links to metric ``name`` have in common, with its label; None for none or several.
+
+    A published increase of the error is a change of the accuracy with the other sign.
+    """
+    mirror = name.replace("change", "err_increase") if "change" in name else None
+    found = set()
+    for line in lines:
+        for linked, entry in line.links.items():
+            if linked in (name, mirror) and entry.value is not None:
+                where = f"published ({line.own_scale}, quoted)" if line.analogue else "published"
+                value = entry.value if linked == name else -entry.value
+                found.add((value, where + ("" if entry.verified else DAGGER)))
+    return found.pop() if len(found) == 1 else None
+
+
+def _setting(table: Table) -> str:
+    """The data, said to be an analogue where no line is at its own scale; the meaning of the bars."""
+    analogue = all(line.analogue for line in table.lines if line.ran)
+    return f"{table.scale}{' (analogue)' if analogue else ''}; bars: 95 % intervals"

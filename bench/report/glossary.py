@@ -1,0 +1,131 @@
+"""What every metric is called, how its numbers are printed, and what it means: one table for all reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    ``heading`` is its short name, ``unit`` that of its values, ``decimals`` those of a printed value (None: counts,
+    printed with k, M or G, and four digits for metrics that this table does not know).  ``better`` is ``higher``,
+    ``lower`` or empty where neither is; ``signed`` values print their plus.
+    """
+
+    name: str
+    heading: str
+    unit: str
+    decimals: int | None
+    meaning: str
+    better: str = ""
+    signed: bool = False
+    count: bool = False
+
+    @property
+    def title(self) -> str:
+        """The heading of a column: the short name and the unit."""
+        return f"{self.heading} ({self.unit})" if self.unit else self.heading
+
+    def number(self, value: float, plus: bool = True) -> str:
+        """The value in text, without its unit; ``plus`` is False for spreads, which have no sign."""
+        if self.count:
+            return size(value)
+        if self.decimals is None:
+            return f"{value:.4g}"
+        sign = "+" if self.signed and plus else ""
+        text = f"{value:{sign}.{self.decimals}f}"
+        # -0.00 and +0.00 would claim a direction that the digits do not show
+        return text.lstrip("+-") if float(text) == 0 else text
+
+
+def _control(metric: Metric) -> Metric:
+    """The same comparison, but with the dense network that was tuned as long as the pruned one."""
+    meaning = metric.meaning.replace("the dense network", "the dense network tuned equally long")
+    return Metric(
+        f"{metric.name}_control", f"{metric.heading}, tuned dense", metric.unit, metric.decimals, meaning,
+        metric.better, metric.signed,
+    )  # fmt: skip
+
+
+_COMPARED = (
+    Metric("top1_change", "top-1 change", "pp", 2, "Top-1 accuracy minus that of the dense network.", "higher", True),
+    Metric("top5_change", "top-5 change", "pp", 2, "Top-5 accuracy minus that of the dense network.", "higher", True),
+    Metric(
+        "top1_err_increase", "top-1 error increase", "pp", 2,
+        "Top-1 error minus that of the dense network.", "lower", True,
+    ),
+    Metric(
+        "top5_err_increase", "top-5 error increase", "pp", 2,
+        "Top-5 error minus that of the dense network.", "lower", True,
+    ),
+    Metric(
+        "agreement", "agreement", "%", 2,
+        "Share of test images for which the prediction equals that of the dense network.", "higher",
+    ),
+    Metric("kl", "KL", "nats", 3, "KL divergence of the network's outputs from those of the dense network.", "lower"),
+)  # fmt: skip
+
+GLOSSARY: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("macs", "MACs", "", None, "Multiply-accumulates of the convolutions, one image.", "lower", count=True),
+        Metric("params", "params", "", None, "Parameters of the network.", "lower", count=True),
+        Metric("speedup", "speed-up", "x", 3, "MACs of the dense network divided by those of this one.", "higher"),
+        Metric("top1_acc", "top-1", "%", 2, "Share of test images whose label is predicted.", "higher"),
+        Metric("top5_acc", "top-5", "%", 2, "Share of test images with the label among five predictions.", "higher"),
+        *_COMPARED,
+        *(_control(metric) for metric in _COMPARED),
+        Metric(
+            "held_out_error", "held-out error", "%", 2,
+            "Share of the responses' variance that the rebuilt layers miss on training rows held out from the fit.",
+            "lower",
+        ),
+        Metric(
+            "top1_difference", "top-1 difference", "pp", 2, "Top-1 accuracy, first method minus second.", "higher", True
+        ),
+        Metric(
+            "agreement_difference", "agreement difference", "pp", 2,
+            "Agreement with the dense network, first method minus second.", "higher", True,
+        ),
+        Metric(
+            "kl_difference", "KL difference", "nats", 3,
+            "KL from the dense network, first method minus second.", "lower", True,
+        ),
+        Metric(
+            "kl_ratio", "relative KL difference", "%", 1,
+            "KL of the first method relative to the second's, minus 100 %.", "lower", True,
+        ),
+    )
+}  # fmt: skip
+
+
+def metric(name: str, unit: str = "") -> Metric:
+    """The metric of that name; one that the table does not know is printed with its own name and ``unit``."""
+    return GLOSSARY.get(name) or Metric(name, name.replace("_", " "), unit, None, "")
+
+
+def position(name: str) -> tuple[int, str]:
+    """A sort key: the order of the glossary, unknown metrics behind by name."""
+    names = list(GLOSSARY)
+    return (names.index(name) if name in GLOSSARY else len(names), name)
+
+
+def size(value: float) -> str:
+    """A count in three digits with k, M or G (3.39 G, 62.9 M); below 1000 as it is."""
+    for scale, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= scale:
+            short = value / scale
+            return f"{short:.{2 if abs(short) < 9.995 else 1 if abs(short) < 99.95 else 0}f} {suffix}"
+    return f"{value:g}"
+
+
+def meanings(names: set[str]) -> list[str]:
+    """One line for each of these metrics that the glossary knows: name, unit, meaning, better direction."""
+    lines = []
+    for name in sorted(names & set(GLOSSARY), key=position):
+        known = GLOSSARY[name]
+        better = f" {known.better.capitalize()} is better." if known.better else ""
+        lines.append(f"**{known.title}** (`{name}`): {known.meaning}{better}")
+    return lines

@@ -1,0 +1,175 @@
+"""One page for each paper and an index over all, in Markdown, with the files that they link to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bench import registry
+from bench.report import figures, render
+from bench.report.glossary import meanings
+from bench.report.load import Line, read
+from bench.report.tables import DAGGER, Table, build_all
+from bench.store import disk_errors, write_text
+
+_FORMATS = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
+_OUTCOMES = ("exact", "reproduced", "better", "inconclusive", "not reproduced", "wrong", "analogue", "not run")
+_GENERATED = "This page is generated from the row files; edits are overwritten."
+
+
+@dataclass(frozen=True)
+class About:
+    """What a page says of its paper: title, reference, and the deviations from it, which the page numbers."""
+
+    title: str
+    reference: str
+    deviations: list[str]
+
+
+def write(root: Path, registry_folder: Path, papers: Mapping[str, About]) -> list[Path]:
+    """Writes the page of each of ``papers`` that has rows, its tables and figures, and the index of all ``papers``.
+
+    They go to ``<root>/<paper>/README.md``, its folders ``tables`` and ``figures``, and ``<root>/README.md``.  Files of
+    earlier tables in these folders are removed.  Returns the files written.  Raises :class:`UserError` for unreadable
+    rows, wrong links, and a full disk.
+    """
+    found = read(root, registry_folder)
+    written: list[Path] = []
+    for paper in papers:
+        if paper in found:
+            tables = build_all(found[paper], registry.load(paper, registry_folder))
+            files = _paper(root / paper, papers[paper], tables)
+            _remove_stale(root / paper, set(files))
+            written += files
+    index = root / "README.md"
+    write_text(index, _index(papers, found))
+    return [*written, index]
+
+
+def _remove_stale(folder: Path, current: set[Path]) -> None:
+    """Tables and figures that no row gives any more would be taken for results."""
+    for kind, endings in (("tables", tuple(_FORMATS)), ("figures", ("png", "csv"))):
+        for ending in endings:
+            for path in (folder / kind).glob(f"*/*.{ending}"):
+                if path not in current:
+                    with disk_errors(path):
+                        path.unlink()
+
+
+def _paper(folder: Path, about: About, tables: Sequence[Table]) -> list[Path]:
+    """Writes all files of one paper; returns them."""
+    files: list[Path] = []
+    text = [f"# {about.title}", "", about.reference, "", _GENERATED, ""]
+    if about.deviations:
+        text += ["## Deviations from the paper", ""]
+        text += [f"{number}. {deviation}" for number, deviation in enumerate(about.deviations, start=1)]
+        text.append("")
+    for scale in dict.fromkeys(table.scale for table in tables):
+        here = [table for table in tables if table.scale == scale]
+        text += [f"## {scale}", ""]
+        for table in here:
+            text += _section(folder, table, files)
+        text += _provenance([line for table in here for line in table.lines])
+    used = {name for table in tables for line in table.lines for name in line.cells}
+    used |= {point.cell.metric for table in tables for line in table.lines for point in line.points}
+    if used:
+        text += ["## Metrics", "", *(f"- {meaning}" for meaning in meanings(used)), ""]
+    page = folder / "README.md"
+    write_text(page, "\n".join(text).rstrip("\n") + "\n")
+    return [*files, page]
+
+
+def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
+    """One table's part of the page; its files are written and added to ``files``."""
+    links = []
+    for ending, give in _FORMATS.items():
+        path = folder / "tables" / table.scale / f"{table.slug}.{ending}"
+        write_text(path, give(table))
+        files.append(path)
+        links.append(f"[{ending}]({_link(path, folder)})")
+    text = [f"### {table.name}", "", render.markdown(table)]
+    for path in figures.draw(table, folder / "figures" / table.scale):
+        files.append(path)
+        if path.suffix == ".png":
+            text += [f"![{table.name}, {table.scale}]({_link(path, folder)})", ""]
+        else:
+            links.append(f"[points of the curves]({_link(path, folder)})")
+    text += [f"Files: {', '.join(links)}", ""]
+    commands = dict.fromkeys(line.command for line in table.lines if line.ran)
+    if commands:
+        text += ["Run by:", "", "```sh", *commands, "```", ""]
+    return text
+
+
+def _link(path: Path, folder: Path) -> str:
+    return quote(path.relative_to(folder).as_posix())
+
+
+def _provenance(lines: Sequence[Line]) -> list[str]:
+    """What made the lines' numbers: data, hardware, versions, code, dates; empty where nothing ran."""
+    sources = [step["provenance"] for line in lines for step in line.steps.values()]
+    if not sources:
+        return []
+    data = [source["data"] for source in sources if source["data"] is not None]
+    dates = sorted({source["date"] for source in sources})
+    versions: dict[str, set[str]] = {}
+    for source in sources:
+        for name, version in source["versions"].items():
+            versions.setdefault(name, set()).add(version)
+    facts = {
+        "Data": (f"{d['name']} (fingerprint {d['fingerprint'][:12]}, {d['protocol']})" for d in data),
+        "Hardware": (_machine(source["hardware"]) for source in sources),
+        "Versions": [", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())],
+        "Code": (source["code"] or "unknown commit" for source in sources),
+        "Date": [dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"],
+    }
+    texts = {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}
+    return ["### How these numbers were made", "", *(f"- {name}: {text}" for name, text in texts.items() if text), ""]
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return f"{hardware['name']} ({hardware['device']}), {hardware['threads']} threads, {hardware['system']}"
+
+
+def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]]) -> str:
+    """The table of papers and scales with the counts of their verdicts."""
+    counts = {
+        (paper, scale): _count(line for line in found[paper] if line.scale == scale)
+        for paper in papers
+        for scale in sorted({line.scale for line in found.get(paper, [])})
+    }
+    present = [word for word in _OUTCOMES if any(count[word] for count in counts.values())]
+    text = ["# Results", "", _GENERATED, ""]
+    if counts:
+        head = ["paper", "scale", "rows", *present]
+        text += ["| " + " | ".join(head) + " |", "| :-- | :-- |" + " --: |" * (len(head) - 2)]
+        for (paper, scale), count in counts.items():
+            title = render.markdown_text(papers[paper].title)
+            numbers = (str(count[word] or "") for word in present)
+            row = [f"[{title}]({quote(paper)}/README.md)", scale, str(count["rows"]), *numbers]
+            text.append("| " + " | ".join(row) + " |")
+        text += [
+            "",
+            "Verdicts are counted by published value; rows that no published value belongs to have none. An analogue "
+            "ran on other data than the paper's: its published value is quoted and not compared. Published values "
+            f"marked {DAGGER} on the pages were not checked against the publication.",
+            "",
+        ]
+    absent = [papers[paper].title for paper in papers if paper not in found]
+    if absent:
+        text += ["No rows yet:", "", *(f"- {title}" for title in absent), ""]
+    return "\n".join(text).rstrip("\n") + "\n"
+
+
+def _count(lines: Iterable[Line]) -> Counter[str]:
+    """How often each outcome occurs; ``not run`` with any reason is one, ``rows`` counts the lines."""
+    counted: Counter[str] = Counter()
+    for line in lines:
+        counted["rows"] += 1
+        for outcome in line.outcomes:
+            counted["not run" if outcome.startswith("not run") else outcome] += 1
+    return counted

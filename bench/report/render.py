@@ -1,0 +1,121 @@
+"""Tables as Markdown, CSV, LaTeX (booktabs) and self-contained HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+
+from bench.report.tables import VERDICT, Table, raw
+
+UNLINKED = "Published, not run here"
+_GOOD = ("reproduced", "better", "exact")
+_BAD = ("not reproduced", "wrong")
+_OPEN = ("inconclusive",)
+# blue and orange, which colour-blind readers tell apart; the word says it too
+_CSS = """
+body { font: 15px/1.4 sans-serif; margin: 2em; color: #1a1a1a; }
+table { border-collapse: collapse; } th, td { padding: 0.25em 0.7em; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-top: 2px solid; border-bottom: 1px solid; } tbody tr:last-child td { border-bottom: 2px solid; }
+.good { background: #cfe3f5; } .bad { background: #fbdcc4; } .open { background: #e6e6e6; }
+.notes { font-size: 0.9em; }
+"""
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    # a bracket after a line's end would be read as the argument of the line break
+    "[": "{[}", "]": "{]}", "|": r"\textbar{}", '"': "''",
+    "†": r"$^\dagger$", "±": r"$\pm$", "\u00d7": r"$\times$", "\u2013": "--", "\u2212": "$-$", "…": r"\ldots{}",
+    "≤": r"$\leq$", "≥": r"$\geq$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "ε": r"$\epsilon$", "→": r"$\to$",
+}  # fmt: skip
+
+
+def markdown(table: Table) -> str:
+    """A GitHub table, its footnotes and the published rows that were not run."""
+    frame = table.frame
+    head = [markdown_text(name) for name in frame.columns]
+    rule = [":--", *("--:" for _ in head[1:])]
+    body = [[markdown_text(str(text)) for text in row] for row in frame.to_numpy()]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
+    if table.notes:
+        lines += ["", *(f"- {markdown_text(note)}" for note in table.notes)]
+    if table.unlinked:
+        lines += ["", f"{UNLINKED}:", "", *(f"- {markdown_text(row)}" for row in table.unlinked)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is; backticks are left for code."""
+    return re.sub(r"([\\|*<~])", r"\\\1", text).replace("\n", " ")
+
+
+def csv_text(table: Table) -> str:
+    """All measured metrics, unrounded; empty where there is no value."""
+    rows = raw(table)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A tabular that needs the package booktabs only, with its notes below, to be put into a table environment."""
+    frame = table.frame
+    lines = [r"\begin{tabular}{l" + "r" * (frame.shape[1] - 1) + "}", r"\toprule"]
+    lines += [" & ".join(tex(name) for name in frame.columns) + r" \\", r"\midrule"]
+    lines += [" & ".join(tex(str(text)) for text in row) + r" \\" for row in frame.to_numpy()]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    below = list(table.notes)
+    if table.unlinked:
+        below += [f"{UNLINKED}:", *table.unlinked]
+    if below:
+        lines += ["", r"\par\smallskip\footnotesize", *(rf"\noindent {tex(note)}\par" for note in below)]
+    return "\n".join(lines) + "\n"
+
+
+def tex(text: str) -> str:
+    """Text with LaTeX's special characters escaped; a minus before a digit becomes one in mathematics."""
+    escaped = "".join(_TEX.get(character, character) for character in text.replace("`", ""))
+    return re.sub(r"(^|[ }])-(?=\d)", r"\1$-$", escaped)
+
+
+def html_page(table: Table) -> str:
+    """A page of its own without scripts or other files; verdicts are coloured, analogues never."""
+    frame = table.frame
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in frame.columns)
+    body = []
+    for row in frame.to_dict("records"):
+        cells = [_verdict(str(text)) if name == VERDICT else html.escape(str(text)) for name, text in row.items()]
+        body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    title = html.escape(f"{table.name} ({table.scale})")
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{title}</h1>",
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>",
+        *body,
+        "</tbody>\n</table>",
+        _html_list(table.notes),
+        f"<p>{UNLINKED}:</p>\n{_html_list(table.unlinked)}" if table.unlinked else "",
+        "</body>\n</html>",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _html_list(texts: Sequence[str]) -> str:
+    items = "\n".join(f"<li>{html.escape(text)}</li>" for text in texts)
+    return f'<ul class="notes">\n{items}\n</ul>' if texts else ""
+
+
+def _verdict(text: str) -> str:
+    """Each of a cell's verdicts (``top-1: better; top-5: exact``) in its colour."""
+    parts = []
+    for part in text.split("; "):
+        word = part.rsplit(": ", 1)[-1]
+        colour = "good" if word in _GOOD else "bad" if word in _BAD else "open" if word in _OPEN else ""
+        escaped = html.escape(part)
+        parts.append(f'<span class="{colour}">{escaped}</span>' if colour else escaped)
+    return "; ".join(parts)

@@ -1,0 +1,231 @@
+"""One table for each published table and scale, in text, with its footnotes; and the same values unrounded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from bench.registry import Published
+from bench.report.glossary import metric, position, size
+from bench.report.load import Cell, Line
+
+DAGGER = "†"
+ROW, VERDICT = "row", "verdict"
+CLAIMED, REAL = "claimed", "real (own shape)"
+OWN_MACS, OWN_PARAMS = "MACs (own shape)", "params (own shape)"
+_NOT_IMAGES = ("held_out_error",)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one published table at one scale.
+
+    ``frame`` holds text only, one row for each line; ``notes`` are its footnotes and ``unlinked`` the published rows of
+    the same table that no line quotes.
+    """
+
+    paper: str
+    name: str
+    scale: str
+    lines: Sequence[Line]
+    frame: pd.DataFrame
+    notes: Sequence[str]
+    unlinked: Sequence[str]
+
+    @property
+    def slug(self) -> str:
+        """The table's name as a file name."""
+        return slug(self.name)
+
+
+def slug(name: str) -> str:
+    """Letters, digits, dots and hyphens of ``name``; underscores for the rest."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")
+
+
+def build_all(lines: Iterable[Line], published: Sequence[Published]) -> list[Table]:
+    """The tables of one paper: by scale (by name), then in the order of the paper's script."""
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line.scale, line.table), []).append(line)
+    return [build(groups[key], published) for key in sorted(groups, key=lambda key: key[0])]
+
+
+def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
+    """The table of these lines (one paper, table and scale); ``published`` are all values of the paper's registry."""
+    first = lines[0]
+    chosen = columns(lines)
+    mixed = len({line.recipe for line in lines if line.ran}) > 1
+    all_ours = all(line.ours for line in lines)
+    body = []
+    for line in lines:
+        text = {ROW: line.name if all_ours or not line.ours else f"{line.name} [beyond the paper]"}
+        text["network"] = line.recipe if mixed else ""
+        text |= _own_sizes(line)
+        for name, title in chosen.items():
+            text[title] = cell_text(line.cells[name]) if name in line.cells else ""
+        text["curve"] = f"{len(line.points)} points" if line.points else ""
+        for heading in dict.fromkeys(_published_heading(other) for other in lines):
+            text[heading] = _published_text(line) if heading == _published_heading(line) else ""
+        text[VERDICT] = _verdict_text(line)
+        body.append(text)
+    frame = pd.DataFrame(body, dtype=object)
+    filled = [name for name in frame.columns if name in (ROW, VERDICT) or bool((frame[name] != "").any())]
+    return Table(
+        first.paper, first.table, first.scale, tuple(lines), frame[filled], _notes(lines, chosen, all_ours),
+        _unlinked(lines, published),
+    )  # fmt: skip
+
+
+def columns(lines: Sequence[Line]) -> dict[str, str]:
+    """The metrics that a readable table of these lines shows, with their headings, in the glossary's order.
+
+    What says the same twice is left out unless a published value is linked to it: an error's increase beside the
+    accuracy's change, and beside the change of top-1 all of top-5 and the controls of agreement and KL.
+    """
+    present = {name: line.cells[name].unit for line in lines for name in line.cells}
+    linked = {name for line in lines for name in line.links}
+
+    def wanted(name: str) -> bool:
+        if name in linked:
+            return True
+        if "err_increase" in name and name.replace("err_increase", "change") in present:
+            return False
+        second = name.startswith("top5_") or name in ("agreement_control", "kl_control")
+        return not (second and "top1_change" in present)
+
+    return {name: metric(name, present[name]).title for name in sorted(present, key=position) if wanted(name)}
+
+
+def cell_text(cell: Cell) -> str:
+    """Mean ± standard deviation over seeds, or one value with its interval where it has one."""
+    shown = metric(cell.metric, cell.unit)
+    if cell.sd is not None:
+        return f"{shown.number(cell.value)} ± {shown.number(cell.sd, plus=False)}"
+    if cell.low is None or cell.high is None:
+        return shown.number(cell.value)
+    return f"{shown.number(cell.value)} [{shown.number(cell.low)}, {shown.number(cell.high)}]"
+
+
+def printed(entry: Published) -> str:
+    """A published value as printed, with its unit, and a dagger where nobody checked it."""
+    text = f"{entry.printed or '(unread)'} {entry.unit}".strip()
+    return text if entry.verified else text + DAGGER
+
+
+def _own_sizes(line: Line) -> dict[str, str]:
+    """Claimed and real speed-up, and the sizes at the paper's own shape."""
+    shape = line.shape
+    return {
+        CLAIMED: "" if line.claimed is None else f"{line.claimed:g}x",
+        REAL: "" if shape is None else f"{shape['speedup']:.3f}x",
+        OWN_MACS: "" if shape is None else size(shape["macs"]["conv"]),
+        OWN_PARAMS: "" if shape is None else size(shape["params"]),
+    }
+
+
+def _published_heading(line: Line) -> str:
+    """The column of a line's published values: an analogue's is headed with the paper's data, never with its own."""
+    return f"published ({line.own_scale})" if line.analogue else "published"
+
+
+def _published_text(line: Line) -> str:
+    return "; ".join(f"{metric(name).heading} {printed(entry)}" for name, entry in line.links.items())
+
+
+def _verdict_text(line: Line) -> str:
+    found = list(dict.fromkeys(line.outcomes))
+    if len(found) < 2:
+        return found[0] if found else ""
+    return "; ".join(f"{metric(name).heading}: {text}" for name, text in line.verdicts.items())
+
+
+def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> list[str]:
+    notes = []
+    ran = [line for line in lines if line.ran]
+    shown = [line.cells[name] for line in ran for name in chosen if name in line.cells]
+    cells = [*shown, *(point.cell for line in ran for point in line.points)]
+    if any(not entry.verified for line in lines for entry in line.links.values()):
+        notes.append(f"{DAGGER} published value not checked against the publication.")
+    for own in dict.fromkeys(line.own_scale for line in ran if line.analogue):
+        quoted = any(line.links for line in lines if line.analogue and line.own_scale == own)
+        end = "; the published value is quoted, not compared" if quoted else ""
+        notes.append(f"analogue: measured on {lines[0].scale}, not on {own}{end}.")
+    if any(cell.low is not None and cell.sd is None for cell in cells):
+        notes.append("[low, high] is a 95 % interval.")
+    spread = sorted({cell.seeds for cell in cells if cell.sd is not None})
+    if spread:
+        numbers = " or ".join(str(n) for n in spread)
+        notes.append(
+            f"± is the sample standard deviation over n = {numbers} seeds; 95 % intervals are in the CSV file."
+        )
+    images = sorted({cell.n for cell in cells if cell.n is not None and cell.metric not in _NOT_IMAGES})
+    if images:
+        notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")
+    conventions = sorted({cell.convention for cell in shown if cell.convention})
+    if conventions or any(line.shape for line in lines):
+        counted = ", ".join(conventions or ["conv"])
+        notes.append(
+            f"MACs and speed-ups count multiply-accumulates by the convention `{counted}` (conv: convolutions only)."
+        )
+    if any(line.shape for line in lines):
+        notes.append("own shape: the network of the paper at its full size, whatever the data of the run.")
+    recipes = {line.recipe for line in ran if line.recipe}
+    if len(recipes) == 1:
+        notes.append(f"Network of the run: {recipes.pop()}.")
+    if all_ours:
+        notes.append("All rows go beyond the paper: there are no published values.")
+    return notes
+
+
+def _unlinked(lines: Sequence[Line], published: Sequence[Published]) -> list[str]:
+    """The rows of the published table that no line quotes, one text each, values of one row together."""
+    quoted = {entry for line in lines for entry in line.links.values()}
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for entry in published:
+        if entry.table == lines[0].table and entry not in quoted:
+            where = (entry.row, entry.model, entry.dataset)
+            rows.setdefault(where, []).append(f"{entry.metric} {printed(entry)}")
+    return [
+        f"{row} ({', '.join(part for part in (model, dataset) if part)}): {'; '.join(values)}"
+        for (row, model, dataset), values in rows.items()
+    ]
+
+
+def raw(table: Table) -> list[dict[str, Any]]:
+    """The lines with every measured metric, unrounded, with interval, spread, counts, and what was published.
+
+    An analogue's published values are in columns that end with the paper's data set.  None where there is no value.
+    """
+    measured = sorted({name for line in table.lines for name in line.cells}, key=position)
+    links = sorted({name for line in table.lines for name in line.links}, key=position)
+    rows = []
+    for line in table.lines:
+        row: dict[str, Any] = {
+            "paper": line.paper, "table": line.table, "row": line.name, "scale": line.scale,
+            "own_scale": line.own_scale, "analogue": line.analogue, "beyond_the_paper": line.ours,
+            "status": line.status, "network": line.recipe, "claimed_speedup": line.claimed,
+        }  # fmt: skip
+        shape = line.shape or {"macs": {}, "dense_macs": {}}
+        row |= {f"own_shape_{name}": shape.get(name) for name in ("recipe", "speedup", "params", "dense_params")}
+        for kind in ("macs", "dense_macs"):
+            row |= {f"own_shape_{kind}_{c}": shape[kind].get(c) for c in ("conv", "conv+fc", "2x")}
+        for name in measured:
+            cell = line.cells.get(name)
+            row[name] = None if cell is None else cell.value
+            row |= {f"{name}_{part}": getattr(cell, part, None) for part in ("unit", "low", "high", "sd", "seeds", "n")}
+        for heading in dict.fromkeys(_published_heading(other) for other in table.lines):
+            where = heading.replace("published", "").strip(" ()")
+            for name in links:
+                entry = line.links.get(name) if heading == _published_heading(line) else None
+                column = f"published_{name}" + (f"_{where}" if where else "")
+                row[column] = None if entry is None else entry.value
+                row[f"{column}_unit"] = None if entry is None else entry.unit
+                row[f"{column}_verified"] = None if entry is None else entry.verified
+        row |= {f"verdict_{name}": line.verdicts.get(name) for name in links}
+        rows.append({**row, "verdict": "; ".join(line.outcomes)})
+    return rows

@@ -1,0 +1,469 @@
+"""The report on row files written by hand: every number here is computed by hand, no network is involved."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from bench.errors import UserError
+from bench.registry import COLUMNS
+from bench.report import figures, render
+from bench.report.accept import accept
+from bench.report.glossary import metric, size
+from bench.report.load import Line, read
+from bench.report.pages import About, write
+from bench.report.tables import Table, build_all, raw
+
+PAPER, TABLE = "toy", "Table 1 (A & B_c)"
+REGISTRY = [
+    ("baseline", "VGG", "top1_acc", "90.0", "%", "higher", "0.5", "yes"),
+    ("ours 2x", "VGG", "top1_acc", "92.5", "%", "higher", "0.5", "no"),
+    ("ours 2x", "VGG", "params", "1.47", "M", "exact", "0.005", "yes"),
+    ("ours 4x", "VGG", "err_increase", "1.0", "pp", "lower", "0.5", "yes"),
+    ("theirs", "VGG", "top1_acc", "88.0", "%", "higher", "0.5", "no"),
+    ("theirs", "VGG", "params", "", "M", "exact", "", "yes"),
+    ("several", "VGG", "top1_acc", "1", "%", "higher", "", "yes"),
+    ("several", "ResNet", "top1_acc", "2", "%", "higher", "", "yes"),
+]
+SHAPE = {
+    "recipe": "vgg16() at 224x224",
+    "macs": {"conv": 3_391_000_000, "conv+fc": 3_500_000_000, "2x": 7_000_000_000},
+    "dense_macs": {"conv": 15_346_630_656, "conv+fc": 15_470_264_320, "2x": 30_940_528_640},
+    "params": 62_900_000,
+    "dense_params": 138_357_544,
+    "speedup": 4.5257,
+}
+PROVENANCE = {
+    "code": "c0ffee" * 6 + "abcd",
+    "source": "0" * 64,
+    "versions": {"python": "3.11.7", "torch": "2.6.0"},
+    "hardware": {"device": "cpu", "name": "Some CPU (2 cores)", "threads": 2, "system": "Linux"},
+    "data": {"name": "digits", "fingerprint": "0123456789abcdef", "protocol": "8x8"},
+    "date": "2025-03-01",
+}
+ABOUT = {PAPER: About("A toy", "Nobody 2025", ["one", "two"]), "absent": About("No rows", "Nobody 2026", [])}
+
+
+def record(name: str, value: float, unit: str = "%", **more: Any) -> dict[str, Any]:
+    """One record of a row file."""
+    return {"metric": name, "value": value, "unit": unit, "step": "key", **more}
+
+
+def accuracies(*values: float) -> list[dict[str, Any]]:
+    """Top-1 of one seed each, with an interval of 2 points on both sides."""
+    return [
+        record("top1_acc", value, low=value - 2, high=value + 2, n=360, seed=seed) for seed, value in enumerate(values)
+    ]
+
+
+class Runs:
+    """A folder of row files and a registry beside it."""
+
+    def __init__(self, place: Path) -> None:
+        self.root, self.registry, self.count = place / "runs", place / "registry", 0
+        self.registry.mkdir()
+        lines = [
+            (PAPER, TABLE, row, model, "ImageNet", name, value, unit, "", "", direction, tolerance, "", verified)
+            for row, model, name, value, unit, direction, tolerance, verified in REGISTRY
+        ]
+        with (self.registry / f"{PAPER}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *lines])
+
+    def row(self, name: str, records: list[dict[str, Any]], scale: str = "imagenet", **fields: Any) -> Path:
+        """Writes a row file, at the paper's scale unless another is given."""
+        self.count += 1
+        value = {
+            "paper": PAPER, "table": TABLE, "row": name, "order": self.count, "scale": scale, "own_scale": "imagenet",
+            "analogue": scale != "imagenet", "ours": False, "claimed_speedup": None, "status": "ran", "published": {},
+            "command": f"bench run toy --scale {scale}", "shape": None, "recipe": "vgg16() at 32x32", "widths": {},
+            "records": records, "steps": {"key": {"step": "s", "seconds": 1.0, "provenance": PROVENANCE}},
+        }  # fmt: skip
+        path = self.root / PAPER / "rows" / scale / f"{self.count}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**value, **fields}))
+        return path
+
+    def lines(self) -> list[Line]:
+        """All lines, in order."""
+        return read(self.root, self.registry)[PAPER]
+
+    def table(self) -> Table:
+        """The only table."""
+        (table,) = build_all(self.lines(), self.published())
+        return table
+
+    def published(self) -> Any:
+        """The registry's entries."""
+        from bench import registry
+
+        return registry.load(PAPER, self.registry)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    """No rows yet."""
+    return Runs(tmp_path)
+
+
+def text_of(table: Table, row: str, column: str) -> str:
+    """One cell of the printed table."""
+    frame = table.frame
+    return str(frame.loc[frame["row"] == row, column].item())
+
+
+def test_seeds_are_averaged(runs: Runs) -> None:
+    """92, 93, 95: mean 280/3, squared deviations 16/9 + 1/9 + 25/9 = 42/9, over 2: sd = sqrt(7/3)."""
+    runs.row("dense", accuracies(92.0, 93.0, 95.0))
+    cell = runs.lines()[0].cells["top1_acc"]
+    assert cell.value == pytest.approx(280 / 3, abs=1e-12)
+    assert cell.sd == pytest.approx((7 / 3) ** 0.5, abs=1e-12)
+    assert cell.seeds == 3
+    # Student's t for 2 degrees of freedom at 97.5 %: 4.302653
+    assert cell.high is not None
+    assert cell.high - cell.value == pytest.approx(4.302653 * (7 / 9) ** 0.5, abs=1e-5)
+    table = runs.table()
+    assert text_of(table, "dense", "top-1 (%)") == "93.33 ± 1.53"
+    assert any("n = 3 seeds" in note for note in table.notes)
+
+
+def test_one_seed_keeps_its_interval(runs: Runs) -> None:
+    """A single value is not given a spread."""
+    runs.row("dense", accuracies(92.0))
+    assert text_of(runs.table(), "dense", "top-1 (%)") == "92.00 [90.00, 94.00]"
+
+
+def test_sizes_of_equal_networks_are_one_value(runs: Runs) -> None:
+    """Sizes come once for each network: equal ones print as they are, different ones with their spread."""
+    runs.row("same", [record("macs", 62_914_560, "MACs", convention="conv")] * 3)
+    runs.row("other", [record("macs", value, "MACs", convention="conv") for value in (60e6, 64e6)])
+    table = runs.table()
+    assert text_of(table, "same", "MACs") == "62.9 M"
+    assert text_of(table, "other", "MACs") == "62.0 M ± 2.83 M"
+
+
+def test_two_values_of_one_seed_are_refused(runs: Runs) -> None:
+    """Which of them counts could only be guessed."""
+    path = runs.row("dense", [*accuracies(92.0), *accuracies(93.0)])
+    with pytest.raises(UserError, match="two values of one seed") as told:
+        runs.lines()
+    assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"), [(92.6, "reproduced"), (92.0, "reproduced"), (94.0, "better"), (91.0, "not reproduced")]
+)
+def test_verdicts_at_the_paper_s_scale(runs: Runs, measured: float, expected: str) -> None:
+    """The published 92.5 with a tolerance of 0.5, better above."""
+    runs.row(
+        "ours",
+        [record("top1_acc", measured, low=measured, high=measured)],
+        published={"top1_acc": ["ours 2x", "top1_acc"]},
+    )
+    table = runs.table()
+    assert text_of(table, "ours", "verdict") == expected
+    colour = "bad" if expected == "not reproduced" else "good"
+    assert f'<span class="{colour}">{expected}</span>' in render.html_page(table)
+
+
+def test_units_are_converted_before_judging(runs: Runs) -> None:
+    """1,472,000 parameters against 1.47 M +- 0.005; points against nats cannot be compared."""
+    links = {"params": ["ours 2x", "params"], "kl": ["ours 4x", "err_increase"]}
+    runs.row("ours", [record("params", 1_472_000, ""), record("kl", 0.1, "nats")], published=links)
+    line = runs.lines()[0]
+    assert line.verdicts == {"params": "exact", "kl": "not comparable (nats with pp)"}
+    assert text_of(runs.table(), "ours", "verdict") == "params: exact; KL: not comparable (nats with pp)"
+
+
+def test_a_dagger_marks_what_nobody_checked(runs: Runs) -> None:
+    """In every format, with its footnote; a checked value has none."""
+    runs.row("dense", accuracies(90.0), published={"top1_acc": ["baseline", "top1_acc"]})
+    assert text_of(runs.table(), "dense", "published") == "top-1 90.0 %"
+    assert not any(note.startswith("†") for note in runs.table().notes)
+    runs.row("ours", accuracies(92.0), published={"top1_acc": ["ours 2x", "top1_acc"]})
+    table = runs.table()
+    assert text_of(table, "ours", "published") == "top-1 92.5 %†"
+    assert "92.5 %†" in render.markdown(table)
+    assert "92.5 %†" in render.html_page(table)
+    assert r"92.5 \%$^\dagger$" in render.latex(table)
+    assert any(note.startswith("†") for note in table.notes)
+
+
+def test_an_analogue_is_quoted_in_its_own_column_and_never_judged(runs: Runs) -> None:
+    """However close the values are."""
+    runs.row("ours", accuracies(92.5), scale="digits", published={"top1_acc": ["ours 2x", "top1_acc"]})
+    table = runs.table()
+    assert "published" not in table.frame.columns
+    assert text_of(table, "ours", "published (imagenet)") == "top-1 92.5 %†"
+    assert text_of(table, "ours", "verdict") == "analogue"
+    assert "<span" not in render.html_page(table)
+    quoted = "analogue: measured on digits, not on imagenet; the published value is quoted, not compared."
+    assert quoted in table.notes
+    (row,) = raw(table)
+    assert row["published_top1_acc_imagenet"] == 92.5
+    assert "published_top1_acc" not in row
+
+
+def test_another_label_is_an_analogue_whatever_the_file_says(runs: Runs) -> None:
+    """A subset of the paper's data is not the paper's data."""
+    path = runs.row("ours", accuracies(92.5), scale="imagenet-subset", analogue=False)
+    assert path.exists()
+    assert runs.lines()[0].analogue
+
+
+def test_the_csv_is_unrounded(runs: Runs) -> None:
+    """Every digit of the record comes back, and no thousands are shortened."""
+    value, low = 91.23456789012345, 89.98765432109876
+    runs.row("ours", [record("top1_acc", value, low=low, high=93.5, n=360, seed=0), record("params", 1_472_001, "")])
+    (row,) = csv.DictReader(io.StringIO(render.csv_text(runs.table())))
+    assert float(row["top1_acc"]) == value
+    assert float(row["top1_acc_low"]) == low
+    assert row["top1_acc_n"] == "360"
+    assert row["params"] == "1472001"
+    assert row["params_low"] == ""
+
+
+def test_latex_is_escaped(runs: Runs) -> None:
+    """Percent, underscore, ampersand and braces in names, a bracket at a line's start, and the minus sign."""
+    runs.row("[53] 50% & conv3_1 {x} #1 $", [record("top1_change", -0.5, "pp", low=-0.75, high=0.25)])
+    text = render.latex(runs.table())
+    assert r"{[}53{]} 50\% \& conv3\_1 \{x\} \#1 \$" in text
+    assert r"$-$0.50 {[}$-$0.75, +0.25{]}" in text
+    assert re.search(r"(?<!\\)%", text) is None
+    for command in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert command in text
+
+
+def test_markdown_and_html_are_escaped(runs: Runs) -> None:
+    """A bar would open a column, an angle bracket a tag."""
+    runs.row("a|b <i>", accuracies(90.0))
+    assert r"a\|b \<i>" in render.markdown(runs.table())
+    assert "a|b &lt;i&gt;" in render.html_page(runs.table())
+
+
+def test_rows_that_did_not_run_stay_with_their_sizes(runs: Runs) -> None:
+    """The sizes at the paper's own shape need no data."""
+    runs.row("dense", accuracies(90.0))
+    runs.row(
+        "ours", [], status="not run (needs imagenet)", steps={}, shape=SHAPE, claimed_speedup=5.0,
+        published={"top1_acc": ["ours 2x", "top1_acc"]},
+    )  # fmt: skip
+    table = runs.table()
+    assert text_of(table, "ours", "claimed") == "5x"
+    assert text_of(table, "ours", "real (own shape)") == "4.526x"
+    assert text_of(table, "ours", "MACs (own shape)") == "3.39 G"
+    assert text_of(table, "ours", "params (own shape)") == "62.9 M"
+    assert text_of(table, "ours", "top-1 (%)") == ""
+    assert text_of(table, "ours", "verdict") == "not run (needs imagenet)"
+
+
+def test_columns_that_say_the_same_twice_are_left_out(runs: Runs) -> None:
+    """An error's increase beside the change, unless it is what was published; all stay in the CSV."""
+    both = [record("top1_change", -1.2, "pp"), record("top1_err_increase", 1.2, "pp"), record("top5_acc", 99.0)]
+    runs.row("a", [*both, record("kl_control", 0.1, "nats")])
+    assert list(runs.table().frame.columns) == ["row", "top-1 change (pp)", "verdict"]
+    assert raw(runs.table())[0]["kl_control"] == 0.1
+    runs.row("b", both, published={"top1_err_increase": ["ours 4x", "err_increase"]})
+    assert "top-1 error increase (pp)" in runs.table().frame.columns
+    assert text_of(runs.table(), "b", "verdict") == "reproduced"
+
+
+def test_unknown_metrics_are_printed(runs: Runs) -> None:
+    """With their own name and four digits."""
+    runs.row("a", [record("gate_rate", 0.123456, "share")])
+    assert text_of(runs.table(), "a", "gate rate (share)") == "0.1235"
+
+
+def test_published_rows_that_no_line_quotes_are_listed(runs: Runs) -> None:
+    """With their dagger; those in the table are not listed again."""
+    runs.row("dense", accuracies(90.0), published={"top1_acc": ["baseline", "top1_acc"]})
+    table = runs.table()
+    assert "theirs (VGG, ImageNet): top1_acc 88.0 %†; params (unread) M" in table.unlinked
+    assert not any(row.startswith("baseline") for row in table.unlinked)
+    assert "- theirs (VGG, ImageNet): top1_acc 88.0 %†; params (unread) M" in render.markdown(table)
+    assert "theirs (VGG, ImageNet)" in render.latex(table)
+
+
+def test_links_must_find_one_value(runs: Runs) -> None:
+    """A link to nothing or to two models is told with the file; the model makes it one."""
+    path = runs.row("a", accuracies(1.0), published={"top1_acc": ["several", "top1_acc"]})
+    with pytest.raises(UserError, match="2 published values match"):
+        runs.lines()
+    path.unlink()
+    path = runs.row("a", accuracies(1.0), published={"top1_acc": ["several", "top1_acc", "ResNet"]})
+    assert runs.lines()[0].links["top1_acc"].value == 2.0
+    path.unlink()
+    runs.row("a", accuracies(1.0), published={"top1_acc": ["nobody", "top1_acc"]})
+    with pytest.raises(UserError, match="no published top1_acc of 'nobody'"):
+        runs.lines()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"paper": "toy", "scale": "imagenet"}'])
+def test_unreadable_rows_are_told(runs: Runs, text: str) -> None:
+    """In one line that names the file and what to do."""
+    path = runs.row("a", [])
+    path.write_text(text)
+    with pytest.raises(UserError, match="remove it and run the row again") as told:
+        runs.lines()
+    assert str(path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_row_in_another_scale_s_folder_is_refused(runs: Runs) -> None:
+    """Otherwise renaming a folder would turn an analogue into a reproduction."""
+    path = runs.row("a", accuracies(90.0), scale="digits")
+    path.parent.rename(path.parent.with_name("imagenet"))
+    with pytest.raises(UserError, match="belongs to toy at digits"):
+        runs.lines()
+
+
+def curve(*speedups: float) -> list[dict[str, Any]]:
+    """Two series of a metric at these speed-ups."""
+    return [
+        record(
+            f"top1_err_increase ({name})", factor * x, "pp", x=x, low=factor * x - 0.5, high=factor * x + 0.5, seed=0
+        )
+        for name, factor in (("first k", 2.125), ("lasso", 0.1))
+        for x in speedups
+    ]
+
+
+def test_curves_are_drawn_and_written(runs: Runs, tmp_path: Path) -> None:
+    """The points of the CSV are the records; the picture is one."""
+    for layer in ("conv1_2", "conv2_1"):
+        runs.row(layer, curve(1.25, 2.0, 4.0))
+    picture, points = figures.draw(runs.table(), tmp_path / "figures")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 5000
+    rows = list(csv.DictReader(points.open()))
+    assert len(rows) == 12
+    found = {(row["row"], row["series"], float(row["x"])): (float(row["value"]), float(row["low"])) for row in rows}
+    assert found["conv2_1", "first k", 4.0] == (8.5, 8.0)
+    assert found["conv1_2", "lasso", 1.25] == (0.125, -0.375)
+    assert {row["metric"] for row in rows} == {"top1_err_increase"}
+    assert text_of(runs.table(), "conv1_2", "curve") == "6 points"
+
+
+def test_labels_of_curves_do_not_overlap() -> None:
+    """They are moved apart as little as needed and stay below the top."""
+    assert figures.spread([0.1, 0.5], 0.1) == [0.1, 0.5]
+    assert figures.spread([0.1, 0.125], 0.25) == pytest.approx([0.1, 0.35])
+    assert figures.spread([0.95, 0.97, 0.99], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+
+
+def test_dot_plots_need_four_lines(runs: Runs, tmp_path: Path) -> None:
+    """Fewer are read faster in the table."""
+    for number in range(4):
+        if number:
+            assert figures.draw(runs.table(), tmp_path / "figures") == []
+        values = [record("top1_change", -number, "pp", low=-number - 1, high=0.5), record("kl", 0.1 * number, "nats")]
+        runs.row(f"row {number}", values, published={"top1_err_increase": ["ours 4x", "err_increase"]})
+    (picture,) = figures.draw(runs.table(), tmp_path / "figures")
+    assert picture.stat().st_size > 5000
+    # an increase of the error by 1.0 is a change of the accuracy by -1.0
+    assert figures.published_value(runs.lines(), "top1_change") == (-1.0, "published")
+    assert figures.published_value(runs.lines(), "kl") is None
+
+
+def test_figures_are_the_same_every_time(runs: Runs, tmp_path: Path) -> None:
+    """So that committed results change only with the numbers."""
+    runs.row("conv1_2", curve(1.25, 2.0))
+    first, second = (figures.draw(runs.table(), tmp_path / name)[0].read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_pages_link_only_to_files(runs: Runs) -> None:
+    """Every relative link of the pages and of the index leads somewhere, also with a space in the scale's name."""
+    for scale in ("imagenet", "my data"):
+        runs.row("dense", accuracies(90.0, 91.0), scale, published={"top1_acc": ["baseline", "top1_acc"]})
+        runs.row("conv1_2", curve(1.25, 2.0), scale)
+    runs.row("ours", [], status="not run (needs imagenet)", steps={}, shape=SHAPE)
+    written = write(runs.root, runs.registry, ABOUT)
+    pages = [path for path in written if path.name == "README.md"]
+    assert len(pages) == 2
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)]+)\)", page.read_text())]
+    assert len(links) == 2 + 2 * 6
+    for page, link in links:
+        assert (page.parent / unquote(link)).is_file(), link
+    for path in written:
+        assert path.suffix == ".png" or path.read_text().endswith("\n")
+    text = pages[0].read_text()
+    for part in (
+        "1. one", "2. two", "bench run toy --scale imagenet", "digits (fingerprint 0123456789ab, 8x8)", "2025-03-01",
+        "Some CPU (2 cores) (cpu), 2 threads", "torch 2.6.0", PROVENANCE["code"], "**top-1 (%)**",
+    ):  # fmt: skip
+        assert str(part) in text
+    assert "**KL" not in text
+    index = (runs.root / "README.md").read_text()
+    assert "| paper | scale | rows | reproduced | analogue | not run |" in index
+    assert "| [A toy](toy/README.md) | imagenet | 3 | 1 |  | 1 |" in index
+    assert "- No rows" in index
+    before = {path: path.read_bytes() for path in written}
+    stale = runs.root / PAPER / "tables" / "imagenet" / "Table_0.md"
+    stale.write_text("old")
+    assert write(runs.root, runs.registry, ABOUT) == written
+    assert {path: path.read_bytes() for path in written} == before
+    assert not stale.exists()
+
+
+def test_accept_copies_what_ran_and_keeps_what_was_measured(runs: Runs, tmp_path: Path) -> None:
+    """A row that could not run never replaces a measured one."""
+    results = tmp_path / "results"
+    ran, blocked = runs.row("a", accuracies(90.0)), runs.row("b", [], status="not run (needs imagenet)", steps={})
+    targets = [results / path.relative_to(runs.root) for path in (ran, blocked)]
+    assert accept(runs.root, results, None) == targets
+    assert json.loads(targets[0].read_text()) == json.loads(ran.read_text())
+    row = json.loads(ran.read_text())
+    ran.write_text(json.dumps({**row, "status": "not run (needs imagenet)", "records": [], "steps": {}}))
+    assert accept(runs.root, results, [PAPER]) == []
+    assert json.loads(targets[0].read_text()) == row
+    ran.write_text(json.dumps({**row, "records": accuracies(91.0)}))
+    assert accept(runs.root, results, [PAPER]) == targets[:1]
+    assert json.loads(targets[0].read_text())["records"][0]["value"] == 91.0
+
+
+@pytest.mark.parametrize("code", [None, "0" * 40 + "-dirty"])
+def test_accept_refuses_uncommitted_code(runs: Runs, tmp_path: Path, code: str | None) -> None:
+    """Nothing is written then, not even the rows before it."""
+    results = tmp_path / "results"
+    runs.row("a", accuracies(90.0))
+    steps = {"key": {"step": "s", "seconds": 1.0, "provenance": {**PROVENANCE, "code": code}}}
+    path = runs.row("b", accuracies(90.0), steps=steps)
+    with pytest.raises(UserError, match="run the row again") as told:
+        accept(runs.root, results, None)
+    assert str(path) in str(told.value)
+    assert "\n" not in str(told.value)
+    assert not results.exists()
+    assert len(accept(runs.root, results, None, allow_dirty=True)) == 2
+
+
+def test_accept_names_what_is_missing(runs: Runs, tmp_path: Path) -> None:
+    """No run, or not of that paper."""
+    with pytest.raises(UserError, match="no rows in"):
+        accept(runs.root, tmp_path / "results", None)
+    runs.row("a", accuracies(90.0))
+    with pytest.raises(UserError, match="no rows of 'other'"):
+        accept(runs.root, tmp_path / "results", ["other"])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(3.391e9, "3.39 G"), (62_914_560, "62.9 M"), (138_357_544, "138 M"), (9.996e6, "10.0 M"), (950, "950")],
+)
+def test_sizes_are_printed_in_three_digits(value: float, text: str) -> None:
+    """As the papers print them."""
+    assert size(value) == text
+
+
+def test_numbers_have_the_metric_s_form() -> None:
+    """Signs for changes, none for a zero, three decimals for divergences."""
+    assert metric("top1_change").number(0.5) == "+0.50"
+    assert metric("top1_change").number(-0.001) == "0.00"
+    assert metric("kl").number(0.12345) == "0.123"
+    assert metric("speedup").number(2) == "2.000"
