@@ -90,6 +90,10 @@ def check_outputs(model: nn.Module, shape: tuple[int, int, int], classes: int) -
         outputs = model.cpu().eval()(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0][:160]
-        raise UserError(f"the network does not run on images of {shape[1]}x{shape[2]} ({reason}): give its input size with --size") from error
+        raise UserError(
+            f"the network does not run on images of {shape[1]}x{shape[2]} ({reason}): give its input size with --size"
+        ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or outputs.shape[1] < classes:
-        raise UserError(f"the network must give one row of at least {classes} logits for each image: the data have {classes} classes")
+        raise UserError(
+            f"the network must give one row of at least {classes} logits for each image: the data have {classes} classes"
+        )

@@ -45,7 +45,7 @@ def abouts() -> dict[str, pages.About]:
     return {key: pages.About(p.title, p.reference, p.deviations) for key, p in runner.papers().items()}
 
 
-def list(options: argparse.Namespace) -> Output:  # noqa: A001  named after the command
+def list(options: argparse.Namespace) -> Output:
     """Papers, tables, rows and what each needs."""
     value, lines = [], []
     for paper, rows in runner.choose(options.paper, None, None):
@@ -57,7 +57,9 @@ def list(options: argparse.Namespace) -> Output:  # noqa: A001  named after the 
                 lines.append(f"  {table}")
             needs = row.missing or f"{row.scale}" + ("" if row.scales is None else f"; runs at {', '.join(row.scales)}")
             lines.append(f"    {row.name}  [{'not run: ' if row.missing else 'own scale '}{needs}]")
-            value.append({"paper": paper.key, "table": row.table, "row": row.name, "scale": row.scale, "missing": row.missing})
+            value.append(
+                {"paper": paper.key, "table": row.table, "row": row.name, "scale": row.scale, "missing": row.missing}
+            )
     return value, "\n".join(lines)
 
 
@@ -73,12 +75,19 @@ def run(options: argparse.Namespace) -> Output:
     for paper, rows in chosen:
         planned = runner.plan(rows, job)
         if options.row and all(entry.chain is None for entry in planned):
-            raise UserError(f"{planned[0].row.name}: not run ({planned[0].reason}); choose another --scale or give --data")
+            raise UserError(
+                f"{planned[0].row.name}: not run ({planned[0].reason}); choose another --scale or give --data"
+            )
         files += runner.run(paper, planned, job, store, lambda text: print(text, file=sys.stderr, flush=True), command)
     if not distributed.is_main():
         return [], ""
     written = pages.write(options.out, registry_folder(), abouts())
-    shown = [table for paper, rows in chosen for table in _tables(options.out, [paper.key]) if table.name in {r.table for r in rows}]
+    shown = [
+        table
+        for paper, rows in chosen
+        for table in _tables(options.out, [paper.key])
+        if table.name in {r.table for r in rows}
+    ]
     text = "\n\n".join(render.markdown(table) for table in shown)
     page = options.out / chosen[0][0].key / "README.md" if len(chosen) == 1 else options.out / "README.md"
     return {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}, f"{text}\n\nThe page: {page}"
@@ -88,7 +97,7 @@ def _job(options: argparse.Namespace) -> Job:
     return Job(
         out=options.out, data=bench.data.data_root(options.data), scale=options.scale, device=options.device,
         seed=options.seed, weights=options.weights, protocol=options.protocol, workers=options.workers, amp=options.amp,
-        progress=not options.json and sys.stderr.isatty() or bool(os.environ.get("BENCH_PROGRESS")),
+        progress=(not options.json and sys.stderr.isatty()) or bool(os.environ.get("BENCH_PROGRESS")),
     )  # fmt: skip
 
 
@@ -114,7 +123,9 @@ def _plan(chosen: Any, job: Job) -> Output:
             total += minutes
             state = "cached" if header else f"{minutes:.1f} min"
             lines.append(f"{state:>9}  {step.name}")
-            value.append({"paper": paper.key, "step": step.name, "key": step.key, "cached": bool(header), "minutes": minutes})
+            value.append(
+                {"paper": paper.key, "step": step.name, "key": step.key, "cached": bool(header), "minutes": minutes}
+            )
         for entry in planned:
             if entry.chain is None:
                 lines.append(f"  not run  {entry.row.table}: {entry.row.name} ({entry.reason})")
@@ -166,8 +177,18 @@ def macs(options: argparse.Namespace) -> Output:
         count = counting.count(shape.build(device), shape.input_shape)
         dense = counting.count(shape.dense().build(device), shape.input_shape)
         total, speedup = count.total(options.convention), dense.total("conv") / count.total("conv")
-        value.append({"name": name, "convention": options.convention, "macs": total, "params": count.params, "conv_speedup": speedup})
-        lines.append(f"{name}: {total:,} MACs ({options.convention}), {count.params:,} parameters, {speedup:.3f}x in conv MACs")
+        value.append(
+            {
+                "name": name,
+                "convention": options.convention,
+                "macs": total,
+                "params": count.params,
+                "conv_speedup": speedup,
+            }
+        )
+        lines.append(
+            f"{name}: {total:,} MACs ({options.convention}), {count.params:,} parameters, {speedup:.3f}x in conv MACs"
+        )
     return value, "\n".join(lines)
 
 
@@ -214,12 +235,21 @@ def doctor(options: argparse.Namespace) -> Output:
     """Versions, devices, data sets, W&B."""
     root = bench.data.data_root(options.data)
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    installed = {name: _version(name) for name in ("wandb", "mmdet", "onedl-mmdetection", "mmengine", "mmcv", "onedl-mmcv")}
-    value = {
+    installed = {
+        name: _version(name) for name in ("wandb", "mmdet", "onedl-mmdetection", "mmengine", "mmcv", "onedl-mmcv")
+    }
+    value: dict[str, Any] = {
         "versions": provenance.versions(),
         "devices": {"cpu": provenance.hardware("cpu"), "cuda": cuda},
-        "data": {scale: str(bench.data.find(scale, root)) if bench.data.find(scale, root) else None for scale in bench.data.SCALES},
-        "wandb": {"version": installed["wandb"], "mode": os.environ.get("WANDB_MODE"), "key": "WANDB_API_KEY" in os.environ},
+        "data": {
+            scale: str(bench.data.find(scale, root)) if bench.data.find(scale, root) else None
+            for scale in bench.data.SCALES
+        },
+        "wandb": {
+            "version": installed["wandb"],
+            "mode": os.environ.get("WANDB_MODE"),
+            "key": "WANDB_API_KEY" in os.environ,
+        },
     }
     lines = [f"{name} {version}" for name, version in provenance.versions().items()]
     hardware = provenance.hardware("cpu")
@@ -227,14 +257,23 @@ def doctor(options: argparse.Namespace) -> Output:
     lines.append(f"cuda: {', '.join(cuda) or 'none'}")
     for scale in bench.data.SCALES:
         place = bench.data.find(scale, root)
-        hints = {"cifar10": "put cifar-10-batches-py there, or let `bench run` download it", "imagenet": "put train/ and val/ there"}
+        hints = {
+            "cifar10": "put cifar-10-batches-py there, or let `bench run` download it",
+            "imagenet": "put train/ and val/ there",
+        }
         found = "embedded" if scale == "digits" else str(place) if place else f"not found in {root}: {hints[scale]}"
         lines.append(f"data {scale}: {found}")
-    state = f"version {installed['wandb']}, {'key set' if value['wandb']['key'] else 'no key'}" if installed["wandb"] else "not installed"
+    state = (
+        f"version {installed['wandb']}, {'key set' if value['wandb']['key'] else 'no key'}"
+        if installed["wandb"]
+        else "not installed"
+    )
     lines.append(f"wandb: {state}")
     for ours, theirs in (("onedl-mmengine", "mmengine"), ("onedl-mmcv", "mmcv"), ("onedl-mmdetection", "mmdet")):
         if _version(ours) and _version(theirs):
-            lines.append(f"warning: {theirs} and {ours} are both installed and overwrite each other: pip uninstall {theirs}")
+            lines.append(
+                f"warning: {theirs} and {ours} are both installed and overwrite each other: pip uninstall {theirs}"
+            )
     return value, "\n".join(lines)
 
 
@@ -250,12 +289,17 @@ def data(options: argparse.Namespace) -> Output:
     root = bench.data.data_root(options.data)
     place = bench.data.find("cifar10", root) or root
     counts = cifar10.write_subset(place, options.folder, progress=not options.json)
-    return {"folder": str(options.folder), **counts}, f"{options.folder}: {counts['train']} training and {counts['test']} test images"
+    return {
+        "folder": str(options.folder),
+        **counts,
+    }, f"{options.folder}: {counts['train']} training and {counts['test']} test images"
 
 
 def accept(options: argparse.Namespace) -> Output:
     """Promotes rows from runs/ to results/ and writes the pages."""
     files = accepting.accept(options.source, options.to, options.paper or None)
     written = pages.write(options.to, registry_folder(), abouts())
-    return {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}, f"{len(files)} rows accepted; the index: {options.to / 'README.md'}"
-
+    return {
+        "rows": [str(f) for f in files],
+        "pages": [str(p) for p in written],
+    }, f"{len(files)} rows accepted; the index: {options.to / 'README.md'}"

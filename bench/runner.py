@@ -246,7 +246,9 @@ def describe(step: Step, entry: Planned, job: Job, seconds: float) -> dict[str, 
             "source": provenance.source_hash(step.run.__module__),
             "versions": provenance.versions(),
             "hardware": provenance.hardware(job.device),
-            "data": None if images is None else {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol},
+            "data": None
+            if images is None
+            else {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol},
             "date": provenance.today(),
         },
     }

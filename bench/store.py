@@ -178,10 +178,14 @@ def disk_errors(place: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) and "No space left" in str(error):
-            raise UserError(f"no space left on the disk of {place}: free some and run the same command again") from error
+            raise UserError(
+                f"no space left on the disk of {place}: free some and run the same command again"
+            ) from error
         code = getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left on the disk of {place}: free some and run the same command again") from error
+            raise UserError(
+                f"no space left on the disk of {place}: free some and run the same command again"
+            ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"cannot write to {place}: choose another folder with --out") from error
         raise

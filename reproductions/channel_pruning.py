@@ -19,6 +19,7 @@ from bench.cli import main
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
 from bench.pruning import steps as pruning
+from bench.pruning import surgery
 from bench.rows import Chain, Paper, Row, Setting
 from bench.steps import Step
 from bench.train import steps as training
@@ -69,7 +70,14 @@ RESNET50_BLOCKS = (3, 4, 6, 3)
 # Paper: conv1_x to conv3_x keep r, conv4_x 1.5 r, conv5_x all (quoted in the released code's issue 30)
 RATIOS = {CONVS[name]: 1.5 if name.startswith("conv4") else 1.0 for name in CONVS if not name.startswith("conv5")}
 
-FIGURE4 = {"conv1_2": "conv2_1", "conv2_1": "conv2_2", "conv2_2": "conv3_1", "conv3_1": "conv3_2", "conv3_2": "conv3_3", "conv4_1": "conv4_2"}
+FIGURE4 = {
+    "conv1_2": "conv2_1",
+    "conv2_1": "conv2_2",
+    "conv2_2": "conv3_1",
+    "conv3_1": "conv3_2",
+    "conv3_2": "conv3_3",
+    "conv4_1": "conv4_2",
+}
 FIGURE4_SPEEDUPS = [1.25, 1.5, 2.0, 2.5, 3.0, 4.0]
 
 TABLE1 = "Table 1 (VGG-16 alone)"
@@ -326,7 +334,9 @@ def single_layer(setting: Setting, recipe: Recipe, *, reader: str) -> Chain:
     }  # fmt: skip
     work = gmacs(recipe, setting.test_images, 4.0 * len(FIGURE4_SPEEDUPS)) + gmacs(recipe, images, 1.0)
     start = dense(setting, recipe, seed)
-    step = Step(f"single layer({reader})", pruning.run_single_layer, (start,), params, setting.data, setting.device, work)
+    step = Step(
+        f"single layer({reader})", pruning.run_single_layer, (start,), params, setting.data, setting.device, work
+    )
     return Chain([], [step])
 
 
@@ -336,7 +346,11 @@ def single_layer(setting: Setting, recipe: Recipe, *, reader: str) -> Chain:
 
 def table1() -> list[Row]:
     """VGG-16 at 2x, 4x and 5x, at the paper's ratios and at the released widths, before and after fine-tuning."""
-    rows = [_vgg_row(TABLE1, "VGG-16 dense", {"top5_acc": ("baseline", "top5_acc")}, chain=partial(chain, prune=None, tune=False))]
+    rows = [
+        _vgg_row(
+            TABLE1, "VGG-16 dense", {"top5_acc": ("baseline", "top5_acc")}, chain=partial(chain, prune=None, tune=False)
+        )
+    ]
     for speedup in (2, 4, 5):
         for tune, label in ((False, "without fine-tune"), (True, "fine-tuned")):
             link = {"top5_err_increase": (f"Ours ({label})", f"top5_err_increase@{speedup}x")}
@@ -366,13 +380,23 @@ def table6() -> list[Row]:
     """ResNet-50 at the released 2x widths: plain, with compensation of the residual branch, and fine-tuned."""
     shape = shape_of(RESNET50_SHAPE, released_resnet50(RESNET50_SHAPE))
     rows = []
-    for name, compensate, tune in (("Ours", False, False), ("Ours (enhanced)", True, False), ("Ours (enhanced, fine-tuned)", True, True)):
+    for name, compensate, tune in (
+        ("Ours", False, False),
+        ("Ours (enhanced)", True, False),
+        ("Ours (enhanced, fine-tuned)", True, True),
+    ):
         prune = partial(resnet50_release, compensate=compensate)
         rows.append(
             Row(
-                TABLE6, name, "imagenet", shape, 2.0, resnet50, partial(chain, prune=prune, tune=tune),
+                TABLE6,
+                name,
+                "imagenet",
+                shape,
+                2.0,
+                resnet50,
+                partial(chain, prune=prune, tune=tune),
                 {"top5_err_increase": (name, "top5_err_increase@2x")},
-            )  # fmt: skip
+            )
         )
     return rows
 
@@ -408,7 +432,11 @@ def figure4() -> list[Row]:
 def selection_and_widths() -> list[Row]:
     """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; before and after tuning."""
     rows = [Row(OURS, "dense", "cifar10", None, None, resnet56, partial(chain, prune=None, tune=False), ours=True)]
-    rows.append(Row(OURS, "dense, fine-tuned", "cifar10", None, None, resnet56, partial(chain, prune=None, tune=True), ours=True))
+    rows.append(
+        Row(
+            OURS, "dense, fine-tuned", "cifar10", None, None, resnet56, partial(chain, prune=None, tune=True), ours=True
+        )
+    )
     for tune in (False, True):
         for speedup in (2, 3, 4) if not tune else (2,):
             for selection, allocation, full in _methods(speedup):
@@ -416,9 +444,16 @@ def selection_and_widths() -> list[Row]:
                 name = f"{speedup}x {selection}, {allocation}{', full reconstruction' if full else ''}{', fine-tuned' if tune else ''}"
                 rows.append(
                     Row(
-                        OURS, name, "cifar10", None, float(speedup), resnet56, partial(chain, prune=prune, tune=tune),
-                        scales=None if speedup == 2 else ("cifar10",), ours=True,
-                    )  # fmt: skip
+                        OURS,
+                        name,
+                        "cifar10",
+                        None,
+                        float(speedup),
+                        resnet56,
+                        partial(chain, prune=prune, tune=tune),
+                        scales=None if speedup == 2 else ("cifar10",),
+                        ours=True,
+                    )
                 )
     return rows
 
@@ -427,7 +462,7 @@ def what_each_part_is_worth() -> list[Row]:
     """Exact selection, error-driven widths and the full reconstruction, each against the choice without it."""
     rows = []
     for speedup in (2, 3, 4):
-        base = {"selection": "lasso", "allocation": "uniform", "full": False}
+        base: dict[str, Any] = {"selection": "lasso", "allocation": "uniform", "full": False}
         for name, first, second in (
             ("exact selection, at uniform widths", {"selection": "exact"}, {}),
             ("exact selection, at error-driven widths", {"selection": "exact", "allocation": "error-driven"}, {"allocation": "error-driven"}),
@@ -444,10 +479,16 @@ def what_each_part_is_worth() -> list[Row]:
             prunes = [partial(inner, speedup=speedup, **{**base, **choice}) for choice in (first, second)]
             rows.append(
                 Row(
-                    WORTH, f"{speedup}x: {name}", "cifar10", None, None, resnet56,
+                    WORTH,
+                    f"{speedup}x: {name}",
+                    "cifar10",
+                    None,
+                    None,
+                    resnet56,
                     partial(worth, first=prunes[0], second=prunes[1]),
-                    scales=None if speedup == 2 else ("cifar10",), ours=True,
-                )  # fmt: skip
+                    scales=None if speedup == 2 else ("cifar10",),
+                    ours=True,
+                )
             )
     return rows
 
@@ -477,7 +518,7 @@ def _uniform_vgg(speedup: float, recipe: Recipe) -> dict[str, int]:
 def _half(recipe: Recipe) -> dict[str, int]:
     producers, _ = pruning.prunable(recipe)
     model = recipe.build("meta")
-    return {name: model.get_submodule(name).out_channels // 2 for name in producers}
+    return {name: surgery.convolution(model, name).out_channels // 2 for name in producers}
 
 
 def not_yet() -> list[Row]:

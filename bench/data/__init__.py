@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bench.data.cifar10 import cifar10
-from bench.data.digits import digits
+from bench.data.cifar10 import cifar10_images
+from bench.data.digits import digits_images
 from bench.data.folder import image_folder
 from bench.data.images import ImageSet
 from bench.errors import UserError
@@ -46,10 +46,12 @@ def load(scale: str, root: Path, size: int, protocol: str = "short256", progress
     """
     check_scale(scale)
     if scale == "digits":
-        return digits(size)
+        return digits_images(size)
     place = find(scale, root)
     if scale == "cifar10":
-        return cifar10(place or root)
+        return cifar10_images(place or root)
     if place is None:
-        raise UserError(f"no ImageNet in {root}: put train/ and val/ (one folder a class) into {root / 'imagenet'}, or name the folder that holds them with --data")
+        raise UserError(
+            f"no ImageNet in {root}: put train/ and val/ (one folder a class) into {root / 'imagenet'}, or name the folder that holds them with --data"
+        )
     return image_folder(place, size, protocol, name=scale if scale == "imagenet" else None, progress=progress)

@@ -31,7 +31,7 @@ def _load(root: Path, train: bool) -> CIFAR10:
         ) from error
 
 
-def cifar10(root: Path) -> ImageSet:
+def cifar10_images(root: Path) -> ImageSet:
     """50,000 training and 10,000 test images at 32x32.  Raises :class:`UserError` where they cannot be had."""
     splits, hasher = [], hashlib.sha256()
     for train in (True, False):

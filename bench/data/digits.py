@@ -14,7 +14,7 @@ TRAIN = 1437  # four fifths; the scans are ordered by writer, so a fixed permuta
 _SPLIT_SEED = 0
 
 
-def digits(size: int) -> ImageSet:
+def digits_images(size: int) -> ImageSet:
     """1,437 training and 360 test images, upscaled to 3 x ``size`` x ``size``, always the same split."""
     data = load_digits()
     raw = torch.from_numpy(data.images).float()[:, None] * (255.0 / 16.0)
@@ -27,4 +27,6 @@ def digits(size: int) -> ImageSet:
         for part in (order[:TRAIN], order[TRAIN:])
     ]
     fingerprint = hashlib.sha256(data.images.tobytes() + data.target.tobytes() + order.numpy().tobytes()).hexdigest()
-    return ImageSet("digits", fingerprint, tuple("0123456789"), size, halves[0], halves[1], f"upscaled to {size}x{size}")
+    return ImageSet(
+        "digits", fingerprint, tuple("0123456789"), size, halves[0], halves[1], f"upscaled to {size}x{size}"
+    )

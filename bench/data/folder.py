@@ -35,7 +35,9 @@ def image_folder(root: Path, size: int, protocol: str, name: str | None = None, 
     test_files, test_classes = _list(test)
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))[:3]
-        raise UserError(f"{root}: train/ and {test.name}/ have different classes ({', '.join(odd)}): make them the same")
+        raise UserError(
+            f"{root}: train/ and {test.name}/ have different classes ({', '.join(odd)}): make them the same"
+        )
     splits: list[Split]
     if size <= _MEMORY_SIDE:
         splits = [_read(files, size, progress) for files in (train_files, test_files)]

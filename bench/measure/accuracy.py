@@ -12,12 +12,16 @@ from bench.store import Record
 
 
 @torch.no_grad()
-def logits(model: nn.Module, split: Split, device: str, batch: int = 256, workers: int = 0, progress: bool = True) -> Tensor:
+def logits(
+    model: nn.Module, split: Split, device: str, batch: int = 256, workers: int = 0, progress: bool = True
+) -> Tensor:
     """N x classes (float32) for all N images of ``split``, in order, in evaluation mode."""
     model = model.to(device).eval()
     outputs = []
     total = -(-len(split) // batch)
-    for images, _ in tqdm(split.batches(batch, workers), desc="evaluating", total=total, disable=not progress, leave=False):
+    for images, _ in tqdm(
+        split.batches(batch, workers), desc="evaluating", total=total, disable=not progress, leave=False
+    ):
         outputs.append(model(images.to(device)).float().cpu())
     return torch.cat(outputs)
 
@@ -65,7 +69,9 @@ def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor, seed: 
     return found
 
 
-def contrast(first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor, seed: int = 0) -> list[Record]:
+def contrast(
+    first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor, seed: int = 0
+) -> list[Record]:
     """What one method is worth against another: first minus second, paired by image and seed.
 
     Gives the differences of top-1 accuracy (points), agreement with the reference (points) and KL (nats), and the ratio
@@ -73,7 +79,9 @@ def contrast(first: list[Tensor], second: list[Tensor], references: list[Tensor]
     """
     rows = list(zip(first, second, references, strict=True))
     top1 = torch.stack([hits(a, labels, 1).double() - hits(b, labels, 1).double() for a, b, _ in rows])
-    agree = torch.stack([(a.argmax(1) == r.argmax(1)).double() - (b.argmax(1) == r.argmax(1)).double() for a, b, r in rows])
+    agree = torch.stack(
+        [(a.argmax(1) == r.argmax(1)).double() - (b.argmax(1) == r.argmax(1)).double() for a, b, r in rows]
+    )
     kl_first = torch.stack([divergence(r, a) for a, _, r in rows])
     kl_second = torch.stack([divergence(r, b) for _, b, r in rows])
     found = []

@@ -23,26 +23,134 @@ CONVENTIONS = ("conv", "conv+fc", "2x")
 
 # what costs no multiply-accumulates by every convention above: elementwise, pooling, norms, shapes, indexing
 _FREE = frozenset(
-    """
-    add add_ sub mul mul_ div neg relu relu_ threshold hardtanh hardtanh_ hardswish hardsigmoid sigmoid silu silu_ gelu
-    leaky_relu tanh clamp clamp_min exp log sqrt rsqrt pow abs sum mean max min amax amin argmax maximum minimum softmax
-    _softmax _log_softmax where eq ne gt ge lt le logical_or logical_and bitwise_and bitwise_or
-    max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d mean.dim
-    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm batch_norm
-    native_layer_norm native_group_norm native_dropout dropout bernoulli_
-    view _unsafe_view reshape flatten t transpose permute expand squeeze unsqueeze slice select index index_select cat
-    stack split split_with_sizes chunk clone detach alias contiguous copy_ fill_ zero_ zeros zeros_like ones ones_like
-    empty empty_like new_zeros full arange constant_pad_nd pad reflection_pad2d upsample_nearest2d upsample_bilinear2d
-    _to_copy lift_fresh unbind repeat gather topk sort scatter scatter_ empty_strided linalg_vector_norm
-    """.split()
+    [
+        "add",
+        "add_",
+        "sub",
+        "mul",
+        "mul_",
+        "div",
+        "neg",
+        "relu",
+        "relu_",
+        "threshold",
+        "hardtanh",
+        "hardtanh_",
+        "hardswish",
+        "hardsigmoid",
+        "sigmoid",
+        "silu",
+        "silu_",
+        "gelu",
+        "leaky_relu",
+        "tanh",
+        "clamp",
+        "clamp_min",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "pow",
+        "abs",
+        "sum",
+        "mean",
+        "max",
+        "min",
+        "amax",
+        "amin",
+        "argmax",
+        "maximum",
+        "minimum",
+        "softmax",
+        "_softmax",
+        "_log_softmax",
+        "where",
+        "eq",
+        "ne",
+        "gt",
+        "ge",
+        "lt",
+        "le",
+        "logical_or",
+        "logical_and",
+        "bitwise_and",
+        "bitwise_or",
+        "max_pool2d_with_indices",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "_adaptive_avg_pool2d",
+        "adaptive_max_pool2d",
+        "mean.dim",
+        "native_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "cudnn_batch_norm",
+        "batch_norm",
+        "native_layer_norm",
+        "native_group_norm",
+        "native_dropout",
+        "dropout",
+        "bernoulli_",
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "flatten",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "squeeze",
+        "unsqueeze",
+        "slice",
+        "select",
+        "index",
+        "index_select",
+        "cat",
+        "stack",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "clone",
+        "detach",
+        "alias",
+        "contiguous",
+        "copy_",
+        "fill_",
+        "zero_",
+        "zeros",
+        "zeros_like",
+        "ones",
+        "ones_like",
+        "empty",
+        "empty_like",
+        "new_zeros",
+        "full",
+        "arange",
+        "constant_pad_nd",
+        "pad",
+        "reflection_pad2d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "_to_copy",
+        "lift_fresh",
+        "unbind",
+        "repeat",
+        "gather",
+        "topk",
+        "sort",
+        "scatter",
+        "scatter_",
+        "empty_strided",
+        "linalg_vector_norm",
+    ]
 )
 
 
-class _UnknownOps(TorchDispatchMode):
+class _UnknownOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Remembers operations that neither cost nothing nor have a formula."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,7 +207,9 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Macs:
         for handle in handles:
             handle.remove()
     if unknown.names:
-        raise UserError(f"no MAC count is known for the operation {', '.join(sorted(unknown.names))}: add its cost to bench.measure.macs")
+        raise UserError(
+            f"no MAC count is known for the operation {', '.join(sorted(unknown.names))}: add its cost to bench.measure.macs"
+        )
     conv = {name: macs for name, (module, macs) in layers.items() if not isinstance(module, nn.Linear)}
     fc = {name: macs for name, (module, macs) in layers.items() if isinstance(module, nn.Linear)}
     seen, traced = sum(conv.values()) + sum(fc.values()), counter.get_total_flops()

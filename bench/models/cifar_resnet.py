@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         """N x inputs x H x W to N x outputs x H/stride x W/stride."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu(out + self.shortcut(x))
+        return self.relu(out + self.shortcut(x))  # type: ignore[no-any-return]
 
 
 class CifarResNet(nn.Module):

@@ -55,7 +55,9 @@ class Recipe:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """The inverse of :meth:`to_json`."""
-        return cls(value["builder"], value["arguments"], tuple(value["input_shape"]), value["widths"], value["samplers"])
+        return cls(
+            value["builder"], value["arguments"], tuple(value["input_shape"]), value["widths"], value["samplers"]
+        )
 
     def dense(self) -> Recipe:
         """The same network before any removal."""
@@ -111,5 +113,7 @@ def initialise(model: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, 0.0, 0.01)
             nn.init.zeros_(module.bias)
-        elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        else:
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()

@@ -76,7 +76,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         base = max(1, round(64 * width))
-        self.conv1 = nn.Conv2d(3, base, 3 if small_input else 7, 1 if small_input else 2, 1 if small_input else 3, bias=False)
+        self.conv1 = nn.Conv2d(
+            3, base, 3 if small_input else 7, 1 if small_input else 2, 1 if small_input else 3, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(base)
         self.relu = nn.ReLU()
         self.maxpool = nn.Identity() if small_input else nn.MaxPool2d(3, 2, 1)

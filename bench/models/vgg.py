@@ -36,14 +36,16 @@ def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0) -
     linear layer on the 1x1 map).
     """
     layers = [entry if isinstance(entry, str) else max(1, round(entry[1] * width)) for entry in _LAYOUT]
-    model = VGG(make_layers(layers), num_classes=num_classes, init_weights=False)  # type: ignore[arg-type]
+    model: nn.Module = VGG(make_layers(layers), num_classes=num_classes, init_weights=False)  # type: ignore[arg-type]
     channels = max(1, round(512 * width))
     if form == "cifar":
-        model.avgpool = nn.Identity()  # type: ignore[assignment]
+        model.avgpool = nn.Identity()
         model.classifier = nn.Sequential(nn.Linear(channels, num_classes))
     elif width != 1.0:
         hidden = max(1, round(4096 * width))
-        model.classifier[0] = nn.Linear(channels * 49, hidden)
-        model.classifier[3] = nn.Linear(hidden, hidden)
-        model.classifier[6] = nn.Linear(hidden, num_classes)
+        model.classifier = nn.Sequential(
+            nn.Linear(channels * 49, hidden), nn.ReLU(True), nn.Dropout(),
+            nn.Linear(hidden, hidden), nn.ReLU(True), nn.Dropout(),
+            nn.Linear(hidden, num_classes),
+        )  # fmt: skip
     return model

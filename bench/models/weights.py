@@ -37,7 +37,9 @@ def read(path: Path) -> dict[str, Tensor]:
             value = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no readable state dict ({reason[:120]}): save model.state_dict() and give that file") from error
+        raise UserError(
+            f"{path} is no readable state dict ({reason[:120]}): save model.state_dict() and give that file"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
@@ -60,7 +62,9 @@ def load(model: nn.Module, path: Path) -> None:
     ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UserError(f"{path} does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}: give the weights of this network")
+        raise UserError(
+            f"{path} does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}: give the weights of this network"
+        )
     model.load_state_dict({**{name: own[name] for name in counters}, **state})
 
 
@@ -74,5 +78,7 @@ def load_pretrained(model: nn.Module, builder: str, progress: bool = True) -> No
     try:
         state = torchvision.models.get_weight(PRETRAINED[builder]).get_state_dict(progress=progress, check_hash=True)
     except Exception as error:  # the download layer raises many kinds; all mean the same to the user
-        raise UserError(f"torchvision's {PRETRAINED[builder]} could not be loaded ({error}): give a state dict with --weights") from error
+        raise UserError(
+            f"torchvision's {PRETRAINED[builder]} could not be loaded ({error}): give a state dict with --weights"
+        ) from error
     model.load_state_dict(state)

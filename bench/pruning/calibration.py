@@ -94,7 +94,7 @@ def calibrate(
     ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches.  Raises :class:`UserError` without
     images or without a convolution that could be pruned.
     """
-    batches = list(images.split(sampling.batch)) if isinstance(images, Tensor) else list(images)
+    batches = list(torch.split(images, sampling.batch)) if isinstance(images, Tensor) else list(images)
     count = sum(len(batch) for batch in batches)
     if not count:
         raise UserError("no calibration images: the training split is empty")

@@ -27,7 +27,11 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def unfold(
-    conv: nn.Conv2d, norm: nn.BatchNorm2d | None, weight: Tensor, bias: Tensor, seen: tuple[Tensor, Tensor] | None = None
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d | None,
+    weight: Tensor,
+    bias: Tensor,
+    seen: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Writes a folded map into ``conv`` and ``norm``, in place, so that ``norm(conv(x))`` computes it exactly.
 

@@ -54,7 +54,7 @@ def trace(model: nn.Module) -> fx.Graph:
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
     try:
-        graph = fx.Tracer().trace(model)
+        graph: fx.Graph = fx.Tracer().trace(model)
     except Exception as error:  # tracing runs the user's own forward, which may raise anything
         raise UserError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
     for node in graph.nodes:
@@ -96,7 +96,8 @@ def find_sites(model: nn.Module, graph: fx.Graph) -> list[Site]:
 
 def reader_node(graph: fx.Graph, reader: str) -> fx.Node:
     """The call of the convolution ``reader``."""
-    return next(node for node in graph.nodes if node.op == "call_module" and node.target == reader)
+    found: fx.Node = next(node for node in graph.nodes if node.op == "call_module" and node.target == reader)
+    return found
 
 
 def _convolution(model: nn.Module, node: fx.Node) -> nn.Conv2d | None:

@@ -101,6 +101,8 @@ def prune(
         seen = response_statistics(moments, kept, rebuilt.weight)
         unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
         reports.append(
-            LayerReport(site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error)
+            LayerReport(
+                site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error
+            )
         )
     return model, reports

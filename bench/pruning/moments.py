@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from bench.errors import UserError
 
-
 # Rows are gathered up to this size (bytes of float64) before they are multiplied: one large product instead of many
 # small ones, and fewer switches between torch's threads and BLAS's.
 _BUFFER = 64_000_000
@@ -130,8 +129,8 @@ class Centred:
 
     @property
     def scale(self) -> float:
-        """Mean of the diagonal of ``xx``: the unit in which ridges are given."""
-        return max(float(self.xx.diagonal().mean()), torch.finfo(torch.float64).tiny)
+        """Mean of the diagonal of ``xx``: the unit in which ridges are given; 1 where no input varies."""
+        return float(self.xx.diagonal().mean()) or 1.0
 
 
 def channel_gram(moments: Centred, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,8 +159,8 @@ def patches(x: Tensor, positions: Tensor, conv: torch.nn.Conv2d) -> Tensor:
     ``x`` is images x c x H x W; rows are ordered by image, then by position.  Only the wanted patches are copied.
     """
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
-    ph, pw = conv.padding  # type: ignore[misc]
-    padded = F.pad(x, (pw, pw, ph, ph)) if ph or pw else x  # type: ignore[has-type]
+    ph, pw = int(conv.padding[0]), int(conv.padding[1])
+    padded = F.pad(x, (pw, pw, ph, ph)) if ph or pw else x
     images, count = positions.shape[:2]
     positions = positions.to(x.device)
     image = torch.arange(images, device=x.device).repeat_interleave(count)

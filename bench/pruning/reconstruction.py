@@ -41,7 +41,9 @@ def solve(moments: Centred, kept: Sequence[int] | Tensor, size: int, ridge: floa
     block, target = moments.xx[columns][:, columns], moments.xy[columns]
     amount = ridge * moments.scale
     while True:
-        factor, info = torch.linalg.cholesky_ex(block + amount * torch.eye(len(block), dtype=block.dtype, device=block.device))
+        factor, info = torch.linalg.cholesky_ex(
+            block + amount * torch.eye(len(block), dtype=block.dtype, device=block.device)
+        )
         if int(info) == 0:
             return torch.cholesky_solve(target, factor)
         amount = max(10.0 * amount, 1e-12 * moments.scale)

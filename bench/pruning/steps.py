@@ -71,7 +71,8 @@ def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) 
     calibration = _calibration(context, parents, params, model)
     sites = [site for site in calibration.sites if site.producer is not None or site.reader in params["samplers"]]
     keep = _widths(params["widths"], mac_model(model, recipe, sites), sites, parents)
-    method = Method(**{k: tuple(v) if isinstance(v, list) else v for k, v in params["method"].items()})
+    settings: dict[str, Any] = params["method"]
+    method = Method(**settings)
     pruned, reports = prune(model, calibration, keep, method, context.progress)
     by_reader = {site.reader: site for site in sites}
     widths = dict(recipe.widths)
@@ -143,7 +144,9 @@ def run_single_layer(context: Context, parents: list[Result], params: dict[str, 
             whole = torch.zeros_like(weight)
             whole[:, kept] = rebuilt.weight
             unfold(surgery.convolution(pruned, site.reader), norm_behind(pruned, site), whole, rebuilt.bias)
-            outputs = accuracy.logits(pruned, data.test, context.device, workers=context.workers, progress=context.progress)
+            outputs = accuracy.logits(
+                pruned, data.test, context.device, workers=context.workers, progress=context.progress
+            )
             for record in accuracy.compare([outputs], [dense], data.test.labels):
                 if record.metric.endswith("err_increase") or record.metric == "kl":
                     metric = f"{record.metric} ({criterion})"
@@ -199,7 +202,9 @@ def _dense_sites(recipe: Recipe) -> tuple[nn.Module, list[Site]]:
     return _SITES[key]
 
 
-def curves(dense: Step, sampling: dict[str, Any], images: int | None, samplers: list[str], data: str, work: float) -> Step:
+def curves(
+    dense: Step, sampling: dict[str, Any], images: int | None, samplers: list[str], data: str, work: float
+) -> Step:
     """The step that measures the dense network's error curves."""
     params = {"sampling": sampling, "images": images, "samplers": samplers}
     return Step(f"curves(seed {sampling['seed']})", run_curves, (dense,), params, data, dense.device, work)

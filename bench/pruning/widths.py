@@ -59,7 +59,9 @@ def scaled(model: MacModel, ratios: Mapping[str, float], speedup: float) -> dict
 
     low, high = 0.0, 1.0 / min(ratios.values())
     if model.speedup(widths(low)) < speedup:
-        raise UserError(f"a speed-up of {speedup:g}x is out of reach: one channel everywhere gives {model.speedup(widths(0.0)):.2f}x")
+        raise UserError(
+            f"a speed-up of {speedup:g}x is out of reach: one channel everywhere gives {model.speedup(widths(0.0)):.2f}x"
+        )
     for _ in range(60):
         middle = (low + high) / 2.0
         low, high = (middle, high) if model.speedup(widths(middle)) >= speedup else (low, middle)
@@ -85,7 +87,9 @@ def error_driven(model: MacModel, curves: Mapping[str, Sequence[float]], speedup
                 if price < lowest:
                     best, lowest = reader, price
         if best is None:
-            raise UserError(f"a speed-up of {speedup:g}x is out of reach: one channel everywhere gives {model.dense / total:.2f}x")
+            raise UserError(
+                f"a speed-up of {speedup:g}x is out of reach: one channel everywhere gives {model.dense / total:.2f}x"
+            )
         total -= model.saving(best, keep)
         keep[best] -= 1
     return keep

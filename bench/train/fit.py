@@ -53,7 +53,7 @@ class Schedule:
     clip: float | None = None
 
 
-class Classifier(BaseModel):
+class Classifier(BaseModel):  # type: ignore[misc]
     """A network with cross-entropy, in the form that mmengine's Runner calls."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -66,7 +66,7 @@ class Classifier(BaseModel):
         return {"loss": F.cross_entropy(outputs, labels)} if mode == "loss" else outputs
 
 
-class _Reseed(Hook):
+class _Reseed(Hook):  # type: ignore[misc]
     """Reseeds every generator at each epoch from (seed, epoch), so that a resumed run repeats an undisturbed one."""
 
     priority = "VERY_HIGH"
@@ -79,14 +79,15 @@ class _Reseed(Hook):
         runner.train_dataloader.sampler.sampler.set_epoch(runner.epoch)
 
 
-class _Watch(Hook):
+class _Watch(Hook):  # type: ignore[misc]
     """The progress bar, and the end of a training whose loss is no longer a number."""
 
     def __init__(self, label: str, progress: bool) -> None:
-        self.label, self.progress, self.bar = label, progress, None
+        self.label, self.progress = label, progress
+        self.bar: tqdm[Any] | None = None
 
     def before_train(self, runner: Runner) -> None:
-        self.bar: tqdm[Any] | None = tqdm(
+        self.bar = tqdm(
             desc=self.label, total=runner.max_iters, initial=runner.iter, disable=not self.progress, leave=False
         )
 

@@ -54,7 +54,7 @@ def run_trained(context: Context, parents: list[Result], params: dict[str, Any])
         recipe = Recipe.from_json(params["recipe"])
         seed_everything(params["seed"])
         model = recipe.build()
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in params["schedule"].items()}
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in params["schedule"].items()}
     data = context.data()
     fit(
         model, data.train, Schedule(**settings), params["seed"], context.work, context.device, params["label"],
@@ -87,9 +87,7 @@ def run_contrasted(context: Context, parents: list[Result], params: dict[str, An
     third = len(parents) // 3
     runs = [parent.arrays["logits"] for parent in parents]
     return Result(
-        records=accuracy.contrast(
-            runs[:third], runs[third : 2 * third], runs[2 * third :], parents[0].arrays["labels"]
-        )
+        records=accuracy.contrast(runs[:third], runs[third : 2 * third], runs[2 * third :], parents[0].arrays["labels"])
     )
 
 

@@ -86,7 +86,7 @@ def test_records_of_a_last_partial_batch_count_every_image() -> None:
             100 * (p + z * z / (2 * n) - half) / (1 + z * z / n),
             100 * (p + z * z / (2 * n) + half) / (1 + z * z / n),
         )
-        assert (record.low, record.high) == (pytest.approx(ends[0]), pytest.approx(ends[1]))
+        assert (record.low, record.high) == pytest.approx(ends)
         assert (record.unit, record.n, record.seed) == ("%", 301, 4)
     assert [r.metric for r in records(outputs[:, :5], labels % 5, None)] == ["top1_acc"]
 
@@ -146,7 +146,7 @@ def test_contrast_equals_plain_means() -> None:
     top1 = np.mean([plain_hits(a, labels, 1) - plain_hits(b, labels, 1) for a, b, _ in rows])
 
     def same(a: Tensor, b: Tensor) -> Array:
-        return (a.argmax(1) == b.argmax(1)).double().numpy()  # type: ignore[no-any-return]
+        return (a.argmax(1) == b.argmax(1)).double().numpy()
 
     agree = np.mean([same(a, r) - same(b, r) for a, b, r in rows])
     one, two = np.mean([plain_kl(r, a) for a, _, r in rows]), np.mean([plain_kl(r, b) for _, b, r in rows])

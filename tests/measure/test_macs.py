@@ -140,8 +140,8 @@ class Strange(nn.Module):
         if self.operation == "fft":
             return torch.fft.fft2(x)  # type: ignore[no-any-return]
         if self.operation == "inv":
-            return torch.linalg.inv(x + 10.0 * torch.eye(4))
-        return x.cumsum(1)  # type: ignore[no-any-return]
+            return torch.linalg.inv(x + 10.0 * torch.eye(4))  # type: ignore[no-any-return]
+        return x.cumsum(1)
 
 
 @pytest.mark.parametrize(("operation", "named"), [("fft", "fft"), ("inv", "inv"), ("cumsum", "cumsum")])

@@ -62,7 +62,7 @@ def test_published_parameter_counts(builder: str, arguments: dict[str, object], 
 def test_caffe_stride_is_in_the_first_convolution() -> None:
     for caffe, strides in ((True, (2, 1)), (False, (1, 2))):
         block = bottleneck_resnet(width=1 / 16, caffe_stride=caffe).get_submodule("layer2.0")
-        assert (block.conv1.stride[0], block.conv2.stride[0]) == strides  # type: ignore[union-attr, index]
+        assert (block.conv1.stride[0], block.conv2.stride[0]) == strides  # type: ignore[index]
 
 
 def test_option_a_shortcut_by_hand() -> None:

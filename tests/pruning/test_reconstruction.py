@@ -47,7 +47,8 @@ def picked(x: Array, kept: list[int], size: int) -> Array:
 
 @settings(deadline=None, max_examples=25)
 @given(
-    kept=st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True), kernel=st.sampled_from([(1, 1), (2, 1), (2, 3)]),
+    kept=st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True),
+    kernel=st.sampled_from([(1, 1), (2, 1), (2, 3)]),
     ridge=st.sampled_from([1e-9, 1e-4, 1e-1]), seed=st.integers(0, 1000),
 )  # fmt: skip
 def test_solution_equals_numpy(kept: list[int], kernel: tuple[int, int], ridge: float, seed: int) -> None:
