@@ -176,13 +176,11 @@ def disk_errors(place: Path) -> Iterator[None]:
     """Turns the disk's refusals into one line that says what to do; what was stored before stays."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, SafetensorError) and "No space left" in str(error):
-            raise UserError(
-                f"no space left on the disk of {place}: free some and run the same command again"
-            ) from error
+    except (OSError, SafetensorError, RuntimeError) as error:
         code = getattr(error, "errno", None)
-        if code in (errno.ENOSPC, errno.EDQUOT):
+        # safetensors and torch's writer wrap the system's error in their own
+        full = "No space left" in str(error) or "PytorchStreamWriter failed" in str(error)
+        if full or code in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no space left on the disk of {place}: free some and run the same command again"
             ) from error

@@ -94,7 +94,7 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(BUILDERS)}, or give MODULE:FACTORY")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise UserError(f"cannot import {module_name!r} of model {name!r}: {error}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):

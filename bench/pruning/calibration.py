@@ -178,10 +178,10 @@ def rectify(
 ) -> tuple[Moments, Moments]:  # fmt: skip
     """New targets that ask nothing where the ReLU behind the layer lets nothing through (ours, beyond the paper).
 
-    What matters is |relu(z) - relu(z')|^2, z the original network's value behind the addition and z' ours.  Where
-    z <= 0 every z' <= 0 is as good, so the target there becomes min(z', 0) with the current solution (``weight``
-    n x c' x kh x kw, ``bias`` n on the channels ``kept``): a majorisation, so no round raises the rectified error on
-    the fitted rows (but for the ridge).  Zhang et al. (2016) treat the ReLU by alternation too.
+    Minimised is the sum of (z - z')^2 where z > 0 and of relu(z')^2 elsewhere, z the original network's value behind the
+    addition and z' ours: an upper bound of |relu(z) - relu(z')|^2, far below |z - z'|^2.  Where z <= 0 the target becomes
+    min(z', 0) with the current solution (``weight`` n x c' x kh x kw, ``bias`` n on the channels ``kept``): a
+    majorisation, so no round raises that sum on the fitted rows (but for the ridge).  Zhang et al. (2016) treat the ReLU by alternation too.
     """
     size = conv.kernel_size[0] * conv.kernel_size[1]
     columns = columns_of(kept, size, conv.weight.device)

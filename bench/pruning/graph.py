@@ -44,6 +44,14 @@ class Site:
     rectified: bool
 
 
+class _Tracer(fx.Tracer):  # type: ignore[misc]
+    """Keeps every convolution whole, also those of our own classes."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Convolutions and torch's own modules are nodes; everything else is traced through."""
+        return isinstance(m, nn.Conv2d) or bool(super().is_leaf_module(m, module_qualified_name))
+
+
 def trace(model: nn.Module) -> fx.Graph:
     """The network's graph without in-place operations, so that values may be kept and reused.
 
@@ -54,7 +62,7 @@ def trace(model: nn.Module) -> fx.Graph:
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
     try:
-        graph: fx.Graph = fx.Tracer().trace(model)
+        graph: fx.Graph = _Tracer().trace(model)
     except Exception as error:  # tracing runs the user's own forward, which may raise anything
         raise UserError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
     for node in graph.nodes:
@@ -88,7 +96,7 @@ def find_sites(model: nn.Module, graph: fx.Graph) -> list[Site]:
                 batch_norm=str(norm.target) if norm is not None and _is_batch_norm(model, norm) else None,
                 shortcut=shortcut.name if end is node and shortcut is not None else None,
                 branch_end=str(end.target) if end is not None else None,
-                rectified=_is_rectified(model, node),
+                rectified=_is_rectified(model, node, end is node),
             )
         )
     return sites
@@ -131,9 +139,12 @@ def _input(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _is_rectified(model: nn.Module, reader: fx.Node) -> bool:
+def _is_rectified(model: nn.Module, reader: fx.Node, ends_branch: bool) -> bool:
+    """Whether a ReLU comes next: behind the batch norm and, at the end of a branch, behind the addition."""
     node = _only_user(reader)
-    while node is not None and (_is_batch_norm(model, node) or _is_addition(node)):
+    if node is not None and _is_batch_norm(model, node):
+        node = _only_user(node)
+    if node is not None and ends_branch and _is_addition(node):
         node = _only_user(node)
     if node is None:
         return False

@@ -35,7 +35,7 @@ class Moments:
         """Adds rows: X (rows x p) and Y (rows x n), any floating type; they are copied or kept, never changed."""
         self.count += len(x)
         self._waiting.append((x, y))
-        if 8 * sum(rows.numel() for rows, _ in self._waiting) >= _BUFFER:
+        if 8 * sum(x_.numel() + y_.numel() for x_, y_ in self._waiting) >= _BUFFER:
             self._flush()
 
     def _flush(self) -> None:

@@ -68,7 +68,11 @@ def lasso(layer: Layer, keep: int) -> list[int]:
         # LARS warns where channels are collinear and stops; the fill below deals with it
         warnings.simplefilter("ignore", ConvergenceWarning)
         _, _, path = lars_path_gram(
-            (target / scale).cpu().numpy(), (gram / scale).cpu().numpy(), n_samples=layer.moments.count, method="lasso"
+            (target / scale).cpu().numpy(),
+            (gram / scale).cpu().numpy(),
+            n_samples=layer.moments.count,
+            method="lasso",
+            max_iter=8 * layer.channels,
         )
     counts = (path != 0).sum(axis=0)
     reached = np.flatnonzero(counts >= keep)

@@ -77,9 +77,20 @@ def remove_filters(model: nn.Module, input_shape: Sequence[int], name: str, remo
         return
     if len(set(removed)) >= conv.out_channels:
         raise UserError(f"{name}: cannot remove all {conv.out_channels} filters, at least one must stay")
-    training = model.training
     # tracing needs gradients to exist and batch statistics to stay as they are
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    frozen = [key for key, parameter in model.named_parameters() if not parameter.requires_grad]
+    model.eval().requires_grad_(True)
+    try:
+        _remove(model, input_shape, conv, name, removed)
+    finally:
+        for module in training:
+            module.training = True
+        for key in frozen:  # removal has put new parameters there
+            model.get_parameter(key).requires_grad_(False)
+
+
+def _remove(model: nn.Module, input_shape: Sequence[int], conv: nn.Conv2d, name: str, removed: Sequence[int]) -> None:
     example = torch.zeros(1, *input_shape, device=conv.weight.device, dtype=conv.weight.dtype)
     with torch.enable_grad():
         graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
@@ -92,7 +103,6 @@ def remove_filters(model: nn.Module, input_shape: Sequence[int], name: str, remo
     if len(producers) > 1:
         raise UserError(f"{name}: its channels are added to those of other layers and cannot be removed alone")
     group.prune()
-    model.train(training)
 
 
 def resize(

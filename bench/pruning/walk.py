@@ -47,7 +47,8 @@ class Walk:
         keep: bool | None = None
         self.model.eval()
         for place, start in enumerate(self.kept):
-            values: dict[fx.Node, Any] = {node: value.to(self.device) for node, value in start.items()}
+            # copies, because a network may change its values in place
+            values: dict[fx.Node, Any] = {node: value.to(self.device, copy=True) for node, value in start.items()}
             for node in self.nodes[self.position : stop]:
                 values[node] = self._run(node, values)
                 values = {n: v for n, v in values.items() if self.last_use[n] > self.order[node]}
@@ -57,19 +58,22 @@ class Walk:
                 size = sum(v.nbytes for v in live.values() if isinstance(v, Tensor))
                 tensors = all(isinstance(value, Tensor) for value in live.values())
                 keep = tensors and size * len(self.kept) <= self.budget
-            yield x, None if wanted is None else self._value(wanted, dict(values))
             if keep:
-                self.kept[place] = {node: value.detach().cpu() for node, value in live.items()}
+                self.kept[place] = {node: value.detach().to("cpu", copy=True) for node, value in live.items()}
+            yield x, None if wanted is None else self._value(wanted, dict(values))
         if keep:
             self.position = stop
 
     def select(self, reader: str, channels: Tensor) -> None:
-        """After the filters in front of ``reader`` were removed: kept values lose the same channels."""
-        target = reader_node(self.graph, reader)
-        if self.position == self.order[target]:
-            node = target.all_input_nodes[0]
-            for values in self.kept:
-                values[node] = values[node][:, channels.cpu()].clone()
+        """After the filters in front of ``reader`` were removed: kept values behind them lose the same channels."""
+        node = reader_node(self.graph, reader).all_input_nodes[0]
+        while node not in self.kept[0]:
+            is_producer = node.op == "call_module" and isinstance(self.model.get_submodule(str(node.target)), nn.Conv2d)
+            if is_producer or not node.all_input_nodes:
+                return  # nothing of them is kept: they will be computed by the pruned network
+            node = node.all_input_nodes[0]
+        for values in self.kept:
+            values[node] = values[node][:, channels.cpu()].clone()
 
     def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """The value of any node, computed from live values."""

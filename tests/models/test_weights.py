@@ -1,5 +1,6 @@
 """Weights files as users have them: wrapped, prefixed, wrong and broken; every mistake is one line."""
 
+import os
 import pickle
 import re
 from collections import OrderedDict
@@ -146,9 +147,20 @@ def test_truncated_files_are_user_errors(form: str, share: float, tmp_path: Path
     failure(path)
 
 
-def test_pickled_modules_are_refused(tmp_path: Path) -> None:
-    """A whole module is code; it is not run."""
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_pickled_modules_are_refused_and_code_is_not_run(tmp_path: Path) -> None:
     failure(saved(tmp_path / "module.pth", network(0)))
+    failure(saved(tmp_path / "payload.pth", {"weight": Payload(tmp_path / "made")}))
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,27 @@ def test_odd_networks_give_only_safe_sites() -> None:
     assert found["after"].rectified
 
 
+def test_a_branch_that_is_rectified_before_the_sum_has_no_end_to_compensate() -> None:
+    """Behind a ReLU the last convolution cannot make up for what came down the shortcut."""
+
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+            self.conv1 = nn.Conv2d(4, 4, 1)
+            self.conv2 = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x))
+            return x + F.relu(self.conv2(F.relu(self.conv1(x))))
+
+    found = sites_of(Early())
+    assert [(site.reader, site.producer, site.shortcut, site.branch_end) for site in found] == [
+        ("conv1", None, None, None),
+        ("conv2", "conv1", None, None),
+    ]
+
+
 def test_untraceable_network_is_a_user_error() -> None:
     class Branching(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -255,9 +255,10 @@ def test_compensation_lowers_the_error_of_the_block() -> None:
 
 
 def rectified_error(calibration: Calibration, wanted: Tensor, found: Tensor) -> float:
-    """sum (relu(z) - relu(z'))^2 over the fitted rows; both rows x n."""
+    """Over the fitted rows the sum of (z - z')^2 where z > 0 and of relu(z')^2 elsewhere; both rows x n."""
     rows = calibration.fitted.repeat_interleave(calibration.sampling.positions)
-    return float((wanted[rows].relu() - found[rows].relu()).double().square().sum())
+    z, ours = wanted[rows].double(), found[rows].double()
+    return float(torch.where(z > 0, z - ours, ours.relu()).square().sum())
 
 
 @pytest.mark.parametrize("branch", [False, True])
@@ -411,6 +412,26 @@ def test_error_curve_of_one_layer_equals_greedy_refitting() -> None:
     for ours, theirs in zip(reversed(curve), expected, strict=True):
         # variances over all rows and over the fitted rows differ a little
         assert ours == pytest.approx(theirs, rel=0.05, abs=1e-5)
+
+
+def test_error_curves_in_a_branch_are_shares_of_the_block_s_output() -> None:
+    """What the first removal costs at a branch end, by least squares, over branch plus shortcut."""
+    model = busy(bottleneck)
+    x = images(60, 16)
+    calibration = calibrate(model, x, Sampling(positions=15), progress=False)
+    reader = "layer1.1.conv3"
+    places = calibration.responses[reader].positions
+    branch = at_positions_plainly(captured(model, x, "layer1.1.bn3"), places).double()
+    block = branch + at_positions_plainly(captured(model, x, "layer1.0"), places).double()
+    inputs = at_positions_plainly(inputs_of(model, x, reader), places).double()
+    fitted = calibration.fitted.repeat_interleave(15)
+    xs, ys = inputs[fitted] - inputs[fitted].mean(0), branch[fitted] - branch[fitted].mean(0)
+    left = []
+    for out in range(4):
+        rest = xs[:, [c for c in range(4) if c != out]]
+        left.append(float((ys - rest @ torch.linalg.lstsq(rest, ys).solution).square().sum()))
+    share = min(left) / int(fitted.sum()) / float((block - block.mean(0)).square().sum() / len(block))
+    assert error_curves(model, calibration, 1e-9, progress=False)[reader][2] == pytest.approx(share, rel=1e-3)
 
 
 def test_error_curves_cover_producers_and_asked_for_samplers() -> None:
