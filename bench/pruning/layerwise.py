@@ -18,7 +18,7 @@ from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate, norm_behind, rectify
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import trace
-from bench.pruning.reconstruction import RIDGES, reconstruct, response_statistics
+from bench.pruning.reconstruction import RIDGES, judged, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
 
@@ -92,6 +92,8 @@ def prune(
         for _ in range(rounds):
             new = rectify(calibration, walk, site, conv, (moments, held_out), kept, rebuilt.weight, rebuilt.bias)
             rebuilt = reconstruct(new[0], kept, conv.kernel_size, new[1], method.ridges)  # type: ignore[arg-type]
+        if rounds:  # the errors that are reported are about the responses, whatever the targets were
+            rebuilt = judged(rebuilt, moments, kept, held_out)
         if site.producer is None:
             if wanted < channels:
                 surgery.sample_input(model, site.reader, kept)

@@ -130,7 +130,8 @@ class Centred:
     @property
     def scale(self) -> float:
         """Mean of the diagonal of ``xx``: the unit in which ridges are given; 1 where no input varies."""
-        return float(self.xx.diagonal().mean()) or 1.0
+        value = float(self.xx.diagonal().mean())
+        return value if value > 0.0 else 1.0  # rounding leaves constant inputs a little below zero
 
 
 def channel_gram(moments: Centred, weight: Tensor) -> tuple[Tensor, Tensor]:

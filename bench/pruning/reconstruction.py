@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,19 @@ def error(moments: Moments, kept: Sequence[int] | Tensor, solution: Tensor, bias
     fitted = (solution * (xx @ solution)).sum() - 2.0 * (solution * xy).sum() + moments.yy.sum()
     shift = 2.0 * (bias * (x_sum @ solution - moments.y_sum)).sum() + moments.count * bias.square().sum()
     return max(float(fitted + shift), 0.0)
+
+
+def judged(
+    rebuilt: Reconstruction, moments: Moments, kept: Sequence[int] | Tensor, held_out: Moments | None
+) -> Reconstruction:
+    """The same weights with their errors against the responses in ``moments`` and ``held_out``."""
+    solution = rebuilt.weight.flatten(1).T
+    shares = [
+        error(rows, kept, solution, rebuilt.bias) / max(variance(rows), torch.finfo(torch.float64).tiny)
+        for rows in (moments, held_out)
+        if rows is not None and rows.count > 0
+    ]
+    return replace(rebuilt, error=shares[0], held_out_error=shares[1] if len(shares) > 1 else None)
 
 
 def response_statistics(moments: Moments, kept: Sequence[int] | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

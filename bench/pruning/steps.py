@@ -81,7 +81,11 @@ def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) 
         if len(report.kept) < report.channels:
             producer = by_reader[report.reader].producer
             if producer is None:
-                samplers[report.reader] = report.kept
+                sampled = surgery.convolution(pruned, report.reader)
+                assert isinstance(sampled, surgery.SampledConv2d)
+                samplers[report.reader] = (
+                    sampled.index.tolist()
+                )  # of the stream, also where one sampler follows another
             else:
                 widths[producer] = len(report.kept)
     held_out = [report.held_out_error for report in reports if report.held_out_error is not None]

@@ -142,6 +142,15 @@ def test_channel_gram_equals_explicit_contributions(
             assert float(gram[i, j]) == pytest.approx(float((zi * zj).sum()), rel=1e-8, abs=1e-8)
 
 
+def test_constant_inputs_have_a_positive_scale() -> None:
+    """Rounding about the mean must not make the unit of the ridge negative: no ridge would help then."""
+    for seed in range(20):
+        x = torch.rand(1, 8, generator=torch.Generator().manual_seed(seed)).expand(997, -1)
+        found = Moments(8, 1)
+        found.add(x, torch.ones(997, 1))
+        assert found.centred().scale > 0.0
+
+
 def test_rows_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many rows come, only what fits the buffer is held."""
     monkeypatch.setattr(moments_module, "_BUFFER", 8 * 10 * 4 * 5)  # five chunks of 10 x 4

@@ -1,0 +1,190 @@
+"""The command line as a user meets it: every mistake gets one line and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.cli import main
+
+
+def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a command that must fail; returns its one line on stderr (steps that ran before it print theirs)."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.strip().splitlines() if not line.startswith("[")]
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("bench: ")
+    return lines[0]
+
+
+def success(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def folder(root: Path, images: int = 30, side: int = 32) -> Path:
+    """Two classes that differ in brightness."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label, name in enumerate(("dark", "light")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(images):
+                pixels = generator.integers(100 * label, 156 + 100 * label, (side, side, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run", "nobody"], "unknown paper 'nobody'"),
+        (["run", "channel_pruning", "--table", "Table 99"], "unknown table"),
+        (["run", "channel_pruning", "--row", "VGG-17"], "unknown row"),
+        (["run", "channel_pruning", "--scale", "cifar11"], "unknown scale"),
+        (["run", "channel_pruning", "--device", "tpu"], "unknown device"),
+        (["run", "channel_pruning", "--weights", "absent.pth"], "no weights file"),
+        (["run", "channel_pruning", "--row", "VGG-16 5x", "--data", "nowhere"], "needs imagenet"),
+        (["tables", "--from", "nowhere"], "nowhere"),
+        (["tables", "nobody"], "unknown paper"),
+        (["macs", "VGG-17"], "unknown row"),
+        (["macs", "nothing:here"], "cannot import 'nothing'"),
+        (["prune", "vgg16", "--data", "x"], "MODULE:FACTORY"),
+        (["prune", "torchvision.models:resnet18"], "--data"),
+        (["prune", "torchvision.models:resnet18", "--data", "nowhere"], "no folder nowhere"),
+        (["prune", "torchvision.models:no_such_net", "--data", "x"], "no_such_net"),
+    ],
+)
+def test_mistakes_get_one_line(
+    arguments: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert named in failure(arguments, capsys)
+
+
+def test_json_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "nobody", "--json"]) == 2
+    assert "unknown paper" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_wrong_checkpoint_names_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "wrong.pth")
+    line = failure(
+        ["run", "channel_pruning", "--table", "Table 8", "--row", "Ours", "--scale", "digits",
+         "--weights", str(tmp_path / "wrong.pth"), "--out", str(tmp_path / "runs")],
+        capsys,
+    )  # fmt: skip
+    assert "conv1.weight has shape (1,)" in line or "is missing" in line
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "runs")
+    assert "--out" in failure(
+        ["run", "channel_pruning", "--table", "Table 8", "--scale", "digits", "--out", out], capsys
+    )
+
+
+def test_a_class_without_images_and_a_corrupt_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "set", images=2)
+    arguments = [
+        "run",
+        "channel_pruning",
+        "--table",
+        "Table 8",
+        "--row",
+        "Ours",
+        "--scale",
+        str(root),
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    (root / "test" / "dark" / "0.png").write_bytes(b"broken")
+    assert "0.png cannot be decoded" in failure(arguments, capsys)
+    (root / "train" / "empty").mkdir()
+    assert "has no images" in failure(arguments, capsys)
+
+
+def test_list_and_macs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "VGG-16 5x released widths, fine-tuned" in success(["list"], capsys)
+    rows = json.loads(success(["list", "--json"], capsys))
+    assert {"paper", "table", "row", "scale", "missing"} == set(rows[0])
+    assert "15,346,630,656" in success(["macs", "vgg16", "--convention", "conv"], capsys)
+    released = json.loads(success(["macs", "VGG-16 5x released widths", "--json"], capsys))
+    assert {round(entry["conv_speedup"], 3) for entry in released} == {4.525}
+
+
+def test_size_columns_of_the_papers_tables_without_data(capsys: pytest.CaptureFixture[str]) -> None:
+    """The published widths' real speed-ups: 2.129x, 3.868x, 4.525x; ResNet-50's "2x" is 1.485x on the v1 graph."""
+    found = {
+        name: json.loads(success(["macs", name, "--json"], capsys))[0]["conv_speedup"]
+        for name in ("VGG-16 2x released widths", "VGG-16 4x released widths", "Ours (enhanced)")
+    }
+    assert [round(speedup, 3) for speedup in found.values()] == [2.129, 3.868, 1.485]
+
+
+def test_doctor_says_what_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "torch" in success(["doctor", "--data", str(tmp_path)], capsys)
+    value = json.loads(success(["doctor", "--json"], capsys))
+    assert value["data"]["digits"] is not None
+
+
+def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "runs"
+    text = success(
+        ["run", "channel_pruning", "--table", "Table 8", "--scale", "digits", "--plan", "--out", str(out)], capsys
+    )
+    assert "nothing was run" in text
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_prune_a_network_of_the_user_s_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module in the user's folder, its weights, the user's images: pruned, measured, saved, and loadable."""
+    (tmp_path / "mine.py").write_text(
+        "import torchvision\ndef net():\n    return torchvision.models.resnet18(num_classes=2)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    root = folder(tmp_path / "set")
+    torch.manual_seed(0)
+    import torchvision
+
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), tmp_path / "weights.pth")
+    text = success(
+        [
+            "prune",
+            "mine:net",
+            "--data",
+            str(root),
+            "--size",
+            "32",
+            "--weights",
+            "weights.pth",
+            "--speedup",
+            "1.5",
+            "--json",
+        ],
+        capsys,
+    )
+    value = json.loads(text)
+    assert value["conv_speedup"] >= 1.5
+    state = torch.load(tmp_path / "pruned" / "state.pth", weights_only=True)
+    assert (
+        sum(t.numel() for name, t in state.items() if "running" not in name and "tracked" not in name)
+        == value["params"][1]
+    )
+    sys.modules.pop("mine")

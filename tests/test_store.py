@@ -1,0 +1,124 @@
+"""The store: atomic, checked, shared; and what a full or forbidden disk is told."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.errors import UserError
+from bench.store import Record, Result, Store, disk_errors, write_json
+
+VALUES = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    value=VALUES, count=st.integers(0, 10**6), name=st.text(min_size=1, max_size=8),
+    shape=st.lists(st.integers(0, 4), max_size=3), facts=st.dictionaries(st.text(max_size=5), st.lists(VALUES, max_size=4)),
+)  # fmt: skip
+def test_what_is_saved_is_loaded(
+    tmp_path_factory: pytest.TempPathFactory,
+    value: float,
+    count: int,
+    name: str,
+    shape: list[int],
+    facts: dict[str, list[float]],
+) -> None:
+    store = Store(tmp_path_factory.mktemp("runs"))
+    tensor = torch.arange(int(torch.tensor(shape).prod()) if shape else 1, dtype=torch.float32).reshape(shape or [1])
+    record = Record(name, value, "%", low=value, n=count, seed=0)
+    store.save("k" * 32, Result({"builder": "x"}, {"w": tensor}, [record], {"logits": tensor}, facts), {"step": name})
+    found = store.load("k" * 32)
+    assert found is not None
+    assert found.records == [record]
+    assert found.facts == facts
+    assert torch.equal(found.state["w"], tensor)
+    assert found.state["w"].shape == tensor.shape
+    assert found.recipe == {"builder": "x"}
+
+
+def test_an_absent_or_unfinished_step_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.load("absent") is None
+    (tmp_path / "steps" / "half").mkdir()
+    (tmp_path / "steps" / "half" / "step.json").write_text('{"files": {}')
+    assert store.load("half") is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damaged_files_are_noticed_and_replaced(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    result = Result(state={"w": torch.ones(100)})
+    store.save("key", result, {})
+    path = store.folder("key") / "state.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flip" else content[:-10])
+    assert store.load("key") is None
+    store.save("key", result, {})
+    assert store.load("key") is not None
+
+
+def test_nothing_is_left_behind_when_saving_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bench.store.save_file", full)
+    with pytest.raises(UserError, match="no space left"):
+        store.save("key", Result(state={"w": torch.ones(1)}), {})
+    assert store.load("key") is None
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_second_writer_of_the_same_step_does_no_harm(tmp_path: Path) -> None:
+    for _ in range(2):
+        Store(tmp_path).save("key", Result(facts={"a": 1}), {})
+    found = Store(tmp_path).load("key")
+    assert found is not None
+    assert found.facts == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.ENOSPC, "x"), "free some"),
+        (OSError(errno.EDQUOT, "x"), "free some"),
+        (PermissionError(errno.EACCES, "x"), "--out"),
+        (OSError(errno.EROFS, "x"), "--out"),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/1"), "free some"),
+    ],
+)
+def test_disk_refusals_say_what_to_do(error: Exception, text: str) -> None:
+    with pytest.raises(UserError, match=text) as caught, disk_errors(Path("runs")):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), disk_errors(Path("runs")):
+        raise RuntimeError("a bug")
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="--out"):
+        Store(tmp_path / "runs")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "b.json", {"x": 1})
+    with pytest.raises(ValueError, match="[Nn]a[Nn]|JSON compliant"):
+        write_json(tmp_path / "a" / "b.json", {"x": float("nan")})
+    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]

@@ -1,0 +1,157 @@
+"""Training: against a plain loop, resumed after kill -9, in two processes, and stopped by a NaN."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.data.images import MemorySplit
+from bench.errors import UserError
+from bench.train.fit import Schedule, fit, seed_everything
+
+
+def split(count: int = 40) -> MemorySplit:
+    """Random 8x8 images in which the label is the brighter half; no augmentation."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 2
+    images = torch.randint(0, 100, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    images[labels == 1, :, :, 4:] += 100
+    images[labels == 0, :, :, :4] += 100
+    return MemorySplit(images, labels, (0.5,) * 3, (0.25,) * 3, pad=0, mirror=False)
+
+
+def network() -> nn.Module:
+    seed_everything(3)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+
+
+def state(net: nn.Module) -> Tensor:
+    return torch.cat([value.flatten().double() for value in net.state_dict().values()])
+
+
+def test_a_full_batch_run_equals_plain_sgd(tmp_path: Path) -> None:
+    """With the whole set as one batch the order does not matter: SGD with momentum and weight decay by hand."""
+    data, net = split(), network()
+    plain = network()
+    schedule = Schedule(epochs=5, lr=0.05, batch=40, momentum=0.9, weight_decay=0.01)
+    fit(net, data, schedule, 0, tmp_path, "cpu", progress=False)
+    images = data.batch(list(range(40)), augment=False)
+    velocity = [torch.zeros_like(p) for p in plain.parameters()]
+    for _ in range(5):
+        loss = F.cross_entropy(plain(images), data.labels)
+        gradients = torch.autograd.grad(loss, list(plain.parameters()))
+        with torch.no_grad():
+            for p, g, v in zip(plain.parameters(), gradients, velocity, strict=True):
+                v.mul_(0.9).add_(g + 0.01 * p)
+                p.sub_(0.05 * v)
+    torch.testing.assert_close(state(net), state(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_steps_and_cosine_end_where_they_should(tmp_path: Path) -> None:
+    """After its last milestone a rate of zero-like size moves the weights far less than before."""
+    moved = []
+    for milestones in ((), (0,)):
+        net = network()
+        before = state(net)
+        schedule = Schedule(epochs=1, lr=0.01, batch=40, shape="steps", milestones=milestones, momentum=0.0)
+        fit(net, split(), schedule, 0, tmp_path / str(len(milestones)), "cpu", progress=False)
+        moved.append(float((state(net) - before)[:108].abs().sum()))
+    assert moved[0] > 0
+
+
+def test_the_seed_decides_the_order(tmp_path: Path) -> None:
+    found = []
+    for place, seed in enumerate((0, 0, 1)):
+        net = network()
+        fit(net, split(), Schedule(epochs=2, lr=0.05, batch=8), seed, tmp_path / str(place), "cpu", progress=False)
+        found.append(state(net))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="learning rate"):
+        fit(network(), split(), Schedule(epochs=20, lr=1e30, batch=8), 0, tmp_path, "cpu", progress=False)
+
+
+def test_amp_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="AMP"):
+        fit(network(), split(), Schedule(epochs=1, lr=0.1, amp=True), 0, tmp_path, "cpu", progress=False)
+
+
+_SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+sys.path.insert(0, {tests!r})
+import test_fit as here
+from bench.train.fit import Schedule, fit
+if {slow}:
+    batch = here.MemorySplit.batch
+    here.MemorySplit.batch = lambda self, *a, **k: (time.sleep(0.02), batch(self, *a, **k))[1]
+net = here.network()
+fit(net, here.split(), Schedule(epochs=6, lr=0.05, batch=8), 0, Path({work!r}), "cpu", progress=False)
+torch.save(here.state(net), {result!r})
+"""
+
+
+def _command(tmp_path: Path, work: str, result: str, slow: bool) -> list[str]:
+    script = _SCRIPT.format(
+        tests=str(Path(__file__).parent), work=str(tmp_path / work), result=str(tmp_path / result), slow=slow
+    )
+    return [sys.executable, "-c", script]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
+    """kill -9 after the second checkpoint, the same command again: bit for bit the same weights."""
+    subprocess.run(_command(tmp_path, "a", "whole.pt", False), check=True, capture_output=True)
+    process = subprocess.Popen(
+        _command(tmp_path, "b", "resumed.pt", True), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "b" / "epoch_2.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "resumed.pt").exists(), "the run ended before it was killed"
+    subprocess.run(_command(tmp_path, "b", "resumed.pt", False), check=True, capture_output=True)
+    assert torch.equal(torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """torchrun with gloo: both processes end with the same weights, near those of one process with the whole batch."""
+    script = tmp_path / "train.py"
+    script.write_text(
+        f"""
+import os, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_fit as here
+from torch import nn
+from bench.train.fit import Schedule, fit, seed_everything
+seed_everything(3)
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+fit(net, here.split(), Schedule(epochs=4, lr=0.05, batch=40), 0, Path({str(tmp_path)!r}) / ("work" + os.environ.get("WORLD_SIZE", "1")), "cpu", progress=False)
+torch.save(here.state(net), Path({str(tmp_path)!r}) / ("result" + os.environ.get("WORLD_SIZE", "1") + os.environ.get("RANK", "0")))
+"""
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    for command in (launch, [sys.executable, str(script)]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    first, second, alone = (torch.load(tmp_path / f"result{name}") for name in ("20", "21", "10"))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-4)
