@@ -97,7 +97,7 @@ def _job(options: argparse.Namespace) -> Job:
     return Job(
         out=options.out, data=bench.data.data_root(options.data), scale=options.scale, device=options.device,
         seed=options.seed, weights=options.weights, protocol=options.protocol, workers=options.workers, amp=options.amp,
-        progress=(not options.json and sys.stderr.isatty()) or bool(os.environ.get("BENCH_PROGRESS")),
+        progress=not options.json and sys.stderr.isatty(),
     )  # fmt: skip
 
 

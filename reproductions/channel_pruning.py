@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from bench.chains import Prune, gmacs, measured, measured_chain, trained, worth
 from bench.cli import main
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
@@ -186,11 +186,6 @@ def calibration(scale: str) -> int:
     return 5000 if scale == "imagenet" else 5170
 
 
-def gmacs(recipe: Recipe, images: int, passes: float) -> float:
-    """Expected work of ``passes`` forward passes over ``images`` images, in GMACs."""
-    return pruning.dense_macs(recipe) / 1e9 * images * passes
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Chains of steps
 
@@ -202,22 +197,6 @@ def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
         return Step("dense", training.run_loaded, (), params, None, setting.device)
     schedule = dense_schedule(setting.scale, recipe)
     return trained(setting, recipe, None, schedule, seed, "dense")
-
-
-def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
-    """Training from fresh weights, or fine-tuning of ``parent``."""
-    params: dict[str, Any] = {"schedule": asdict(schedule), "seed": seed, "label": label}
-    if parent is None:
-        params["recipe"] = recipe.to_json()
-    work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
-    name = f"{label}(seed {seed})" if parent is None else f"{label}({parent.name})"
-    parents = () if parent is None else (parent,)
-    return Step(name, training.run_trained, parents, params, setting.data, setting.device, work)
-
-
-def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
-    """The evaluation of a step's network."""
-    return training.evaluated(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
 
 
 def pruned(
@@ -241,34 +220,10 @@ def pruned(
     )
 
 
-Prune = Callable[[Setting, Recipe, Step, int], Step]
-
-
 def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool) -> Chain:
-    """A row: dense, pruned (or not), fine-tuned (or not), evaluated; compared with the dense network, seed by seed.
-
-    After fine-tuning also compared with the dense network tuned equally long.
-    """
-    networks, evaluations, references, controls = [], [], [], []
-    schedule = tuning_schedule(setting.scale, setting.amp)
-    for seed in setting.seeds:
-        start = dense(setting, recipe, seed)
-        network = start if prune is None else prune(setting, recipe, start, seed)
-        if tune:
-            network = trained(setting, recipe, network, schedule, seed, "fine-tuned")
-            control = trained(setting, recipe, start, schedule, seed, "fine-tuned")
-            controls.append(measured(setting, recipe, control, seed))
-        networks.append(network)
-        evaluations.append(measured(setting, recipe, network, seed))
-        references.append(measured(setting, recipe, start, seed))
-    records = list(evaluations)
-    if prune is not None or tune:
-        records.append(training.compared(evaluations, references))
-    if tune and prune is not None:
-        records.append(training.compared(evaluations, controls, "_control"))
-    if prune is not None and not tune:
-        records += networks  # the reconstruction's error on held-out images
-    return Chain(networks, records)
+    """A row before or after fine-tuning."""
+    tuning = tuning_schedule(setting.scale, setting.amp) if tune else None
+    return measured_chain(setting, recipe, dense=dense, prune=prune, tuning=tuning)
 
 
 def from_scratch(setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]]) -> Chain:
@@ -311,17 +266,6 @@ def inner(
     else:
         widths = {"kind": "ratios", "ratios": dict.fromkeys(producers, 1.0), "speedup": speedup}
     return pruned(setting, recipe, parent, seed, selection, widths, full=full)
-
-
-def worth(setting: Setting, recipe: Recipe, *, first: Prune, second: Prune) -> Chain:
-    """What one choice is worth against another, paired by image and seed, without fine-tuning."""
-    runs: tuple[list[Step], list[Step], list[Step]] = ([], [], [])
-    for seed in setting.seeds:
-        start = dense(setting, recipe, seed)
-        for place, prune in enumerate((first, second)):
-            runs[place].append(measured(setting, recipe, prune(setting, recipe, start, seed), seed))
-        runs[2].append(measured(setting, recipe, start, seed))
-    return Chain([], [training.contrasted(*runs)])
 
 
 def single_layer(setting: Setting, recipe: Recipe, *, reader: str) -> Chain:
@@ -386,18 +330,9 @@ def table6() -> list[Row]:
         ("Ours (enhanced, fine-tuned)", True, True),
     ):
         prune = partial(resnet50_release, compensate=compensate)
-        rows.append(
-            Row(
-                TABLE6,
-                name,
-                "imagenet",
-                shape,
-                2.0,
-                resnet50,
-                partial(chain, prune=prune, tune=tune),
-                {"top5_err_increase": (name, "top5_err_increase@2x")},
-            )
-        )
+        link = {"top5_err_increase": (name, "top5_err_increase@2x")}
+        tail = partial(chain, prune=prune, tune=tune)
+        rows.append(Row(TABLE6, name, "imagenet", shape, 2.0, resnet50, tail, link))
     return rows
 
 
@@ -431,72 +366,63 @@ def figure4() -> list[Row]:
 
 def selection_and_widths() -> list[Row]:
     """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; before and after tuning."""
-    rows = [Row(OURS, "dense", "cifar10", None, None, resnet56, partial(chain, prune=None, tune=False), ours=True)]
-    rows.append(
-        Row(
-            OURS, "dense, fine-tuned", "cifar10", None, None, resnet56, partial(chain, prune=None, tune=True), ours=True
-        )
-    )
-    for tune in (False, True):
-        for speedup in (2, 3, 4) if not tune else (2,):
-            for selection, allocation, full in _methods(speedup):
-                prune = partial(inner, selection=selection, allocation=allocation, speedup=speedup, full=full)
-                name = f"{speedup}x {selection}, {allocation}{', full reconstruction' if full else ''}{', fine-tuned' if tune else ''}"
+    rows = [_resnet56_row(OURS, "dense", partial(chain, prune=None, tune=False))]
+    rows.append(_resnet56_row(OURS, "dense, fine-tuned", partial(chain, prune=None, tune=True)))
+    for tune, speedups in ((False, (2, 3, 4)), (True, (2,))):
+        for speedup in speedups:
+            selections = ("first k", "max response", "lasso", "exact") if speedup == 2 else ("lasso", "exact")
+            methods = [(selection, widths, False) for widths in ("uniform", "error-driven") for selection in selections]
+            for method in (*methods, LASSO_FULL, EXACT_FULL):
+                name = f"{speedup}x {_described(method)}{', fine-tuned' if tune else ''}"
                 rows.append(
-                    Row(
-                        OURS,
-                        name,
-                        "cifar10",
-                        None,
-                        float(speedup),
-                        resnet56,
-                        partial(chain, prune=prune, tune=tune),
-                        scales=None if speedup == 2 else ("cifar10",),
-                        ours=True,
-                    )
+                    _resnet56_row(OURS, name, partial(chain, prune=_inner(method, speedup), tune=tune), speedup)
                 )
     return rows
+
+
+# selection, allocation of widths, full reconstruction
+LASSO, EXACT = ("lasso", "uniform", False), ("exact", "uniform", False)
+LASSO_DRIVEN, EXACT_DRIVEN = ("lasso", "error-driven", False), ("exact", "error-driven", False)
+LASSO_FULL, EXACT_FULL = ("lasso", "error-driven", True), ("exact", "error-driven", True)
+COMPARISONS = [
+    ("exact selection, at uniform widths", EXACT, LASSO),
+    ("exact selection, at error-driven widths", EXACT_DRIVEN, LASSO_DRIVEN),
+    ("exact selection, at full reconstruction", EXACT_FULL, LASSO_FULL),
+    ("error-driven widths, with LASSO", LASSO_DRIVEN, LASSO),
+    ("error-driven widths, with exact", EXACT_DRIVEN, EXACT),
+    ("full reconstruction, with LASSO", LASSO_FULL, LASSO_DRIVEN),
+    ("full reconstruction, with exact", EXACT_FULL, EXACT_DRIVEN),
+    ("exact + full against LASSO, both error-driven", EXACT_FULL, LASSO_DRIVEN),
+]
 
 
 def what_each_part_is_worth() -> list[Row]:
     """Exact selection, error-driven widths and the full reconstruction, each against the choice without it."""
-    rows = []
-    for speedup in (2, 3, 4):
-        base: dict[str, Any] = {"selection": "lasso", "allocation": "uniform", "full": False}
-        for name, first, second in (
-            ("exact selection, at uniform widths", {"selection": "exact"}, {}),
-            ("exact selection, at error-driven widths", {"selection": "exact", "allocation": "error-driven"}, {"allocation": "error-driven"}),
-            ("error-driven widths, with LASSO", {"allocation": "error-driven"}, {}),
-            ("error-driven widths, with exact", {"selection": "exact", "allocation": "error-driven"}, {"selection": "exact"}),
-            ("full reconstruction, with LASSO", {"allocation": "error-driven", "full": True}, {"allocation": "error-driven"}),
-            ("full reconstruction, with exact", {"selection": "exact", "allocation": "error-driven", "full": True},
-             {"selection": "exact", "allocation": "error-driven"}),
-            ("exact selection, at full reconstruction", {"selection": "exact", "allocation": "error-driven", "full": True},
-             {"allocation": "error-driven", "full": True}),
-            ("exact + full against LASSO, both error-driven", {"selection": "exact", "allocation": "error-driven", "full": True},
-             {"allocation": "error-driven"}),
-        ):  # fmt: skip
-            prunes = [partial(inner, speedup=speedup, **{**base, **choice}) for choice in (first, second)]
-            rows.append(
-                Row(
-                    WORTH,
-                    f"{speedup}x: {name}",
-                    "cifar10",
-                    None,
-                    None,
-                    resnet56,
-                    partial(worth, first=prunes[0], second=prunes[1]),
-                    scales=None if speedup == 2 else ("cifar10",),
-                    ours=True,
-                )
-            )
-    return rows
+    return [
+        _resnet56_row(
+            WORTH,
+            f"{speedup}x: {name}",
+            partial(worth, dense=dense, first=_inner(a, speedup), second=_inner(b, speedup)),
+            speedup,
+        )
+        for speedup in (2, 3, 4)
+        for name, a, b in COMPARISONS
+    ]
 
 
-def _methods(speedup: int) -> list[tuple[str, str, bool]]:
-    selections = ("first k", "max response", "lasso", "exact") if speedup == 2 else ("lasso", "exact")
-    found = [(selection, allocation, False) for allocation in ("uniform", "error-driven") for selection in selections]
-    return [*found, ("lasso", "error-driven", True), ("exact", "error-driven", True)]
+def _inner(method: tuple[str, str, bool], speedup: int) -> Prune:
+    return partial(inner, selection=method[0], allocation=method[1], full=method[2], speedup=speedup)
+
+
+def _described(method: tuple[str, str, bool]) -> str:
+    selection, allocation, full = method
+    return f"{selection.replace('lasso', 'LASSO')}, {allocation}{', full reconstruction' if full else ''}"
+
+
+def _resnet56_row(table: str, name: str, row_chain: Callable[[Setting, Recipe], Chain], speedup: int = 2) -> Row:
+    """A row beyond the paper; on digits only the 2x ones run."""
+    scales = None if speedup == 2 else ("cifar10",)
+    return Row(table, name, "cifar10", dense=resnet56, chain=row_chain, scales=scales, ours=True)
 
 
 def _vgg_row(

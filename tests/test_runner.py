@@ -17,7 +17,7 @@ import torch
 from bench import provenance, runner
 from bench.errors import UserError
 from bench.models.recipe import Recipe
-from bench.rows import Chain, Paper, Row, Setting
+from bench.rows import Chain, Paper, Row
 from bench.runner import Job
 from bench.steps import Context, Step, in_order
 from bench.store import Record, Result, Store
@@ -176,24 +176,36 @@ def test_papers_are_found_and_every_published_link_exists() -> None:
                 assert find(entries, row.table, link[0], link[1]) is not None, (row.name, link)
 
 
-_ROW = ["-m", "bench", "run", "channel_pruning", "--table", "Table 8", "--row", "Ours", "--scale", "digits", "--seed", "0"]
+_ROW = [
+    "-m",
+    "bench",
+    "run",
+    "channel_pruning",
+    "--table",
+    "Table 8",
+    "--row",
+    "Ours",
+    "--scale",
+    "digits",
+    "--seed",
+    "0",
+]
 
 
 @pytest.mark.slow
 def test_kill_minus_nine_at_any_moment_changes_no_number(tmp_path: Path) -> None:
     """Killed three times, in training, in pruning, wherever it is; the same command then ends with the same records."""
-    environment = {**os.environ, "BENCH_PROGRESS": ""}
     whole = [sys.executable, *_ROW, "--out", str(tmp_path / "whole")]
     begin = time.monotonic()
-    subprocess.run(whole, check=True, capture_output=True, env=environment)
+    subprocess.run(whole, check=True, capture_output=True)
     duration = time.monotonic() - begin
     killed = [sys.executable, *_ROW, "--out", str(tmp_path / "killed")]
     for share in (0.5, 0.4, 0.3):
-        process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(share * duration)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(killed, check=True, capture_output=True, env=environment)
+    subprocess.run(killed, check=True, capture_output=True)
 
     def records(folder: str) -> dict[str, Any]:
         rows = sorted((tmp_path / folder / "channel_pruning" / "rows" / "digits").glob("*.json"))

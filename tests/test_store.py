@@ -118,7 +118,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "b.json", {"x": 1})
-    with pytest.raises(ValueError, match="[Nn]a[Nn]|JSON compliant"):
+    with pytest.raises(ValueError, match=r"JSON compliant"):
         write_json(tmp_path / "a" / "b.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]

@@ -1,0 +1,78 @@
+"""Chains of steps that papers share: train, evaluate, compare with the dense network, say what a choice is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from bench.models.recipe import Recipe
+from bench.pruning.steps import dense_macs
+from bench.rows import Chain, Setting
+from bench.steps import Step
+from bench.train import steps as training
+from bench.train.fit import Schedule
+
+# the dense network of a seed, and a pruned one made from it
+Dense = Callable[[Setting, Recipe, int], Step]
+Prune = Callable[[Setting, Recipe, Step, int], Step]
+
+
+def gmacs(recipe: Recipe, images: int, passes: float) -> float:
+    """Expected work of ``passes`` forward passes over ``images`` images, in GMACs."""
+    return dense_macs(recipe) / 1e9 * images * passes
+
+
+def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
+    """Training from fresh weights, or fine-tuning of ``parent``."""
+    params: dict[str, Any] = {"schedule": asdict(schedule), "seed": seed, "label": label}
+    if parent is None:
+        params["recipe"] = recipe.to_json()
+    work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
+    name = f"{label}(seed {seed})" if parent is None else f"{label}({parent.name})"
+    parents = () if parent is None else (parent,)
+    return Step(name, training.run_trained, parents, params, setting.data, setting.device, work)
+
+
+def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
+    """The evaluation of a step's network."""
+    return training.evaluated(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
+
+
+def measured_chain(
+    setting: Setting, recipe: Recipe, *, dense: Dense, prune: Prune | None, tuning: Schedule | None
+) -> Chain:
+    """A row: dense, pruned (or not), fine-tuned (or not), evaluated; compared with the dense network, seed by seed.
+
+    After fine-tuning also compared with the dense network tuned equally long.
+    """
+    networks, evaluations, references, controls = [], [], [], []
+    for seed in setting.seeds:
+        start = dense(setting, recipe, seed)
+        network = start if prune is None else prune(setting, recipe, start, seed)
+        if tuning is not None:
+            network = trained(setting, recipe, network, tuning, seed, "fine-tuned")
+            control = trained(setting, recipe, start, tuning, seed, "fine-tuned")
+            controls.append(measured(setting, recipe, control, seed))
+        networks.append(network)
+        evaluations.append(measured(setting, recipe, network, seed))
+        references.append(measured(setting, recipe, start, seed))
+    records = list(evaluations)
+    if prune is not None or tuning is not None:
+        records.append(training.compared(evaluations, references))
+    if tuning is not None and prune is not None:
+        records.append(training.compared(evaluations, controls, "_control"))
+    if prune is not None and tuning is None:
+        records += networks  # the reconstruction's error on held-out images
+    return Chain(networks, records)
+
+
+def worth(setting: Setting, recipe: Recipe, *, dense: Dense, first: Prune, second: Prune) -> Chain:
+    """What one choice is worth against another, paired by image and seed, without fine-tuning."""
+    runs: tuple[list[Step], list[Step], list[Step]] = ([], [], [])
+    for seed in setting.seeds:
+        start = dense(setting, recipe, seed)
+        for place, prune in enumerate((first, second)):
+            runs[place].append(measured(setting, recipe, prune(setting, recipe, start, seed), seed))
+        runs[2].append(measured(setting, recipe, start, seed))
+    return Chain([], [training.contrasted(*runs)])
