@@ -374,9 +374,8 @@ def selection_and_widths() -> list[Row]:
             methods = [(selection, widths, False) for widths in ("uniform", "error-driven") for selection in selections]
             for method in (*methods, LASSO_FULL, EXACT_FULL):
                 name = f"{speedup}x {_described(method)}{', fine-tuned' if tune else ''}"
-                rows.append(
-                    _resnet56_row(OURS, name, partial(chain, prune=_inner(method, speedup), tune=tune), speedup)
-                )
+                row_chain = partial(chain, prune=_inner(method, speedup), tune=tune)
+                rows.append(_resnet56_row(OURS, name, row_chain, on_digits=speedup == 2 and not tune))
     return rows
 
 
