@@ -17,7 +17,7 @@ from tqdm import tqdm
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate, norm_behind, rectify
 from bench.pruning.fold import folded, unfold
-from bench.pruning.graph import trace
+from bench.pruning.graph import Site, trace
 from bench.pruning.reconstruction import RIDGES, judged, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
@@ -67,44 +67,54 @@ def prune(
     ``keep`` gives the input channels kept at each reader; readers without an entry keep all.  Where the channels belong
     to a stream the reader gets a channel sampler, elsewhere the producer loses its filters.
     """
-    model = copy.deepcopy(original).to(calibration.device).eval()
+    # the walk never changes fully connected weights, so they are shared with the original until it is over: VGG-16's
+    # are half a gigabyte
+    shared = [p for m in original.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+    model = copy.deepcopy(original, {id(p): p for p in shared}).to(calibration.device).eval()
     graph = trace(model)
     walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
-    shape = tuple(calibration.batches[0].shape[1:])
     reports = []
     for place, site in enumerate(tqdm(calibration.sites, desc=method.selection, disable=not progress, leave=False)):
-        conv = surgery.convolution(model, site.reader)
-        channels = conv.in_channels
+        channels = surgery.convolution(model, site.reader).in_channels
         wanted = keep.get(site.reader, channels)
-        if wanted == channels and not method.refit:
-            continue
-        norm = norm_behind(model, site)
-        moments, held_out = accumulate(calibration, walk, site, conv, method.compensate)
-        weight, bias = folded(conv, norm)
-        producer = None if site.producer is None else surgery.convolution(model, site.producer)
-        layer = Layer(
-            moments, weight, bias, None if producer is None else producer.weight.detach(),
-            seed=1000 * calibration.sampling.seed + place, options=dict(method.options),
-        )  # fmt: skip
-        kept = select(method.selection, layer, wanted)
-        rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
-        rounds = method.rectify if site.rectified and (site.shortcut is None or method.compensate) else 0
-        for _ in range(rounds):
-            new = rectify(calibration, walk, site, conv, (moments, held_out), kept, rebuilt.weight, rebuilt.bias)
-            rebuilt = reconstruct(new[0], kept, conv.kernel_size, new[1], method.ridges)  # type: ignore[arg-type]
-        if rounds:  # the errors that are reported are about the responses, whatever the targets were
-            rebuilt = judged(rebuilt, moments, kept, held_out)
-        if site.producer is None:
-            if wanted < channels:
-                surgery.sample_input(model, site.reader, kept)
-        else:
-            surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
-            walk.select(site.reader, torch.as_tensor(kept))
-        seen = response_statistics(moments, kept, rebuilt.weight)
-        unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
-        reports.append(
-            LayerReport(
-                site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error
-            )
-        )
+        if wanted < channels or method.refit:
+            seed = 1000 * calibration.sampling.seed + place
+            reports.append(_prune_site(model, calibration, walk, site, wanted, method, seed))
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if any(parameter is other for other in shared):
+                setattr(module, name, copy.deepcopy(parameter))
     return model, reports
+
+
+def _prune_site(
+    model: nn.Module, calibration: Calibration, walk: Walk, site: Site, wanted: int, method: Method, seed: int
+) -> LayerReport:
+    """One layer of the walk; the moments live no longer than this call."""
+    conv, norm = surgery.convolution(model, site.reader), norm_behind(model, site)
+    channels = conv.in_channels
+    moments, held_out = accumulate(calibration, walk, site, conv, method.compensate)
+    weight, bias = folded(conv, norm)
+    producer = None if site.producer is None else surgery.convolution(model, site.producer)
+    layer = Layer(
+        moments, weight, bias, None if producer is None else producer.weight.detach(), seed=seed,
+        options=dict(method.options),
+    )  # fmt: skip
+    kept = select(method.selection, layer, wanted)
+    rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
+    rounds = method.rectify if site.rectified and (site.shortcut is None or method.compensate) else 0
+    for _ in range(rounds):
+        new = rectify(calibration, walk, site, conv, (moments, held_out), kept, rebuilt.weight, rebuilt.bias)
+        rebuilt = reconstruct(new[0], kept, conv.kernel_size, new[1], method.ridges)  # type: ignore[arg-type]
+    if rounds:  # the errors that are reported are about the responses, whatever the targets were
+        rebuilt = judged(rebuilt, moments, kept, held_out)
+    if site.producer is None:
+        if wanted < channels:
+            surgery.sample_input(model, site.reader, kept)
+    else:
+        shape = tuple(calibration.batches[0].shape[1:])
+        surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
+        walk.select(site.reader, torch.as_tensor(kept))
+    seen = response_statistics(moments, kept, rebuilt.weight)
+    unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
+    return LayerReport(site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error)

@@ -38,7 +38,7 @@ def columns_of(kept: Sequence[int] | Tensor, size: int, device: torch.device | s
 def solve(moments: Centred, kept: Sequence[int] | Tensor, size: int, ridge: float) -> Tensor:
     """V (c'*k x n): the ridge regression of Y on the kept channels' inputs; ``ridge`` in units of ``moments.scale``."""
     columns = columns_of(kept, size, moments.xx.device)
-    block, target = moments.xx[columns][:, columns], moments.xy[columns]
+    block, target = moments.xx[columns[:, None], columns], moments.xy[columns]
     amount = ridge * moments.scale
     while True:
         factor, info = torch.linalg.cholesky_ex(
@@ -55,7 +55,7 @@ def error(moments: Moments, kept: Sequence[int] | Tensor, solution: Tensor, bias
     ``solution`` is c'*k x n, ``bias`` n.  In units of YY (a sum of squares).
     """
     columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), moments.xx.device)
-    xx, xy, x_sum = moments.xx[columns][:, columns], moments.xy[columns], moments.x_sum[columns]
+    xx, xy, x_sum = moments.xx[columns[:, None], columns], moments.xy[columns], moments.x_sum[columns]
     fitted = (solution * (xx @ solution)).sum() - 2.0 * (solution * xy).sum() + moments.yy.sum()
     shift = 2.0 * (bias * (x_sum @ solution - moments.y_sum)).sum() + moments.count * bias.square().sum()
     return max(float(fitted + shift), 0.0)
@@ -78,7 +78,7 @@ def response_statistics(moments: Moments, kept: Sequence[int] | Tensor, weight: 
     """Mean and variance (n each) over the fitted rows of ``weight`` (n x c' x kh x kw) applied to the kept channels."""
     centred, solution = moments.centred(), weight.flatten(1).T
     columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), centred.xx.device)
-    squares = (solution * (centred.xx[columns][:, columns] @ solution)).sum(0)
+    squares = (solution * (centred.xx[columns[:, None], columns] @ solution)).sum(0)
     return centred.x_mean[columns] @ solution, (squares / moments.count).clamp_min(0.0)
 
 

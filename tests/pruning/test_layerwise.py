@@ -442,3 +442,17 @@ def test_error_curves_cover_producers_and_asked_for_samplers() -> None:
     curves = error_curves(model, calibration, 1e-4, ["layer1.1.conv1"], progress=False)
     assert set(curves) == {site.reader for site in inner} | {"layer1.1.conv1"}
     assert len(curves["layer1.1.conv1"]) == 16
+
+
+def test_the_pruned_network_shares_no_memory_with_the_original() -> None:
+    """Whatever is shared during the walk, afterwards each network can be trained without changing the other."""
+    model = busy(bottleneck)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    calibration = calibrate(model, images(20, 16), Sampling(positions=4), progress=False)
+    pruned, _ = prune(model, calibration, {"layer1.0.conv2": 1}, Method("lasso", refit=True), progress=False)
+    with torch.no_grad():
+        for tensor in pruned.state_dict().values():
+            tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert flags == [parameter.requires_grad for parameter in model.parameters()]

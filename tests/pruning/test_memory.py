@@ -21,7 +21,7 @@ torch.manual_seed(0)
 model = Recipe("vgg16", {}, (3, 224, 224)).build().eval()
 images = torch.randn(500, 3, 224, 224)
 producers = {name for key, name in CONVS.items() if not key.startswith("conv5")}
-sampling = Sampling(positions=100, batch=8, budget=300_000_000)
+sampling = Sampling(positions=100, batch=4, budget=420_000_000)
 calibration = calibrate(model, images, sampling, wanted=lambda site: site.producer in producers, progress=False)
 keep = {site.reader: model.get_submodule(site.reader).in_channels // 2 for site in calibration.sites}
 pruned, reports = prune(model, calibration, keep, Method("lasso"), progress=False)
