@@ -43,7 +43,8 @@ class Row:
     and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
     dense network's recipe at a scale (``given``: the user brings weights).  ``chain`` makes the steps.  ``published``
     maps our metrics to (row, metric) of the same table in the registry.  ``missing`` says why a row cannot run yet.
-    ``group`` and ``series`` place it in figures.
+    ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for, besides folders;
+    ``ours`` marks a row beyond the paper.
     """
 
     table: str

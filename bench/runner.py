@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 import time
@@ -204,7 +205,7 @@ def _ensure(
         distributed.start()
         distributed.barrier()  # only training is shared; the first process does the rest
         return
-    with store.lock(step.key) if distributed.launched() == 1 else _Unlocked():
+    with store.lock(step.key) if distributed.launched() == 1 else contextlib.nullcontext():
         if store.load(step.key) is not None:
             return
         say(step.name)
@@ -218,12 +219,6 @@ def _ensure(
         if distributed.is_main():
             store.save(step.key, result, describe(step, entry, job, time.monotonic() - begin))
         distributed.barrier()
-
-
-class _Unlocked:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def _result(store: Store, step: Step) -> Result:
