@@ -18,12 +18,23 @@ from bench.errors import UserError
 from bench.models import cifar_resnet, resnet, vgg
 from bench.pruning import surgery
 
+
+def _lazily(module: str, name: str) -> Callable[..., nn.Module]:
+    """A builder of a module that is slow to import (mmdet), imported when it is first used."""
+
+    def build(**arguments: Any) -> nn.Module:
+        return getattr(importlib.import_module(module), name)(**arguments)  # type: ignore[no-any-return]
+
+    return build
+
+
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg.vgg16,
     "resnet18": resnet.resnet18,
     "resnet50": resnet.resnet50,
     "bottleneck_resnet": resnet.bottleneck_resnet,
     **{f"cifar_resnet{depth}": cifar_resnet.builder(depth) for depth in (20, 32, 44, 56, 110)},
+    **{name: _lazily("bench.models.ssd", name) for name in ("ssd300_vgg16", "ssd300_resnet50", "narrow_ssd")},
 }
 
 
@@ -104,7 +115,14 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """Fresh weights: He normal (fan out) in convolutions as torchvision's VGG and ResNet, torch's own elsewhere."""
+    """Fresh weights: He normal (fan out) in convolutions as torchvision's VGG and ResNet, torch's own elsewhere.
+
+    A network with an ``initialise`` of its own (the detectors) is left to it.
+    """
+    own = getattr(model, "initialise", None)
+    if callable(own):
+        own()
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

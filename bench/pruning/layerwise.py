@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from bench.pruning import surgery
-from bench.pruning.calibration import Calibration, accumulate, norm_behind, rectify
+from bench.pruning.calibration import Calibration, accumulate, accumulate_shared, norm_behind, rectify
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import Site, trace
 from bench.pruning.reconstruction import RIDGES, judged, reconstruct, response_statistics
@@ -79,7 +79,10 @@ def prune(
         wanted = keep.get(site.reader, channels)
         if wanted < channels or method.refit:
             seed = 1000 * calibration.sampling.seed + place
-            reports.append(_prune_site(model, calibration, walk, site, wanted, method, seed))
+            if site.others:
+                reports += _prune_shared(model, calibration, walk, site, wanted, method, seed)
+            else:
+                reports.append(_prune_site(model, calibration, walk, site, wanted, method, seed))
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if any(parameter is other for other in shared):
@@ -118,3 +121,40 @@ def _prune_site(
     seen = response_statistics(moments, kept, rebuilt.weight)
     unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
     return LayerReport(site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error)
+
+
+def _prune_shared(
+    model: nn.Module, calibration: Calibration, walk: Walk, site: Site, wanted: int, method: Method, seed: int
+) -> list[LayerReport]:
+    """Channels with several readers: chosen for all of them together, then every reader is rebuilt.
+
+    What stands between the channels and a reader may couple them (SSD's L2Norm), so the moments for the least squares
+    are taken again once the channels have gone.
+    """
+    assert site.producer is not None
+    readers = [(reader, surgery.convolution(model, reader.reader)) for reader in site.readers]
+    channels = readers[0][1].in_channels
+    before = accumulate_shared(calibration, walk, site, [conv for _, conv in readers])
+    layers = [
+        Layer(moments, *folded(conv, norm_behind(model, reader)), seed=seed, options=dict(method.options))
+        for (reader, conv), (moments, _) in zip(readers, before, strict=True)
+    ]
+    filters = surgery.convolution(model, site.producer).weight.detach()
+    kept = select(method.selection, replace(layers[0], filters=filters, others=tuple(layers[1:])), wanted)
+    shape = tuple(calibration.batches[0].shape[1:])
+    surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
+    walk.select(site.reader, torch.as_tensor(kept))
+    convs = [surgery.convolution(model, reader.reader) for reader in site.readers]
+    reports = []
+    every = list(range(len(kept)))
+    after = accumulate_shared(calibration, walk, site, convs)
+    for reader, conv, (moments, held_out) in zip(site.readers, convs, after, strict=True):
+        rebuilt = reconstruct(moments, every, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
+        seen = response_statistics(moments, every, rebuilt.weight)
+        unfold(conv, norm_behind(model, reader), rebuilt.weight, rebuilt.bias, seen)
+        reports.append(
+            LayerReport(
+                reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error
+            )
+        )
+    return reports
