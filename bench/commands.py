@@ -97,6 +97,7 @@ def _job(options: argparse.Namespace) -> Job:
     return Job(
         out=options.out, data=bench.data.data_root(options.data), scale=options.scale, device=options.device,
         seed=options.seed, weights=options.weights, protocol=options.protocol, workers=options.workers, amp=options.amp,
+        strict=options.strict_data,
         progress=not options.json and sys.stderr.isatty(),
     )  # fmt: skip
 
@@ -109,7 +110,7 @@ def _public_arguments(options: argparse.Namespace) -> builtins.list[str]:
         if value is not None:
             known = name != "scale" or value in bench.data.SCALES
             parts += [f"--{name}", str(value) if known and name != "weights" else Path(value).name]
-    return parts + (["--amp"] if options.amp else [])
+    return parts + [flag for flag, given in (("--amp", options.amp), ("--strict-data", options.strict_data)) if given]
 
 
 def _plan(chosen: Any, job: Job) -> Output:
@@ -257,11 +258,8 @@ def doctor(options: argparse.Namespace) -> Output:
     lines.append(f"cuda: {', '.join(cuda) or 'none'}")
     for scale in bench.data.SCALES:
         place = bench.data.find(scale, root)
-        hints = {
-            "cifar10": "put cifar-10-batches-py there, or let `bench run` download it",
-            "imagenet": "put train/ and val/ there",
-        }
-        found = "embedded" if scale == "digits" else str(place) if place else f"not found in {root}: {hints[scale]}"
+        embedded = scale in bench.data.EMBEDDED
+        found = "embedded" if embedded else str(place) if place else f"not found: {bench.data.missing(scale, root)}"
         lines.append(f"data {scale}: {found}")
     state = (
         f"version {installed['wandb']}, {'key set' if value['wandb']['key'] else 'no key'}"

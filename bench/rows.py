@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from bench.data import LABELS
 from bench.models.recipe import Recipe
 from bench.steps import Step
 
@@ -44,7 +45,7 @@ class Row:
     dense network's recipe at a scale (``given``: the user brings weights).  ``chain`` makes the steps.  ``published``
     maps our metrics to (row, metric) of the same table in the registry.  ``missing`` says why a row cannot run yet.
     ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for, besides folders;
-    ``ours`` marks a row beyond the paper.
+    ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.
     """
 
     table: str
@@ -59,6 +60,7 @@ class Row:
     seeds: tuple[int, ...] = (0, 1, 2)
     scales: tuple[str, ...] | None = None
     ours: bool = False
+    data: str = LABELS
 
 
 @dataclass(frozen=True)

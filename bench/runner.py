@@ -15,6 +15,7 @@ import torch
 
 import bench.data
 from bench import provenance
+from bench.data.annotations import DetectionSet
 from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import macs
@@ -42,7 +43,8 @@ class Job:
     workers: int = 0
     amp: bool = False
     progress: bool = True
-    images: dict[tuple[str, int], ImageSet] = field(default_factory=dict)
+    strict: bool = False
+    images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -112,16 +114,20 @@ def _matches(name: str, wanted: str) -> bool:
 def plan(rows: Sequence[Row], job: Job) -> list[Planned]:
     """The rows in the job's setting, with their steps; data are read, nothing is run.
 
-    Rows that are meant for other scales only are left out.  Raises :class:`UserError` where none is left.
+    Rows that are meant for other scales or for the other kind of data are left out.  Raises :class:`UserError` where
+    none is left.
     """
     planned = []
     for row in rows:
         scale = job.scale or row.scale
         bench.data.check_scale(scale)
-        if row.scales is None or scale in row.scales or scale not in bench.data.SCALES:
+        meant = row.scales is None or scale in row.scales or scale not in bench.data.SCALES
+        if meant and (job.scale is None or row.data == bench.data.kind(scale)):
             planned.append(_plan(row, scale, job))
     if not planned:
-        raise UserError(f"none of these rows runs at {job.scale}: see `bench list` for the scales of each")
+        raise UserError(
+            f"none of these rows runs at {job.scale}, which has {bench.data.kind(job.scale or '')}: see `bench list`"
+        )
     return planned
 
 
@@ -145,9 +151,9 @@ def _plan(row: Row, scale: str, job: Job) -> Planned:
     return Planned(row, scale, recipe, row.chain(setting, recipe), size)
 
 
-def _images(job: Job, scale: str, size: int) -> ImageSet:
+def _images(job: Job, scale: str, size: int) -> ImageSet | DetectionSet:
     if (scale, size) not in job.images:
-        job.images[scale, size] = bench.data.load(scale, job.data, size, job.protocol, job.progress)
+        job.images[scale, size] = bench.data.load(scale, job.data, size, job.protocol, job.progress, job.strict)
     return job.images[scale, size]
 
 
@@ -243,7 +249,12 @@ def describe(step: Step, entry: Planned, job: Job, seconds: float) -> dict[str, 
             "hardware": provenance.hardware(job.device),
             "data": None
             if images is None
-            else {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol},
+            else {
+                "name": images.name,
+                "fingerprint": images.fingerprint,
+                "protocol": images.protocol,
+                **({"problems": images.problems} if isinstance(images, DetectionSet) else {}),
+            },
             "date": provenance.today(),
         },
     }

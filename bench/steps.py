@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from bench import provenance
-from bench.data.images import ImageSet
 from bench.store import Result, digest
 
 
@@ -19,11 +18,12 @@ from bench.store import Result, digest
 class Context:
     """What a step may use besides its parents: the data, the device, a folder for unfinished work, a memory.
 
+    ``data()`` is an :class:`ImageSet` or a :class:`DetectionSet`, as the row's kind of data says.
     ``parents`` are the keys of the parents' results.  ``memory`` keeps large intermediate values (the original network's responses) between the steps of one process; it
     must hold nothing but pure functions of the key it is stored under.
     """
 
-    data: Callable[[], ImageSet]
+    data: Callable[[], Any]
     device: str
     progress: bool
     work: Path = Path()

@@ -117,15 +117,8 @@ def roi_align_backward(
     aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
 ) -> None:  # fmt: skip
     """The gradient of :func:`roi_align_forward` with respect to the features, into ``grad_input`` (B x C x H x W)."""
+    size = (aligned_height, aligned_width)
+    shape, grad = grad_input.shape, grad_output.contiguous()
     grad_input.copy_(
-        torch.ops.torchvision._roi_align_backward(
-            grad_output.contiguous(),
-            rois,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
-        )  # fmt: skip
+        torch.ops.torchvision._roi_align_backward(grad, rois, spatial_scale, *size, *shape, sampling_ratio, aligned)
     )

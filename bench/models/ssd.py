@@ -22,6 +22,7 @@ import mmdet.models  # noqa: E402, F401  (fills the registry)
 from mmdet.models.dense_heads.ssd_head import SSDHead  # noqa: E402
 from mmdet.models.necks.ssd_neck import L2Norm  # noqa: E402
 from mmdet.registry import MODELS  # noqa: E402
+from mmengine.config import ConfigDict  # noqa: E402
 
 # pixel statistics (RGB, 0 to 255): of the Caffe VGG-16 that SSD starts from (unit scale), and ImageNet's
 CAFFE_MEAN, CAFFE_STD = (123.675, 116.28, 103.53), (1.0, 1.0, 1.0)
@@ -48,7 +49,7 @@ class SSD(nn.Module):
         super().__init__()
         self.backbone = MODELS.build(backbone)
         self.neck = MODELS.build(neck)
-        self.bbox_head = MODELS.build(head)
+        self.bbox_head = MODELS.build(ConfigDict(head))  # its settings are read as attributes
         # it scales channels one by one, though by a norm over all: pruning may pass through it
         self.neck.l2_norm.keeps_channels = True
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
@@ -213,7 +214,7 @@ class NarrowVGG(nn.Module):
 def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | None = None) -> nn.Module:
     """SSD in about 0.9 M parameters for the embedded scale: maps of 20, 10, 5 and 3 cells for 160x160 images.
 
-    At other sizes the default boxes grow with the input.
+    Default boxes have sides of 16 to 130 pixels at any input size.
     """
     widths = tuple(widths or (24, 32, 48, 64, 96, 96, 128, 128))
     channels = (widths[5], widths[7], 128, 128)
@@ -221,12 +222,12 @@ def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | N
         type="SSDNeck", in_channels=channels[:2], out_channels=channels, level_strides=(2, 2), level_paddings=(1, 1),
         l2_norm_scale=20, norm_cfg=dict(type="BN"),
     )  # fmt: skip
-    scale = size / 160
+    cells = [size // 8, size // 16]
+    for _ in range(2):
+        cells.append((cells[-1] + 1) // 2)
     anchors = dict(
-        input_size=size, strides=[8, 16, 32, math.ceil(54 * scale)],
-        min_sizes=[round(scale * side) for side in (16, 32, 56, 90)],
-        max_sizes=[round(scale * side) for side in (32, 56, 90, 130)],
-        ratios=[[2], [2, 3], [2, 3], [2]],
+        input_size=size, strides=[math.ceil(size / count) for count in cells], min_sizes=[16, 32, 56, 90],
+        max_sizes=[32, 56, 90, 130], ratios=[[2], [2, 3], [2, 3], [2]],
     )  # fmt: skip
     head = _head(num_classes, channels, anchors)
     return _build(dict(type="NarrowVGG", widths=widths), neck, head, size, IMAGENET_MEAN, IMAGENET_STD)

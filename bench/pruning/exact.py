@@ -95,7 +95,8 @@ class _State:
     def scores(self) -> Tensor:
         """tr(V_i' C_ii^-1 V_i) for each channel."""
         blocks = self.solution.reshape(self.channels, self.size, -1)
-        return (blocks * torch.linalg.solve(self.diagonal, blocks)).sum((1, 2))
+        solved: Tensor = torch.linalg.solve(self.diagonal, blocks)
+        return (blocks * solved).sum((1, 2))
 
     def remove(self, channel: int) -> None:
         """Block elimination of one channel."""
