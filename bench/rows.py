@@ -41,7 +41,7 @@ class Row:
     """One line of a table.
 
     ``scale`` is the row's own; elsewhere it is an analogue.  ``shape`` is the pruned network at the paper's own shape
-    and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
+    (or what makes it, where that takes time) and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
     dense network's recipe at a scale (``given``: the user brings weights).  ``chain`` makes the steps.  ``published``
     maps our metrics to (row, metric) of the same table in the registry.  ``missing`` says why a row cannot run yet.
     ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for, besides folders;
@@ -51,7 +51,7 @@ class Row:
     table: str
     name: str
     scale: str
-    shape: Recipe | None = None
+    shape: Recipe | Callable[[], Recipe] | None = None
     claimed: float | None = None
     dense: Callable[[str, int, bool], Recipe] | None = None
     chain: Callable[[Setting, Recipe], Chain] | None = None
@@ -61,6 +61,10 @@ class Row:
     scales: tuple[str, ...] | None = None
     ours: bool = False
     data: str = LABELS
+
+    def own_shape(self) -> Recipe | None:
+        """The pruned network at the paper's own shape."""
+        return self.shape() if callable(self.shape) else self.shape
 
 
 @dataclass(frozen=True)

@@ -91,17 +91,18 @@ def choose(names: Sequence[str], table: str | None, row: str | None) -> list[tup
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
     chosen = []
     for key in names or known:
-        rows = known[key].rows
-        if table is not None:
-            rows = [r for r in rows if _matches(r.table, table)]
-            if not rows:
-                tables = ", ".join(dict.fromkeys(r.table for r in known[key].rows))
-                raise UserError(f"unknown table {table!r}: {key} has {tables}")
-        if row is not None:
-            rows = [r for r in rows if _matches(r.name, row)]
-            if not rows:
-                raise UserError(f"unknown row {row!r}: see `bench list {key}`")
-        chosen.append((known[key], rows))
+        rows = [r for r in known[key].rows if table is None or _matches(r.table, table)]
+        if not rows and names:
+            tables = ", ".join(dict.fromkeys(r.table for r in known[key].rows))
+            raise UserError(f"unknown table {table!r}: {key} has {tables}")
+        rows = [r for r in rows if row is None or _matches(r.name, row)]
+        if not rows and names:
+            raise UserError(f"unknown row {row!r}: see `bench list {key}`")
+        if rows:
+            chosen.append((known[key], rows))
+    if not chosen:
+        wanted = f"table {table!r}" if row is None else f"row {row!r}"
+        raise UserError(f"unknown {wanted}: see `bench list`")
     return chosen
 
 
@@ -207,7 +208,7 @@ def _ensure(
     """The step is in the store afterwards: it was, or it is run now."""
     if store.load(step.key) is not None:
         return
-    if not distributed.is_main() and step.run.__name__ != "run_trained":
+    if not distributed.is_main() and not step.trains:
         distributed.start()
         distributed.barrier()  # only training is shared; the first process does the rest
         return
@@ -278,7 +279,7 @@ def _write_row(paper: Paper, entry: Planned, job: Job, store: Store, command: st
         "status": "ran" if entry.chain is not None else f"not run ({entry.reason})",
         "published": {metric: list(where) for metric, where in row.published.items()},
         "command": command,
-        "shape": _sizes(row.shape) if row.shape is not None else None,
+        "shape": _sizes(shape) if (shape := row.own_shape()) is not None else None,
         "records": [],
         "steps": {},
     }

@@ -48,7 +48,8 @@ class Step:
     ``run(context, parents' results, parameters)`` must be a module-level function: the source of its module, and of
     all modules of ours that it imports, is part of the key.  ``params`` are JSON values and must hold the seed where
     there is one.  ``data`` is the data fingerprint (None for steps that read no data), ``work`` the expected cost in
-    GMACs (for the plan's minutes).
+    GMACs (for the plan's minutes).  ``trains`` marks the steps that all processes of a torchrun share; the others are
+    the first process's alone.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Step:
     data: str | None
     device: str
     work: float = 0.0
+    trains: bool = False
 
     @functools.cached_property
     def key(self) -> str:

@@ -336,7 +336,7 @@ def staged(
         }  # fmt: skip
         work = gmacs(recipe, setting.train_images, 3.0 * epochs)
         name = f"{label} auxiliary {number}(seed {seed})"
-        step = Step(name, run_auxiliary, (step,), params, setting.data, setting.device, work)
+        step = Step(name, run_auxiliary, (step,), params, setting.data, setting.device, work, trains=True)
         here = {producer: keep[producer] for producer in producers}
         params = {
             "position": position, "localization": localization, "keep": here, "greedy": asdict(Greedy(alpha=ALPHA)),
@@ -406,8 +406,9 @@ METHODS: list[tuple[str, Prune, tuple[int, ...]]] = [
 ]
 
 
-def shape_of(recipe: Recipe, share: float) -> Recipe:
+def shape_of(dense: Callable[[], Recipe], share: float) -> Recipe:
     """The pruned network at equal shares."""
+    recipe = dense()
     return replace(recipe, widths=equal_share(recipe, share))
 
 
@@ -419,7 +420,7 @@ def paper_tables() -> list[Row]:
         ("VOC2007 SSD-ResNet-50", "voc", ssd_resnet50, 20, 0.7),
         ("COCO SSD-ResNet-50", "coco", ssd_resnet50, 80, 0.7),
     ):
-        shape = network(scale, classes, False)
+        shape = partial(network, scale, classes, False)
         metric = "map_voc07" if scale == "voc" else "coco_ap"
         common: dict[str, Any] = {"dense": network, "data": BOXES, "scales": ("voc", "coco")}
         rows.append(
@@ -427,7 +428,7 @@ def paper_tables() -> list[Row]:
                 published={metric: ("baseline", "mAP")}, **common)
         )  # fmt: skip
         rows.append(
-            Row(table, "pruned", scale, shape_of(shape, share), chain=partial(chain, prune=LCP, share=share),
+            Row(table, "pruned", scale, partial(shape_of, shape, share), chain=partial(chain, prune=LCP, share=share),
                 published={metric: ("pruned", "mAP")}, **common)
         )  # fmt: skip
     return rows
@@ -435,10 +436,12 @@ def paper_tables() -> list[Row]:
 
 def criteria() -> list[Row]:
     """Half of the backbone's parameters gone, by every criterion, before and after two epochs of fine-tuning."""
-    shape = ssd_vgg16("voc", 20, False)
-    half = shape_of(shape, 0.5)
+    shape = partial(ssd_vgg16, "voc", 20, False)
+    half = partial(shape_of, shape, 0.5)
 
-    def row(name: str, small: Recipe, row_chain: Callable[[Setting, Recipe], Chain], seeds: tuple[int, ...]) -> Row:
+    def row(
+        name: str, small: Callable[[], Recipe], row_chain: Callable[[Setting, Recipe], Chain], seeds: tuple[int, ...]
+    ) -> Row:
         return Row(CRITERIA, name, "voc", small, dense=ssd_vgg16, chain=row_chain, seeds=seeds, ours=True, data=BOXES)
 
     rows = [

@@ -7,33 +7,37 @@ that takes images only: torch.fx can trace it, torch-pruning can prune it, and M
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from bench.models.mmcv_ops import install
-
-install()
-
-import mmdet.models  # noqa: E402, F401  (fills the registry)
-from mmdet.models.dense_heads.ssd_head import SSDHead  # noqa: E402
-from mmdet.models.necks.ssd_neck import L2Norm  # noqa: E402
-from mmdet.registry import MODELS  # noqa: E402
-from mmengine.config import ConfigDict  # noqa: E402
 
 # pixel statistics (RGB, 0 to 255): of the Caffe VGG-16 that SSD starts from (unit scale), and ImageNet's
 CAFFE_MEAN, CAFFE_STD = (123.675, 116.28, 103.53), (1.0, 1.0, 1.0)
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-@MODELS.register_module(force=True)
-class BenchSSDHead(SSDHead):  # type: ignore[misc]
-    """mmdet's SSD head; its ``predict`` asks for ``loss_cls``, which SSDHead never sets (upstream issues 11063, 11305)."""
+@functools.cache
+def registry() -> Any:
+    """mmdet's registry of models with ours; mmdet takes seconds to import, so this happens when it is first needed."""
+    install()
+    import mmdet.models
+    from mmdet.registry import MODELS
 
-    loss_cls = None
+    class BenchSSDHead(mmdet.models.SSDHead):  # type: ignore[misc]
+        """mmdet's head; its ``predict`` asks for ``loss_cls``, which SSDHead never sets (upstream issues 11063, 11305)."""
+
+        loss_cls = None
+
+    MODELS.register_module(module=BenchSSDHead)
+    MODELS.register_module(module=NarrowVGG)
+    return MODELS
 
 
 class SSD(nn.Module):
@@ -47,9 +51,9 @@ class SSD(nn.Module):
         mean: Sequence[float], std: Sequence[float],
     ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone = MODELS.build(backbone)
-        self.neck = MODELS.build(neck)
-        self.bbox_head = MODELS.build(ConfigDict(head))  # its settings are read as attributes
+        models = registry()
+        self.backbone, self.neck = models.build(backbone), models.build(neck)
+        self.bbox_head = models.build(ConfigDict(head))  # its settings are read as attributes
         # it scales channels one by one, though by a norm over all: pruning may pass through it
         self.neck.l2_norm.keeps_channels = True
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
@@ -102,8 +106,8 @@ class SSD(nn.Module):
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, L2Norm):
-                nn.init.constant_(module.weight, module.scale)
+            elif module is self.neck.l2_norm:
+                nn.init.constant_(self.neck.l2_norm.weight, self.neck.l2_norm.scale)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
 
@@ -111,15 +115,15 @@ class SSD(nn.Module):
 def _head(num_classes: int, channels: Sequence[int], anchors: dict[str, Any]) -> dict[str, Any]:
     """mmdet's configuration of the SSD head (its ssd300.py): matching at IoU 0.5, three negatives for a positive."""
     return dict(
-        type="BenchSSDHead", num_classes=num_classes, in_channels=tuple(channels),
-        anchor_generator=dict(type="SSDAnchorGenerator", scale_major=False, **anchors),
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
+        type="mmdet.BenchSSDHead", num_classes=num_classes, in_channels=tuple(channels),
+        anchor_generator=dict(type="mmdet.SSDAnchorGenerator", scale_major=False, **anchors),
+        bbox_coder=dict(type="mmdet.DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
         train_cfg=dict(
             assigner=dict(
-                type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.0, ignore_iof_thr=-1,
+                type="mmdet.MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.0, ignore_iof_thr=-1,
                 gt_max_assign_all=False,
             ),
-            sampler=dict(type="PseudoSampler"), smoothl1_beta=1.0, allowed_border=-1, pos_weight=-1, neg_pos_ratio=3,
+            sampler=dict(type="mmdet.PseudoSampler"), smoothl1_beta=1.0, allowed_border=-1, pos_weight=-1, neg_pos_ratio=3,
             debug=False,
         ),
         test_cfg=dict(
@@ -149,11 +153,16 @@ def _build(
 def ssd300_vgg16(num_classes: int = 20) -> nn.Module:
     """SSD300 on VGG-16 with fc6 and fc7 as dilated convolutions: 26,285,486 parameters for 20 classes."""
     backbone = dict(
-        type="SSDVGG", depth=16, with_last_pool=False, ceil_mode=True, out_indices=(3, 4), out_feature_indices=(22, 34)
+        type="mmdet.SSDVGG",
+        depth=16,
+        with_last_pool=False,
+        ceil_mode=True,
+        out_indices=(3, 4),
+        out_feature_indices=(22, 34),
     )
     channels = (512, 1024, 512, 256, 256, 256)
     neck = dict(
-        type="SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
+        type="mmdet.SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
         level_paddings=(1, 1, 0, 0), l2_norm_scale=20,
     )  # fmt: skip
     head = _head(num_classes, channels, _anchors300(num_classes))
@@ -166,19 +175,18 @@ def ssd300_resnet50(num_classes: int = 20) -> nn.Module:
     The publication does not say which stages it reads; C4 at 19x19 in the place of fc7 keeps SSD300's geometry.
     """
     backbone = dict(
-        type="ResNet", depth=50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
+        type="mmdet.ResNet", depth=50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
         norm_eval=False,
     )  # fmt: skip
     channels = (512, 1024, 512, 256, 256, 256)
     neck = dict(
-        type="SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
+        type="mmdet.SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
         level_paddings=(1, 1, 0, 0), l2_norm_scale=20,
     )  # fmt: skip
     head = _head(num_classes, channels, _anchors300(num_classes))
     return _build(backbone, neck, head, 300, IMAGENET_MEAN, IMAGENET_STD)
 
 
-@MODELS.register_module(force=True)
 class NarrowVGG(nn.Module):
     """VGG's pattern with batch norm for small images: 3x3 convolutions in pairs, a pooling behind each pair.
 
@@ -219,7 +227,7 @@ def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | N
     widths = tuple(widths or (24, 32, 48, 64, 96, 96, 128, 128))
     channels = (widths[5], widths[7], 128, 128)
     neck = dict(
-        type="SSDNeck", in_channels=channels[:2], out_channels=channels, level_strides=(2, 2), level_paddings=(1, 1),
+        type="mmdet.SSDNeck", in_channels=channels[:2], out_channels=channels, level_strides=(2, 2), level_paddings=(1, 1),
         l2_norm_scale=20, norm_cfg=dict(type="BN"),
     )  # fmt: skip
     cells = [size // 8, size // 16]
@@ -230,7 +238,7 @@ def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | N
         max_sizes=[32, 56, 90, 130], ratios=[[2], [2, 3], [2, 3], [2]],
     )  # fmt: skip
     head = _head(num_classes, channels, anchors)
-    return _build(dict(type="NarrowVGG", widths=widths), neck, head, size, IMAGENET_MEAN, IMAGENET_STD)
+    return _build(dict(type="mmdet.NarrowVGG", widths=widths), neck, head, size, IMAGENET_MEAN, IMAGENET_STD)
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ def trained(
         params["recipe"] = recipe.to_json()
     name = f"{label}(seed {seed})" if parent is None else f"{label}({parent.name})"
     parents = () if parent is None else (parent,)
-    return Step(name, run_trained, parents, params, setting.data, setting.device, work)
+    return Step(name, run_trained, parents, params, setting.data, setting.device, work, trains=True)
 
 
 def detected(setting: Setting, step: Step, seed: int, work: float) -> Step:
