@@ -5,11 +5,13 @@ Pixels leave the pipeline as mmdet loads them (BGR, uint8) and become RGB here; 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -59,15 +61,22 @@ def plain_pipeline(size: int, boxes: bool = False) -> list[dict[str, Any]]:
 
 
 class Batches(Dataset[Batch]):
-    """An mmdet dataset that gives a whole batch for a list of places: RGB pixels B x 3 x H x W and B data samples."""
+    """An mmdet dataset that gives a whole batch for a list of places: RGB pixels B x 3 x H x W and B data samples.
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    mmdet's augmentation draws from NumPy's and Python's generators; they are seeded from (``seed``, places), so that a
+    batch is the same in whatever process it is made.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, places: Sequence[int]) -> Batch:
+        mixed = int(np.random.SeedSequence([self.seed, *places]).generate_state(1)[0])
+        random.seed(mixed)
+        np.random.seed(mixed)
         items = [self.dataset[int(place)] for place in places]
         pixels = torch.stack([item["inputs"] for item in items])[:, [2, 1, 0]]
         samples = [item["data_samples"] for item in items]
@@ -109,7 +118,9 @@ def fit_detector(
     workers: int = 0, progress: bool = True,
 ) -> None:  # fmt: skip
     """Trains ``net`` (and ``auxiliary``) in place, on the CPU and in evaluation mode afterwards."""
-    data = Batches(split.dataset(training_pipeline(net, mirror, zoom_out), training=True))
+    data = Batches(split.dataset(training_pipeline(net, mirror, zoom_out), training=True), seed)
+    # augmentation is as slow as the narrow network's training: always in a process of its own
+    workers = max(1, workers)
     train(Detector(net, auxiliary, position), data, schedule, seed, work, device, label, workers, progress)
     net.cpu().eval()
     if auxiliary is not None:
@@ -120,7 +131,7 @@ def batches(
     split: DetectionSplit, size: int, places: Sequence[int], batch: int, boxes: bool = False, workers: int = 0
 ) -> Iterator[Batch]:
     """Images at ``places`` of ``split`` in this order, resized only; ``boxes`` also resizes the ground truth."""
-    data = Batches(split.dataset(plain_pipeline(size, boxes), training=False))
+    data = Batches(split.dataset(plain_pipeline(size, boxes), training=False), 0)
     chunks = [list(places[i : i + batch]) for i in range(0, len(places), batch)]
     return iter(DataLoader(data, sampler=chunks, batch_size=None, num_workers=workers))  # type: ignore[arg-type]
 
