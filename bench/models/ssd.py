@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
+from bench.errors import UserError
 from bench.models.mmcv_ops import install
 
 # pixel statistics (RGB, 0 to 255): of the Caffe VGG-16 that SSD starts from (unit scale), and ImageNet's
@@ -52,8 +54,10 @@ class SSD(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         models = registry()
-        self.backbone, self.neck = models.build(backbone), models.build(neck)
-        self.bbox_head = models.build(ConfigDict(head))  # its settings are read as attributes
+        # mmdet's parts build parts of their own by name; a Runner in the same process has set another scope
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            self.backbone, self.neck = models.build(backbone), models.build(neck)
+            self.bbox_head = models.build(ConfigDict(head))  # its settings are read as attributes
         # it scales channels one by one, though by a norm over all: pruning may pass through it
         self.neck.l2_norm.keeps_channels = True
         self.size, self.mean, self.std = size, tuple(mean), tuple(std)
@@ -97,7 +101,7 @@ class SSD(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Fresh weights as mmdet's configuration has them: He normal in the backbone, Xavier uniform behind it."""
+        """Fresh weights as mmdet's SSD300 has them: He normal in the backbone, Xavier uniform behind it."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
                 if name.startswith("backbone"):
@@ -115,15 +119,15 @@ class SSD(nn.Module):
 def _head(num_classes: int, channels: Sequence[int], anchors: dict[str, Any]) -> dict[str, Any]:
     """mmdet's configuration of the SSD head (its ssd300.py): matching at IoU 0.5, three negatives for a positive."""
     return dict(
-        type="mmdet.BenchSSDHead", num_classes=num_classes, in_channels=tuple(channels),
-        anchor_generator=dict(type="mmdet.SSDAnchorGenerator", scale_major=False, **anchors),
-        bbox_coder=dict(type="mmdet.DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
+        type="BenchSSDHead", num_classes=num_classes, in_channels=tuple(channels),
+        anchor_generator=dict(type="SSDAnchorGenerator", scale_major=False, **anchors),
+        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
         train_cfg=dict(
             assigner=dict(
-                type="mmdet.MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.0, ignore_iof_thr=-1,
+                type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.0, ignore_iof_thr=-1,
                 gt_max_assign_all=False,
             ),
-            sampler=dict(type="mmdet.PseudoSampler"), smoothl1_beta=1.0, allowed_border=-1, pos_weight=-1, neg_pos_ratio=3,
+            sampler=dict(type="PseudoSampler"), smoothl1_beta=1.0, allowed_border=-1, pos_weight=-1, neg_pos_ratio=3,
             debug=False,
         ),
         test_cfg=dict(
@@ -153,7 +157,7 @@ def _build(
 def ssd300_vgg16(num_classes: int = 20) -> nn.Module:
     """SSD300 on VGG-16 with fc6 and fc7 as dilated convolutions: 26,285,486 parameters for 20 classes."""
     backbone = dict(
-        type="mmdet.SSDVGG",
+        type="SSDVGG",
         depth=16,
         with_last_pool=False,
         ceil_mode=True,
@@ -162,7 +166,7 @@ def ssd300_vgg16(num_classes: int = 20) -> nn.Module:
     )
     channels = (512, 1024, 512, 256, 256, 256)
     neck = dict(
-        type="mmdet.SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
+        type="SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
         level_paddings=(1, 1, 0, 0), l2_norm_scale=20,
     )  # fmt: skip
     head = _head(num_classes, channels, _anchors300(num_classes))
@@ -175,12 +179,12 @@ def ssd300_resnet50(num_classes: int = 20) -> nn.Module:
     The publication does not say which stages it reads; C4 at 19x19 in the place of fc7 keeps SSD300's geometry.
     """
     backbone = dict(
-        type="mmdet.ResNet", depth=50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
+        type="ResNet", depth=50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
         norm_eval=False,
     )  # fmt: skip
     channels = (512, 1024, 512, 256, 256, 256)
     neck = dict(
-        type="mmdet.SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
+        type="SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
         level_paddings=(1, 1, 0, 0), l2_norm_scale=20,
     )  # fmt: skip
     head = _head(num_classes, channels, _anchors300(num_classes))
@@ -222,12 +226,14 @@ class NarrowVGG(nn.Module):
 def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | None = None) -> nn.Module:
     """SSD in about 0.9 M parameters for the embedded scale: maps of 20, 10, 5 and 3 cells for 160x160 images.
 
-    Default boxes have sides of 16 to 130 pixels at any input size.
+    Default boxes have sides of 16 to 130 pixels at any input size, which must be a multiple of 16.
     """
+    if size % 16:
+        raise UserError(f"an input of {size}x{size} does not fit the narrow SSD: give a multiple of 16")
     widths = tuple(widths or (24, 32, 48, 64, 96, 96, 128, 128))
     channels = (widths[5], widths[7], 128, 128)
     neck = dict(
-        type="mmdet.SSDNeck", in_channels=channels[:2], out_channels=channels, level_strides=(2, 2), level_paddings=(1, 1),
+        type="SSDNeck", in_channels=channels[:2], out_channels=channels, level_strides=(2, 2), level_paddings=(1, 1),
         l2_norm_scale=20, norm_cfg=dict(type="BN"),
     )  # fmt: skip
     cells = [size // 8, size // 16]
@@ -238,7 +244,7 @@ def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | N
         max_sizes=[32, 56, 90, 130], ratios=[[2], [2, 3], [2, 3], [2]],
     )  # fmt: skip
     head = _head(num_classes, channels, anchors)
-    return _build(dict(type="mmdet.NarrowVGG", widths=widths), neck, head, size, IMAGENET_MEAN, IMAGENET_STD)
+    return _build(dict(type="NarrowVGG", widths=widths), neck, head, size, IMAGENET_MEAN, IMAGENET_STD)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,6 +25,7 @@ from bench.pruning.calibration import Calibration, accumulate_shared, norm_behin
 from bench.pruning.fold import folded
 from bench.pruning.graph import Site, reader_node, trace
 from bench.pruning.moments import Moments
+from bench.pruning.reconstruction import columns_of
 from bench.pruning.walk import Walk, run_node
 
 # (number of the mini-batch, output of the layer that the auxiliary network reads) to its loss, a scalar
@@ -36,15 +37,21 @@ class Greedy:
     """Settings; the defaults are those of DCP's released code (SCUT-AILab/DCP at 70a2e53): SGD of the layer's weights.
 
     ``score`` ranks channels by ``frobenius``, the squared gradient norm of both papers, or ``l21``, the released code's
-    sum of norms over the output channels.  ``alpha`` weighs the auxiliary loss.  ``steps`` are taken after each pick.
+    sum of norms over the output channels.  ``alpha`` weighs the auxiliary loss.  ``steps`` are taken after each pick,
+    ``last_steps`` more after the last one.  ``update`` is ``sgd``, or ``newton`` (ours): the reconstruction is solved (its
+    gradient is divided by its Hessian with a ``ridge``, in units of the mean diagonal), and against L_a's gradient the
+    weights move by ``lr`` times their own length.
     """
 
     alpha: float = 1.0
     score: str = "frobenius"
+    update: str = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    ridge: float = 1e-3
     steps: int = 1
+    last_steps: int = 0
 
 
 @dataclass
@@ -71,6 +78,17 @@ class Term:
         """dL_re / dW, in the weights' shape."""
         v = weight.flatten(1).T
         return (self.unit / (self.rows * len(weight)) * (self.xx @ v - self.xy)).T.reshape(weight.shape)
+
+    def newton(self, gradient: Tensor, chosen: Tensor, ridge: float) -> Tensor:
+        """``gradient`` (n x c x kh x kw) divided by the Hessian of L_re over the ``chosen`` channels (c, bool)."""
+        size = gradient[0, 0].numel()
+        columns = columns_of(chosen.nonzero().flatten(), size, self.xx.device)
+        hessian = self.xx[columns[:, None], columns]
+        hessian.diagonal().add_(ridge * hessian.diagonal().mean())
+        flat = gradient.flatten(1).T[columns] * (self.rows * len(gradient) / self.unit)
+        step = torch.zeros_like(gradient).flatten(1).T.contiguous()
+        step[columns] = torch.cholesky_solve(flat, torch.linalg.cholesky(hessian))
+        return step.T.reshape(gradient.shape)
 
 
 def term(moments: Moments, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> Term:
@@ -115,7 +133,7 @@ class Picked:
 
     order: list[int]
     weights: list[Tensor]
-    losses: list[float] = field(default_factory=list)
+    losses: tuple[float, float]
 
 
 def pick(
@@ -127,37 +145,68 @@ def pick(
     """Algorithm 2: picks ``keep`` channels for the readers of ``terms``, whose weights follow the gradient meanwhile.
 
     ``auxiliary`` gives L_a and dL_a/dW for a weight of the first reader (the one on the way to the auxiliary network),
-    on a mini-batch of its own choice.
+    on a mini-batch of its own choice.  Raises :class:`UserError` for unknown settings.
     """
+    if settings.update not in ("sgd", "newton"):
+        raise UserError(f"unknown update {settings.update!r}: choose sgd or newton")
     weights = [torch.zeros_like(t.weight) for t in terms]
     velocity = [torch.zeros_like(t.weight) for t in terms]
     chosen = torch.zeros(terms[0].weight.shape[1], dtype=torch.bool, device=terms[0].weight.device)
-    result = Picked([], weights)
+    order: list[int] = []
 
-    def gradients() -> list[Tensor]:
+    def further() -> tuple[float, Tensor]:
+        """alpha L_a and its gradient."""
+        if auxiliary is None:
+            return 0.0, torch.zeros_like(weights[0])
+        value, gradient = auxiliary(weights[0])
+        return settings.alpha * value, settings.alpha * gradient
+
+    def gradients(extra: Tensor) -> list[Tensor]:
         found = [t.gradient(w) for t, w in zip(terms, weights, strict=True)]
-        loss = sum(t.value(w) for t, w in zip(terms, weights, strict=True))
-        if auxiliary is not None:
-            value, extra = auxiliary(weights[0])
-            found[0] = found[0] + settings.alpha * extra
-            loss += settings.alpha * value
-        result.losses.append(float(loss))
+        found[0] = found[0] + extra
         return found
 
-    for _ in range(keep):
-        scores = channel_scores(gradients(), settings.score)
+    def loss(extra: float) -> float:
+        return sum(t.value(w) for t, w in zip(terms, weights, strict=True)) + extra
+
+    value, extra = further()
+    first = loss(value)
+    for number in range(keep):
+        scores = channel_scores(gradients(extra), settings.score)
         scores[chosen] = -torch.inf
         channel = int(scores.argmax())
         chosen[channel] = True
-        result.order.append(channel)
+        order.append(channel)
         for weight, t in zip(weights, terms, strict=True):
             weight[:, channel] = t.weight[:, channel]  # warm start from the network's own weights
-        for _ in range(settings.steps):
-            for weight, speed, gradient in zip(weights, velocity, gradients(), strict=True):
-                step = (gradient + settings.weight_decay * weight) * chosen[:, None, None]
-                speed.mul_(settings.momentum).add_(step)
-                weight.sub_(settings.lr * (step + settings.momentum * speed))  # Nesterov
-    return result
+        for _ in range(settings.steps if number + 1 < keep else settings.steps + settings.last_steps):
+            _, extra = further()
+            if settings.update == "newton":
+                _newton(terms, weights, extra, chosen, settings)
+            else:
+                _sgd(weights, velocity, gradients(extra), chosen, settings)
+        value, extra = further()
+    return Picked(order, weights, (first, loss(value)))
+
+
+def _sgd(
+    weights: Sequence[Tensor], velocity: Sequence[Tensor], gradients: Sequence[Tensor], chosen: Tensor, settings: Greedy
+) -> None:
+    """One step of SGD with Nesterov's momentum for the chosen channels, in place."""
+    for weight, speed, gradient in zip(weights, velocity, gradients, strict=True):
+        step = (gradient + settings.weight_decay * weight) * chosen[:, None, None]
+        speed.mul_(settings.momentum).add_(step)
+        weight.sub_(settings.lr * (step + settings.momentum * speed))
+
+
+def _newton(terms: Sequence[Term], weights: Sequence[Tensor], extra: Tensor, chosen: Tensor, settings: Greedy) -> None:
+    """Newton's step for L_re, and for L_a a step against its gradient of a fixed length relative to the weights."""
+    for weight, t in zip(weights, terms, strict=True):
+        weight.sub_(t.newton(t.gradient(weight), chosen, settings.ridge))
+    push = extra * chosen[:, None, None]
+    length = push.norm()
+    if length > 0:
+        weights[0].sub_(settings.lr * weights[0].norm() / length * push)
 
 
 class Tail:
@@ -226,10 +275,8 @@ def prune_stage(
             terms = _terms(model, calibration, walk, site, convs)
             picked = pick(terms, keep[site.reader], settings, _gradient(model, graph, walk, site, end, auxiliary))
             _apply(model, calibration, walk, site, picked)
-        losses = picked.losses
-        reports.append(
-            SiteReport(site.reader, site.producer, convs[0].in_channels, picked.order, losses[0], losses[-1])
-        )
+        channels = picked.weights[0].shape[1]
+        reports.append(SiteReport(site.reader, site.producer, channels, picked.order, *picked.losses))
     return model.requires_grad_(True), reports
 
 
@@ -284,6 +331,6 @@ def _apply(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, p
     assert site.producer is not None
     shape = tuple(calibration.batches[0].shape[1:])
     surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
-    walk.select(site.reader, torch.as_tensor(kept))
+    walk.select([reader.reader for reader in site.readers], torch.as_tensor(kept))
     for reader, weight in zip(site.readers, picked.weights, strict=True):
         surgery.convolution(model, reader.reader).weight.copy_(weight[:, kept])

@@ -131,7 +131,7 @@ def _remove(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, 
         return
     shape = tuple(calibration.batches[0].shape[1:])
     surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
-    walk.select(site.reader, torch.as_tensor(kept))
+    walk.select([reader.reader for reader in site.readers], torch.as_tensor(kept))
 
 
 def _report(site: Site, reader: Site, channels: int, kept: list[int], rebuilt: Reconstruction) -> LayerReport:

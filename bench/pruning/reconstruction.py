@@ -76,10 +76,11 @@ def judged(
 
 def response_statistics(moments: Moments, kept: Sequence[int] | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (n each) over the fitted rows of ``weight`` (n x c' x kh x kw) applied to the kept channels."""
-    centred, solution = moments.centred(), weight.flatten(1).T
-    columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), centred.xx.device)
-    squares = (solution * (centred.xx[columns[:, None], columns] @ solution)).sum(0)
-    return centred.x_mean[columns] @ solution, (squares / moments.count).clamp_min(0.0)
+    solution = weight.flatten(1).T
+    columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), moments.xx.device)
+    centred = moments.centred(columns)
+    squares = (solution * (centred.xx @ solution)).sum(0)
+    return centred.x_mean @ solution, (squares / moments.count).clamp_min(0.0)
 
 
 def variance(moments: Moments) -> float:
@@ -100,13 +101,14 @@ def reconstruct(
     such rows the first.
     """
     size = kernel[0] * kernel[1]
-    centred = moments.centred()
-    columns = columns_of(kept, size, centred.xx.device)
+    columns = columns_of(kept, size, moments.xx.device)
+    centred = moments.centred(columns)
+    every = range(len(torch.as_tensor(kept)))
     best: tuple[float, float, Tensor, Tensor] | None = None
     usable = held_out is not None and held_out.count > 0
     for ridge in ridges if usable else ridges[:1]:
-        solution = solve(centred, kept, size, ridge)
-        bias = centred.y_mean - centred.x_mean[columns] @ solution
+        solution = solve(centred, every, size, ridge)
+        bias = centred.y_mean - centred.x_mean @ solution
         judged = error(held_out if held_out is not None and usable else moments, kept, solution, bias)
         if best is None or judged < best[0]:
             best = (judged, ridge, solution, bias)

@@ -43,17 +43,27 @@ class Layer:
 
     def gram(self, centred: bool) -> tuple[Tensor, Tensor]:
         """G (c x c) and b (c) of all readers, about the means or about zero."""
-        found = [
-            (m, *channel_gram(m, reader.weight))
-            for reader in (self, *self.others)
-            for m in [reader.moments.centred() if centred else reader.moments.raw()]
-        ]
+        found = [reader._gram(centred) for reader in (self, *self.others)]
         if not self.others:
-            return found[0][1], found[0][2]
-        units = [max(float(m.yy.sum()), torch.finfo(torch.float64).tiny) for m, _, _ in found]
-        gram = torch.stack([g / unit for (_, g, _), unit in zip(found, units, strict=True)]).sum(0)
-        target = torch.stack([b / unit for (_, _, b), unit in zip(found, units, strict=True)]).sum(0)
+            return found[0][0], found[0][1]
+        gram = torch.stack([g / energy for g, _, energy in found]).sum(0)
+        target = torch.stack([b / energy for _, b, energy in found]).sum(0)
         return gram, target
+
+    def _gram(self, centred: bool) -> tuple[Tensor, Tensor, float]:
+        """G, b and YY of this reader alone; means are taken off G and b, not off the p x p moments."""
+        moments = self.moments
+        gram, target = channel_gram(moments.raw(), self.weight)
+        energy = moments.yy
+        if centred:
+            outputs, channels = self.weight.shape[:2]
+            w = self.weight.to(gram).reshape(outputs, channels, -1)
+            x_mean = (moments.x_sum / moments.count).reshape(channels, -1)
+            means = torch.einsum("ck,nck->cn", x_mean, w)  # of each channel's contribution to each output
+            gram = gram - moments.count * means @ means.T
+            target = target - means @ moments.y_sum
+            energy = (energy - moments.y_sum.square() / moments.count).clamp_min(0.0)
+        return gram, target, max(float(energy.sum()), torch.finfo(torch.float64).tiny)
 
     @property
     def channels(self) -> int:

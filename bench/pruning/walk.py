@@ -81,16 +81,22 @@ class Walk:
         if keep:
             self.position = stop
 
-    def select(self, reader: str, channels: Tensor) -> None:
-        """After the filters in front of ``reader`` were removed: kept values behind them lose the same channels."""
-        node = reader_node(self.graph, reader).all_input_nodes[0]
-        while node not in self.kept[0]:
-            is_producer = node.op == "call_module" and isinstance(self.model.get_submodule(str(node.target)), nn.Conv2d)
-            if is_producer or not node.all_input_nodes:
-                return  # nothing of them is kept: they will be computed by the pruned network
-            node = node.all_input_nodes[0]
+    def select(self, readers: str | Sequence[str], channels: Tensor) -> None:
+        """After the filters in front of ``readers`` were removed: kept values behind them lose the same channels."""
+        found = set()
+        for reader in [readers] if isinstance(readers, str) else readers:
+            node: fx.Node | None = reader_node(self.graph, reader).all_input_nodes[0]
+            while node is not None and node not in self.kept[0]:
+                is_producer = node.op == "call_module" and isinstance(
+                    self.model.get_submodule(str(node.target)), nn.Conv2d
+                )
+                # nothing of them is kept where a producer comes first: they will be computed by the pruned network
+                node = None if is_producer or not node.all_input_nodes else node.all_input_nodes[0]
+            if node is not None:
+                found.add(node)
         for values in self.kept:
-            values[node] = values[node][:, channels.cpu()].clone()
+            for node in found:
+                values[node] = values[node][:, channels.cpu()].clone()
 
     def value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """The value of any node, computed from live values (which grow by what is computed on the way)."""

@@ -63,18 +63,18 @@ def plain_pipeline(size: int, boxes: bool = False) -> list[dict[str, Any]]:
 class Batches(Dataset[Batch]):
     """An mmdet dataset that gives a whole batch for a list of places: RGB pixels B x 3 x H x W and B data samples.
 
-    mmdet's augmentation draws from NumPy's and Python's generators; they are seeded from (``seed``, places), so that a
-    batch is the same in whatever process it is made.
+    mmdet's augmentation draws from NumPy's and Python's generators; they are seeded from (``seed``, epoch, places), so
+    that a batch is the same in whatever process it is made.  ``epoch`` is set by the training.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.epoch = dataset, seed, 0
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, places: Sequence[int]) -> Batch:
-        mixed = int(np.random.SeedSequence([self.seed, *places]).generate_state(1)[0])
+        mixed = int(np.random.SeedSequence([self.seed, self.epoch, *places]).generate_state(1)[0])
         random.seed(mixed)
         np.random.seed(mixed)
         items = [self.dataset[int(place)] for place in places]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.device import utils as device_utils
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, SyncBuffersHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -78,6 +78,9 @@ class _Reseed(Hook):  # type: ignore[misc]
 
     def before_train_epoch(self, runner: Runner) -> None:
         seed_everything(self.seed, runner.epoch)
+        data = runner.train_dataloader.dataset
+        if hasattr(data, "epoch"):
+            data.epoch = runner.epoch
         runner.train_dataloader.sampler.sampler.set_epoch(runner.epoch)
 
 
@@ -159,7 +162,12 @@ def train(
                 sampler_seed=None,  # _Reseed does it, for our sampler of whole batches
                 checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_last=True),
             ),
-            custom_hooks=[_Reseed(seed), _Watch(label, progress and is_main())],
+            # processes average the running statistics of batch norms, which each has from its own share
+            custom_hooks=[
+                _Reseed(seed),
+                _Watch(label, progress and is_main()),
+                *([SyncBuffersHook()] if world > 1 else []),
+            ],
             resume=(work / "last_checkpoint").exists(),
             launcher="none" if world == 1 else "pytorch",
             randomness=dict(seed=seed, deterministic=False),
@@ -190,7 +198,7 @@ def _wrapper(device: str, world: int) -> dict[str, Any] | None:
 
 
 def _schedulers(schedule: Schedule, iterations: int) -> list[dict[str, Any]]:
-    if schedule.shape == "constant":
+    if schedule.shape == "constant" or (schedule.shape == "cosine" and iterations < 2):
         return []
     if schedule.shape == "steps":
         return [dict(type="MultiStepLR", milestones=list(schedule.milestones), gamma=0.1, by_epoch=True)]

@@ -89,7 +89,7 @@ def test_nms_is_greedy(seed: int, count: int, offset: int, whole: bool, threshol
 
 
 def test_offset_decides_between_two_boxes() -> None:
-    """10 and 5 of 10 pixels: IoU 5/11 with sides +1 ... and 4/10 without; by hand, on both sides of 0.43."""
+    """A box inside the right part of another: IoU 4/10 of continuous sides, 5/11 of pixels, on both sides of 0.43."""
     boxes = torch.tensor([[0.0, 0.0, 10.0, 0.5], [6.0, 0.0, 10.0, 0.5]])
     scores = torch.tensor([0.9, 0.8])
     assert nms(boxes, scores, 0.43, offset=0)[1].tolist() == [0, 1]  # 4 / 10
