@@ -7,7 +7,7 @@ from scratch is a recipe with fresh weights.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,11 +15,27 @@ import torch
 from torch import nn
 
 from bench.errors import UserError
-from bench.models import cifar_resnet, resnet, vgg
+from bench.gating.convert import convert
+from bench.gating.layer import GateOptions
+from bench.models import cifar_resnet, mcifarnet, resnet, vgg
 from bench.pruning import surgery
+
+
+
+def gated(
+    base: Mapping[str, Any], density: int, options: Mapping[str, str] | None = None, ungated: Sequence[str] = ()
+) -> nn.Module:
+    """The FBS form of another recipe's network (``base``, as JSON) at a density in thousandths, on ``meta``."""
+    model = Recipe.from_json(base).build("meta")
+    convert(model, density, GateOptions(**(options or {})), ungated)
+    return model
+
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg.vgg16,
+    "vgg16_bn": vgg.vgg16_bn,
+    "mcifarnet": mcifarnet.mcifarnet,
+    "gated": gated,
     "resnet18": resnet.resnet18,
     "resnet50": resnet.resnet50,
     "bottleneck_resnet": resnet.bottleneck_resnet,
@@ -104,9 +120,15 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
 
 @torch.no_grad()
 def initialise(model: nn.Module) -> None:
-    """Fresh weights: He normal (fan out) in convolutions as torchvision's VGG and ResNet, torch's own elsewhere."""
+    """Fresh weights: He normal (fan out) in convolutions as torchvision's VGG and ResNet, torch's own elsewhere.
+
+    A module with a method ``initialise`` knows better.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        own = getattr(module, "initialise", None)
+        if callable(own):
+            own()
+        elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
