@@ -8,7 +8,6 @@ operation) gets the whole tensor.  Works on CPU and CUDA, in any precision; for 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,20 +16,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bench.errors import UserError
+from bench.gating.flow import PASSING_MODULES, is_addition, keeps_zeros, module_of
 from bench.gating.layer import GatedConv2d
 from bench.gating.winners import winners
 from bench.pruning.graph import trace
 
-# operations that treat every channel by itself and leave a channel of zeros as it is
-ZERO_PRESERVING_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.MaxPool2d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d,
-)  # fmt: skip
-ZERO_PRESERVING_FUNCTIONS = (
-    F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.tanh,
-)  # fmt: skip
-ZERO_PRESERVING_METHODS = ("relu", "tanh", "contiguous")
-PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 # whose outputs are never negative, so that the subsampler needs no absolute value
 _NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
 
@@ -88,6 +78,7 @@ class SkippedConv(nn.Module):
         self.channels, self.inputs, self.k = layer.out_channels, layer.in_channels, layer.k
         self.exact, self.gated = layer.options.ties == "exact", gated
         self.rectified_gate, self.rectify = layer.gate.rectified, rectify
+        self.last: Tensor | None = None
         self.absolute = layer.options.subsample == "l1" and not non_negative
 
     def saliency(self, x: Value) -> Tensor:
@@ -107,15 +98,20 @@ class SkippedConv(nn.Module):
             return winners(g, self.k)[0]
         return (g[0] > g[0].topk(self.k + 1).values[-1]).nonzero()[:, 0]
 
+    def gather(self, x: Value, index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The filters ``index`` at the input channels of ``x``, and their biases."""
+        weight, bias = self.weight, self.bias
+        if index is not None:
+            weight, bias = weight.index_select(0, index), bias.index_select(0, index)
+        if isinstance(x, Compact):
+            weight = weight.index_select(1, x.index)
+        return weight, bias
+
     def compute(self, x: Value, g: Tensor, index: Tensor | None) -> Value:
         """The layer's outputs ``index`` for images that share them: B x k x H' x W'."""
-        weight, bias, pi = self.weight, self.bias, g
-        if index is not None:
-            weight, bias, pi = weight.index_select(0, index), bias.index_select(0, index), g.index_select(1, index)
-        values = x
-        if isinstance(x, Compact):
-            weight, values = weight.index_select(1, x.index), x.values
-        y = F.conv2d(values, weight, bias, *self.shape)  # type: ignore[arg-type]
+        weight, bias = self.gather(x, index)
+        pi = g if index is None else g.index_select(1, index)
+        y = F.conv2d(x.values if isinstance(x, Compact) else x, weight, bias, *self.shape)  # type: ignore[arg-type]
         y.mul_(pi[:, :, None, None])
         if not self.gated:
             y.add_((self.behind if index is None else self.behind.index_select(0, index))[:, None, None])
@@ -124,9 +120,10 @@ class SkippedConv(nn.Module):
         return y if index is None else Compact(y, index, self.channels)
 
     def forward(self, x: Value) -> Value:
-        """One image."""
+        """One image; ``last`` keeps its winners (None: all)."""
         g = self.saliency(x)
-        return self.compute(x, g, self.chosen(g))
+        self.last = self.chosen(g)
+        return self.compute(x, g, self.last)
 
     def groups(self, x: Value) -> list[tuple[Tensor, Value]]:
         """A batch: for each set of images with equal winners their rows and their outputs."""
@@ -266,13 +263,13 @@ def _compile(model: nn.Module, graph: fx.Graph, network: SkippedNetwork) -> None
         return found
 
     for node in nodes:
-        if node.op == "call_module" and isinstance(_module(model, node), PASSING_MODULES):
+        if node.op == "call_module" and isinstance(module_of(model, node), PASSING_MODULES):
             alias[node] = node.all_input_nodes[0]
     rectified = set()
     for node in nodes:
-        if isinstance(_module(model, node), GatedConv2d):
+        if isinstance(module_of(model, node), GatedConv2d):
             behind = users(node)
-            if len(behind) == 1 and isinstance(_module(model, behind[0]), nn.ReLU):
+            if len(behind) == 1 and isinstance(module_of(model, behind[0]), nn.ReLU):
                 rectified.add(node)
                 alias[behind[0]] = node
     last: dict[fx.Node, int] = {}
@@ -304,15 +301,11 @@ def _compile(model: nn.Module, graph: fx.Graph, network: SkippedNetwork) -> None
     network.slots = count
 
 
-def _module(model: nn.Module, node: fx.Node) -> nn.Module | None:
-    return model.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
 def _non_negative(model: nn.Module, node: fx.Node, origin: Callable[[fx.Node], fx.Node]) -> bool:
     """Whether what ``node`` reads comes out of a ReLU, perhaps pooled or padded since."""
     while node.all_input_nodes:
         node = node.all_input_nodes[0]
-        module = _module(model, node)
+        module = module_of(model, node)
         if isinstance(module, _NON_NEGATIVE) or node.target in (F.relu, torch.relu, "relu"):
             return True
         if not isinstance(module, (*PASSING_MODULES, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d)):
@@ -324,7 +317,7 @@ def _instruction(
     model: nn.Module, node: fx.Node, network: SkippedNetwork, rectify: bool, non_negative: bool
 ) -> tuple[Callable[..., Any], bool]:
     """The function behind a node, and whether it may split a group."""
-    module = _module(model, node)
+    module = module_of(model, node)
     if isinstance(module, GatedConv2d):
         layer = SkippedConv(module, rectify, non_negative)
         network.parts.append(layer)
@@ -336,29 +329,12 @@ def _instruction(
         return plain.forward, False
     if module is not None:
         network.parts.append(module)
-    if _is_addition(node):
+    if is_addition(node):
         return add, False
     call = _call(module, node)
     if keeps_zeros(model, node) and len(node.all_input_nodes) == 1:
         return lambda x: Compact(call(x.values), x.index, x.channels) if isinstance(x, Compact) else call(x), False
     return lambda *values: call(*[dense(value) for value in values]), False
-
-
-def keeps_zeros(model: nn.Module, node: fx.Node) -> bool:
-    """Whether the node treats each channel by itself and gives zeros for zeros."""
-    if node.op == "call_module":
-        return isinstance(_module(model, node), (*ZERO_PRESERVING_MODULES, *PASSING_MODULES))
-    if node.op == "call_function":
-        return node.target in ZERO_PRESERVING_FUNCTIONS
-    return node.op == "call_method" and node.target in ZERO_PRESERVING_METHODS
-
-
-def _is_addition(node: fx.Node) -> bool:
-    """An addition of two tensors (a scalar would not keep zeros)."""
-    known = (node.op == "call_function" and node.target in (operator.add, torch.add)) or (
-        node.op == "call_method" and node.target == "add"
-    )
-    return known and len(node.all_input_nodes) == len(node.args) == 2 and not node.kwargs
 
 
 def _call(module: nn.Module | None, node: fx.Node) -> Callable[..., Any]:
