@@ -198,6 +198,7 @@ def run_latency(context: Context, parents: list[Result], params: dict[str, Any])
         gated = copy.deepcopy(plain)
         options = GateOptions(**recipe.arguments["options"])
         convert(gated, recipe.arguments["density"], options, recipe.arguments["ungated"])
+        _normalise(gated, context.data().train.batch(list(range(64)), augment=False))
     plain, gated = plain.to(context.device).eval(), gated.to(context.device).eval()
     skipping = SkippedNetwork(gated).to(context.device)
     networks: dict[str, latency.Network] = {
@@ -244,6 +245,17 @@ def run_latency(context: Context, parents: list[Result], params: dict[str, Any])
     return Result(records=found, arrays=arrays, facts=facts)
 
 
+def _normalise(model: nn.Module, images: Tensor) -> None:
+    """Gives a gated network with fresh weights the statistics of some images, as training would."""
+    layers = gated_layers(model).values()
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 1.0
+    model.train()(images)
+    for layer, momentum in zip(layers, before, strict=True):
+        layer.momentum = momentum
+
+
 @torch.inference_mode()
 def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3) -> dict[str, float]:
     """Where the skipped network's time goes on single images (CPU), in percent: gates, gathering, convolving, the rest."""
@@ -280,7 +292,9 @@ def gated(
     options: GateOptions, ungated: tuple[str, ...] = (),
 ) -> Step:  # fmt: skip
     """The step that trains ``parent``'s network at a density (thousandths), with gates put in where it has none."""
-    name = f"gated(d={density / 1000:g}, {parent.name})"
+    # named after the network that the gates were put into, not after all densities on the way
+    start = parent.name.removeprefix("gated(").partition(", ")[2].removesuffix(")")
+    name = f"gated(d={density / 1000:g}, {start if parent.run is run_gated else parent.name})"
     params = {
         "density": density, "schedule": asdict(schedule), "seed": seed, "penalty": penalty,
         "options": asdict(options), "ungated": list(ungated), "label": f"d={density / 1000:g}",
