@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
 
 from bench.chains import gmacs, trained
 from bench.cli import main
@@ -217,9 +216,7 @@ def static(setting: Setting, recipe: Recipe, parent: Step, density: int, seed: i
 
 def speedup_at(recipe: Recipe, density: int, ungated: tuple[str, ...] = ()) -> float:
     """Dense MACs over those of the gated network with its gates, from the densities alone."""
-    counted = dynamic.expected(
-        gating.gated_recipe(recipe, density, PAPER, ungated).build("meta"), recipe.input_shape
-    )
+    counted = dynamic.expected(gating.gated_recipe(recipe, density, PAPER, ungated).build("meta"), recipe.input_shape)
     return counted.dense / float(counted.totals[0])
 
 
@@ -260,7 +257,9 @@ def longest(setting: Setting, recipe: Recipe) -> Chain:
     """The dense network that FBS is compared with."""
     runs = [longer_dense(setting, recipe, dense(setting, recipe, seed), seed) for seed in setting.seeds]
     work = gmacs(recipe, setting.test_images, 1.0)
-    return Chain([], [gating.measured(run, seed, setting.data, work) for run, seed in zip(runs, setting.seeds, strict=True)])
+    return Chain(
+        [], [gating.measured(run, seed, setting.data, work) for run, seed in zip(runs, setting.seeds, strict=True)]
+    )
 
 
 def fbs(
@@ -294,9 +293,7 @@ def slimmed_vgg(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, de
     return boosted(setting, recipe, slimmed(setting, recipe, parent, seed, None, keep, 1), density, seed)
 
 
-def by_static(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, *, density: int, selection: str
-) -> Step:
+def by_static(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, density: int, selection: str) -> Step:
     """Static channel pruning to the MACs of FBS at ``density``."""
     return static(setting, recipe, parent, density, seed, selection)
 
@@ -487,9 +484,7 @@ def _fbs_row(table: str, density: int, links: Mapping[str, tuple[str, str]]) -> 
     """Three seeds where the paper's claim is judged, one along the curve."""
     tail = partial(chain, make=partial(fbs, density=density), control=True)
     seeds = (0, 1, 2) if density == 500 else (0,)
-    return Row(
-        table, f"FBS at d={density / 1000:g}", "cifar10", None, None, mcifarnet, tail, links, seeds=seeds
-    )
+    return Row(table, f"FBS at d={density / 1000:g}", "cifar10", None, None, mcifarnet, tail, links, seeds=seeds)
 
 
 def _static_row(table: str, label: str, selection: str, density: int) -> Row:

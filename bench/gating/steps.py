@@ -231,9 +231,7 @@ def run_latency(context: Context, parents: list[Result], params: dict[str, Any])
             found.append(Record(metric + suffix, value, "x", low, high, rounds))
             if over == "dense":
                 share = 100.0 / theory
-                found.append(
-                    Record(f"realised_share{suffix}", share * value, "%", share * low, share * high, rounds)
-                )
+                found.append(Record(f"realised_share{suffix}", share * value, "%", share * low, share * high, rounds))
         arrays |= {f"seconds_{name}{suffix}": samples for name, samples in timing.samples.items()}
         facts[f"timing{suffix}"] = {
             "clock": timing.clock, "stopped": timing.stopped, "machine": timing.telemetry,

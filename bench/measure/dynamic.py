@@ -136,9 +136,7 @@ class Counter:
             seen.append((read.amax(0), written.amax(0)))
         self.parts.append(tuple(torch.stack(column, 1) for column in zip(*columns, strict=True)))
         if self.seen is not None:
-            seen = [
-                (torch.maximum(a, c), torch.maximum(b, d)) for (a, b), (c, d) in zip(self.seen, seen, strict=True)
-            ]
+            seen = [(torch.maximum(a, c), torch.maximum(b, d)) for (a, b), (c, d) in zip(self.seen, seen, strict=True)]
         self.seen = seen
 
     @staticmethod

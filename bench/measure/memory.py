@@ -93,9 +93,7 @@ def _weights(
     return found
 
 
-def records(
-    flow: Flow, winners: Mapping[str, Tensor], sizes: tuple[int, ...], seed: int | None
-) -> list[Record]:
+def records(flow: Flow, winners: Mapping[str, Tensor], sizes: tuple[int, ...], seed: int | None) -> list[Record]:
     """Means over the images in batches of each of ``sizes``; per image, in MB (1e6 bytes), the peak per batch.
 
     ``winners`` hold the masks of all images; the last, smaller batch is left out.  A size above the number of images gives

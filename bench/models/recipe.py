@@ -21,7 +21,6 @@ from bench.models import cifar_resnet, mcifarnet, resnet, vgg
 from bench.pruning import surgery
 
 
-
 def gated(
     base: Mapping[str, Any], density: int, options: Mapping[str, str] | None = None, ungated: Sequence[str] = ()
 ) -> nn.Module:

@@ -29,9 +29,7 @@ CONVS: dict[str, str] = _module_names()
 FULL_WIDTHS: dict[str, int] = {entry[0]: entry[1] for entry in _LAYOUT if isinstance(entry, tuple)}
 
 
-def vgg16(
-    num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, batch_norm: bool = False
-) -> nn.Module:
+def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, batch_norm: bool = False) -> nn.Module:
     """VGG-16, plain or with batch norm; ``width`` scales every layer; input N x 3 x 224 x 224 or N x 3 x 32 x 32.
 
     ``form`` is ``imagenet`` (7x7 pooling, three fully connected layers, torchvision's state dict) or ``cifar`` (one

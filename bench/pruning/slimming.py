@@ -52,7 +52,9 @@ def slimmed_widths(
         }
     assert speedup is not None
     kept = {reader: set(range(len(g))) for reader, g in gammas.items()}
-    ranked = sorted((float(value), reader, place) for reader, g in gammas.items() for place, value in enumerate(g.abs()))
+    ranked = sorted(
+        (float(value), reader, place) for reader, g in gammas.items() for place, value in enumerate(g.abs())
+    )
     for _, reader, place in ranked:
         if model.speedup({name: len(channels) for name, channels in kept.items()}) >= speedup:
             break

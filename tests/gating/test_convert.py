@@ -124,7 +124,9 @@ def test_ungated_layers_and_mistakes() -> None:
 
 def test_a_recipe_describes_the_gated_network() -> None:
     """Built twice from JSON it has the same state names; the weights of a converted network fit into it."""
-    base = Recipe("resnet18", {"num_classes": 10, "width": 0.125, "small_input": True}, (3, 16, 16), {"layer1.0.conv1": 5})
+    base = Recipe(
+        "resnet18", {"num_classes": 10, "width": 0.125, "small_input": True}, (3, 16, 16), {"layer1.0.conv1": 5}
+    )
     arguments = {"base": base.to_json(), "density": 600, "options": {"phi": "zero"}, "ungated": ["layer2.1.conv1"]}
     recipe = Recipe.from_json(Recipe("gated", arguments, base.input_shape).to_json())
     torch.manual_seed(0)

@@ -132,8 +132,12 @@ def test_initialisation_and_density() -> None:
     he = GatedConv2d(conv, norm, 500, PAPER, True).gate
     assert float(he.weight.std()) == pytest.approx((2 / 400) ** 0.5, rel=0.02)
     truncated = GatedConv2d(conv, norm, 500, GateOptions(phi="truncated"), True).gate
-    assert float(truncated.weight.abs().max()) <= 0.1 and float(truncated.weight.std()) == pytest.approx(0.044, rel=0.03)
-    assert bool((he.bias == 1).all()) and bool((GatedConv2d(conv, norm, 1, GateOptions(phi="zero"), True).gate.weight == 0).all())
+    assert float(truncated.weight.abs().max()) <= 0.1 and float(truncated.weight.std()) == pytest.approx(
+        0.044, rel=0.03
+    )
+    assert bool((he.bias == 1).all()) and bool(
+        (GatedConv2d(conv, norm, 1, GateOptions(phi="zero"), True).gate.weight == 0).all()
+    )
     made = nn.Sequential(GatedConv2d(conv, norm, 500, PAPER, True))
     set_density(made, 10)
     assert made[0].k == 3 and made[0].density == 10

@@ -31,7 +31,9 @@ LAYERS = [
 ]
 
 
-def made(inputs: int, outputs: int, kernel: int, stride: int, padding: int, density: int, options: GateOptions) -> GatedConv2d:
+def made(
+    inputs: int, outputs: int, kernel: int, stride: int, padding: int, density: int, options: GateOptions
+) -> GatedConv2d:
     torch.manual_seed(outputs)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
     layer = GatedConv2d(conv, nn.BatchNorm2d(outputs), density, options, followed_by_relu=False)

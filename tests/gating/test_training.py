@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from bench.data.digits import digits_images
 from bench.data.images import ImageSet, MemorySplit
 from bench.gating import steps
-from bench.gating.layer import GateOptions, gated_layers, saliency_l1
 from bench.gating.convert import convert
+from bench.gating.layer import GateOptions, gated_layers, saliency_l1
 from bench.measure.latency import Protocol
 from bench.models.recipe import Recipe
 from bench.steps import Context, Step

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.gating.convert import convert
+from bench.gating.flow import Flow
 from bench.gating.layer import PAPER, GatedConv2d, gated_layers
 from bench.measure import dynamic, macs, memory
-from bench.gating.flow import Flow
 from bench.models.recipe import Recipe
 from bench.models.resnet import resnet18
 from bench.models.vgg import batch_norm_convs
@@ -19,7 +19,16 @@ TABLE = {
     1000: (174.30, 174.68), 900: (142.82, 143.19), 800: (113.44, 113.79), 700: (86.50, 86.84), 600: (64.01, 64.33),
     500: (43.97, 44.28), 400: (28.93, 29.23), 300: (16.65, 16.93), 200: (7.45, 7.71), 100: (2.05, 2.30),
 }  # fmt: skip
-LAYERS = [(3, 64, 30), (64, 64, 30), (64, 128, 15), (128, 128, 15), (128, 128, 15), (128, 192, 8), (192, 192, 8), (192, 192, 8)]
+LAYERS = [
+    (3, 64, 30),
+    (64, 64, 30),
+    (64, 128, 15),
+    (128, 128, 15),
+    (128, 128, 15),
+    (128, 192, 8),
+    (192, 192, 8),
+    (192, 192, 8),
+]
 
 
 def gated(base: Recipe, density: int, ungated: tuple[str, ...] = ()) -> nn.Module:
@@ -31,6 +40,7 @@ def gated(base: Recipe, density: int, ungated: tuple[str, ...] = ()) -> nn.Modul
 def test_the_derived_table_of_m_cifarnet(density: int) -> None:
     counted = dynamic.expected(gated(Recipe("mcifarnet", {}, (3, 32, 32)), density), (3, 32, 32))
     assert (round(float(counted.macs.sum()) / 1e6, 2), round(float(counted.totals[0]) / 1e6, 2)) == TABLE[density]
+
     # and to the last MAC
     def k(channels: int) -> int:
         return channels if channels == 3 else math.ceil(density * channels / 1000)
@@ -70,7 +80,9 @@ def test_the_rules_of_resnet18(density: int, ungated: tuple[str, ...], speedup: 
 
 def test_the_slimmed_vgg16() -> None:
     """7.905 G; 2.905 G at d = 0.6 with the masks carried through pooling and flattening."""
-    widths = dict(zip(batch_norm_convs().values(), (16, 48, 70, 110, 143, 170, 232, 378, 399, 413, 456, 435, 512), strict=True))
+    widths = dict(
+        zip(batch_norm_convs().values(), (16, 48, 70, 110, 143, 170, 232, 378, 399, 413, 456, 435, 512), strict=True)
+    )
     base = Recipe("vgg16_bn", {}, (3, 224, 224), widths)
     assert round(macs.count(base.build("meta"), base.input_shape).total("conv+fc") / 1e9, 3) == 7.905
     counted = dynamic.expected(gated(base, 600), base.input_shape)
@@ -87,6 +99,11 @@ def test_real_masks_against_what_hooks_see() -> None:
         nn.init.uniform_(layer.gate.bias, 1.0, 2.0)
         nn.init.uniform_(layer.gate.weight, 0.0, 0.1)
         layer.momentum = 1.0
+    for name in ("layer2.1.bn1", "layer2.1.bn2"):
+        norm = model.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        nn.init.constant_(norm.bias, 6.0)
+        norm.momentum = 1.0
     model.double().train()(torch.randn(32, 3, 16, 16, dtype=torch.float64))
     model.eval()
     x = torch.randn(7, 3, 16, 16, dtype=torch.float64)

@@ -64,7 +64,8 @@ def test_the_interval_covers_the_truth() -> None:
     missed = 0
     for _ in range(200):
         samples = {
-            name: torch.from_numpy(mean * generator.lognormal(0, 0.2, (30, 2, 5))) for name, mean in (("a", 1.5), ("b", 1.0))
+            name: torch.from_numpy(mean * generator.lognormal(0, 0.2, (30, 2, 5)))
+            for name, mean in (("a", 1.5), ("b", 1.0))
         }
         _, low, high = Timing(samples, "", "").ratio("a", "b")
         missed += not low <= 1.5 <= high

@@ -119,7 +119,9 @@ def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ),
         "NS at 1.2x": partial(fbs.chain, make=partial(fbs.by_slimming_to, speedup=1.2)),
     }
-    chosen = [Row(fbs.FIGURE3, name, "cifar10", None, None, tiny, chain, {}, seeds=(0,)) for name, chain in made.items()]
+    chosen = [
+        Row(fbs.FIGURE3, name, "cifar10", None, None, tiny, chain, {}, seeds=(0,)) for name, chain in made.items()
+    ]
     job = Job(out=tmp_path, scale="digits", progress=False)
     store = Store(tmp_path)
     files = runner.run(fbs.paper(), runner.plan(chosen, job), job, store, lambda text: None, "bench run fbs")
@@ -128,7 +130,15 @@ def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         row = json.loads(file.read_text())
         found[row["row"]] = {record["metric"]: record["value"] for record in row["records"]}
     assert list(found) == list(made)
-    metrics = {"top1_acc", "top1_err", "top1_change", "dynamic_macs", "dynamic_speedup", "weight_reduction", "gate_share"}
+    metrics = {
+        "top1_acc",
+        "top1_err",
+        "top1_change",
+        "dynamic_macs",
+        "dynamic_speedup",
+        "weight_reduction",
+        "gate_share",
+    }
     assert all(metrics <= set(values) for values in found.values())
     fbs_, cp, ns = found.values()
     assert fbs_["dynamic_speedup"] == pytest.approx(fbs.speedup_at(tiny("digits", 10, False), 500))
