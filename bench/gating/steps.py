@@ -220,7 +220,9 @@ def run_latency(context: Context, parents: list[Result], params: dict[str, Any])
     timings = latency.interleaved(
         networks, inputs, latency.Protocol(**params["protocol"]), context.device, context.progress
     )
-    found, arrays, facts = [Record("theoretical_speedup", theory, "x", convention=dynamic.CONVENTION)], {}, {}
+    found = [Record("theoretical_speedup", theory, "x", convention=dynamic.CONVENTION)]
+    arrays: dict[str, Tensor] = {}
+    facts: dict[str, Any] = {}
     for timing, suffix in zip(timings, ("", "_events", "_graph"), strict=False):
         for record in timing.records("dense"):
             if record.metric.startswith("latency"):
@@ -237,6 +239,8 @@ def run_latency(context: Context, parents: list[Result], params: dict[str, Any])
             "clock": timing.clock, "stopped": timing.stopped, "machine": timing.telemetry,
             "percentiles": {name: timing.percentiles(name) for name in networks},
         }  # fmt: skip
+    load = max(timings[0].telemetry[when]["load"][0] for when in ("before", "after"))
+    found.append(Record("machine_load", load / timings[0].telemetry["before"]["processors"], ""))
     if batch == 1 and context.device == "cpu":
         shares = time_shares(skipping, inputs)
         found += [Record(f"time_share_{part}", value, "%") for part, value in shares.items()]
@@ -269,12 +273,11 @@ def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3)
                 continue
             layer: SkippedConv = run.__self__  # type: ignore[attr-defined]
             value: Tensor | Compact = values[sources[0]]
-            g = layer.saliency(value)
-            index = layer.chosen(g)
+            index, pi = layer.chosen(layer.saliency(value))
             gated = time.perf_counter_ns()
             layer.gather(value, index)
             gathered = time.perf_counter_ns()
-            values[target] = layer.compute(value, g, index)
+            values[target] = layer.compute(value, index, pi)
             end = time.perf_counter_ns()
             spent["gates"] += gated - begin
             spent["gather"] += gathered - gated

@@ -103,7 +103,7 @@ class Counter:
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
         self.flow = Flow(model, input_shape)
         self.nodes = self.flow.layers()
-        self.layers, self.products = [], []
+        self.layers: list[Layer] = []
         for node in self.nodes:
             module = module_of(model, node)
             assert isinstance(module, (nn.Conv2d, nn.Linear))

@@ -41,7 +41,7 @@ class Protocol:
     least: int = 10
     warm_up: int = 20
     precision: float = 0.01
-    seconds: float = 60.0
+    seconds: float = 15.0
     seed: int = 0
 
 
@@ -184,7 +184,8 @@ def _synchronised(network: Network, x: Tensor) -> float:
 
 
 def _events(network: Network, x: Tensor) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     begin.record()
     network(x)
     end.record()
@@ -196,7 +197,7 @@ def _captured(network: Network, x: Tensor) -> Network | str:
     """The network as a CUDA graph, or why it cannot be captured."""
     static = x.clone()
     try:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
@@ -219,8 +220,7 @@ def _captured(network: Network, x: Tensor) -> Network | str:
 def machine(device: str) -> dict[str, Any]:
     """What may disturb a measurement: threads, processors at hand, load; on CUDA clocks, temperature, other users."""
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "load": [round(value, 2) for value in os.getloadavg()]}
-    if hasattr(os, "sched_getaffinity"):
-        found["processors"] = len(os.sched_getaffinity(0))
+    found["processors"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device.startswith("cuda"):
         found["name"] = torch.cuda.get_device_name()
         for name in ("clock_rate", "temperature", "power_draw", "utilization"):

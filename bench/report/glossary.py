@@ -158,6 +158,9 @@ GLOSSARY: dict[str, Metric] = {
                 ("rest", "time: rest", "spent outside of gated layers"),
             )
         ),
+        Metric("machine_load", "load", "", 2,
+               "Runnable processes for each processor around the timing (one minute's mean, this one included): above 1 the "
+               "times are disturbed.", "lower"),
         Metric("winner_flips", "winners flipped", "%", 2,
                "Share of test images for which rounding (float32) makes another channel win in some layer, skipped against "
                "masked execution.", "lower"),

@@ -161,6 +161,24 @@ def test_what_is_computed_is_what_is_counted(name: str) -> None:
 
 
 @torch.inference_mode()
+def test_ties_at_the_threshold_go_to_the_first() -> None:
+    """All saliencies equal, or all zero: the first k filters, masked and skipped alike."""
+    layer = made(4, 9, 3, 1, 1, 300, PAPER).double()
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    layer.gate.weight.zero_()
+    for rho in (1.0, -1.0):
+        layer.gate.bias.fill_(rho)
+        expected = layer(x)
+        skipping = SkippedConv(layer)
+        for image, wanted in zip(x, expected, strict=True):
+            value = skipping(image[None])
+            assert isinstance(value, Compact) and sorted(value.index.tolist()) == [0, 1, 2]
+            torch.testing.assert_close(value.dense()[0], wanted, rtol=1e-10, atol=1e-10)
+        ((rows, group),) = skipping.groups(x)
+        torch.testing.assert_close(dense(group), expected[rows], rtol=1e-10, atol=1e-10)
+
+
+@torch.inference_mode()
 def test_the_union_of_two_sets_of_channels() -> None:
     values = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, 3, 3, 3, dtype=torch.float64)
     a = Compact(values[0], torch.tensor([4, 1]), 6)

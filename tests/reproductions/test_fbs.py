@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from bench import runner
 from bench.gating import steps as gating
+from bench.measure.latency import Protocol
 from bench.models.recipe import Recipe
+from bench.report import pages
 from bench.report.load import read
 from bench.rows import Row, Setting
 from bench.runner import Job
@@ -145,3 +148,34 @@ def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cp["dynamic_speedup"] >= 0.95 * fbs_["dynamic_speedup"]  # equal MACs, to whole channels
     assert ns["dynamic_speedup"] >= 1.15 and ns["gate_share"] == 0
     assert "top1_change_control" in fbs_ and "memory_peak_batch128" in fbs_
+
+
+@pytest.mark.slow
+def test_every_row_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tables on digits with narrow networks, one epoch a step, two densities: nothing is left that cannot run."""
+    monkeypatch.setattr(fbs, "DENSITIES", (1000, 500))
+    monkeypatch.setattr(fbs, "dense_schedule", lambda scale: Schedule(epochs=1, lr=0.02, batch=256))
+    monkeypatch.setattr(fbs, "tuning", lambda scale, amp=False: Schedule(epochs=1, lr=0.01, batch=256))
+    monkeypatch.setattr(fbs, "Protocol", lambda: Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=1.0))
+    narrow = {
+        "mcifarnet": tiny,
+        "resnet18": lambda scale, classes, given: Recipe(
+            "resnet18", {"num_classes": classes, "width": 0.125, "small_input": True}, (3, 16, 16)
+        ),
+        "vgg16": lambda scale, classes, given: Recipe(
+            "vgg16_bn", {"num_classes": classes, "form": "cifar", "width": 0.125}, (3, 32, 32)
+        ),
+    }
+    for name, network in narrow.items():
+        monkeypatch.setattr(fbs, name, network)
+    paper = fbs.paper()
+    chosen = [replace(row, dense=row.dense, seeds=(0,)) for row in paper.rows if row.table not in fbs.DERIVED.values()]
+    job = Job(out=tmp_path, scale="digits", progress=False)
+    paper = replace(paper, rows=chosen)
+    files = runner.run(paper, runner.plan(chosen, job), job, Store(tmp_path), lambda text: None, "bench run fbs")
+    lines = read(tmp_path, REGISTRY)["fbs"]
+    assert len(lines) == len(files) == len(chosen)
+    assert all(line.ran and line.cells for line in lines)
+    pages.write(tmp_path, REGISTRY, {"fbs": pages.About(paper.title, paper.reference, paper.deviations)})
+    page = (tmp_path / "fbs" / "README.md").read_text()
+    assert "Table 3 (memory)" in page and "trade-off" in page
