@@ -162,7 +162,7 @@ def _tables(source: Path, papers: Sequence[str]) -> builtins.list[building.Table
 def macs(options: argparse.Namespace) -> Output:
     """MACs and parameters of a model, or of a row at the paper's own shape."""
     if options.model in BUILDERS or ":" in options.model:
-        side = options.size or (32 if options.model.startswith("cifar") else 224)
+        side = options.size or (32 if options.model.startswith(("cifar", "mcifar")) else 224)
         recipe = Recipe(options.model, {}, (3, side, side))
         shapes = [(options.model, recipe)]
     else:

@@ -198,20 +198,29 @@ def slimmed(
     target = f"{speedup:.3g}x" if speedup is not None else "fixed widths"
     sizes = {"speedup": speedup, "keep": None if keep is None else dict(keep)}
     small = Step(f"slimmed({target}, {parent.name})", gating.run_slimmed, (sparse,), sizes, None, setting.device)
-    return trained(setting, recipe, small, longer(schedule, times), seed, "recovered") if times else small
+    if not times:
+        return small
+    step = trained(setting, recipe, small, longer(schedule, times), seed, "recovered")
+    return replace(step, work=step.work / (speedup or 2.0))  # the plan's minutes are those of a smaller network
 
 
 def static(setting: Setting, recipe: Recipe, parent: Step, density: int, seed: int, selection: str) -> Step:
     """Static pruning with the MACs of FBS at ``density``, uniform widths, trained as long as the chain to it."""
     producers, _ = pruning.prunable(recipe)
-    widths = {"kind": "ratios", "ratios": dict.fromkeys(producers, 1.0), "speedup": speedup_at(recipe, density)}
+    widths: dict[str, Any] = {
+        "kind": "ratios",
+        "ratios": dict.fromkeys(producers, 1.0),
+        "speedup": speedup_at(recipe, density),
+    }
     images = min(720 if setting.scale == "digits" else 5000, setting.train_images)
     method = {"selection": selection, "compensate": True, "refit": False, "rectify": 0}
     small = pruning.pruned(
         parent, None, method, widths, {"positions": 10, "seed": seed}, images, [], setting.data,
         gmacs(recipe, images, 4.0),
     )  # fmt: skip
-    return trained(setting, recipe, small, longer(tuning(setting.scale, setting.amp), stages(density)), seed, "tuned")
+    schedule = longer(tuning(setting.scale, setting.amp), stages(density))
+    step = trained(setting, recipe, small, schedule, seed, "tuned")
+    return replace(step, work=step.work / widths["speedup"])
 
 
 def speedup_at(recipe: Recipe, density: int, ungated: tuple[str, ...] = ()) -> float:

@@ -61,6 +61,8 @@ class SkippedConv(nn.Module):
     weight: Tensor
     bias: Tensor
     behind: Tensor
+    phi: Tensor
+    rho: Tensor
 
     def __init__(self, layer: GatedConv2d, rectify: bool = False, non_negative: bool = False) -> None:
         super().__init__()

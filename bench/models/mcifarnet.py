@@ -57,7 +57,7 @@ class MCifarNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """N x 3 x side x side to N x num_classes logits."""
         for name in self.order:
-            x = self.get_submodule(name)(x)
+            x = getattr(self, name)(x)
         return self.logits(self.pool(x).flatten(1))  # type: ignore[no-any-return]
 
 

@@ -22,9 +22,14 @@ from bench.pruning import surgery
 
 
 def gated(
-    base: Mapping[str, Any], density: int, options: Mapping[str, str] | None = None, ungated: Sequence[str] = ()
+    base: Mapping[str, Any] | None = None,
+    density: int = 1000,
+    options: Mapping[str, str] | None = None,
+    ungated: Sequence[str] = (),
 ) -> nn.Module:
     """The FBS form of another recipe's network (``base``, as JSON) at a density in thousandths, on ``meta``."""
+    if base is None:
+        raise UserError("a gated network is made from another one: give the recipe of that as `base`")
     model = Recipe.from_json(base).build("meta")
     convert(model, density, GateOptions(**(options or {})), ungated)
     return model
