@@ -31,7 +31,7 @@ def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Sch
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
     name = f"{label}(seed {seed})" if parent is None else f"{label}({parent.name})"
     parents = () if parent is None else (parent,)
-    return Step(name, training.run_trained, parents, params, setting.data, setting.device, work)
+    return Step(name, training.run_trained, parents, params, setting.data, setting.device, work, trains=True)
 
 
 def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:

@@ -60,8 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", nargs="*", help="papers (default: all)")
     sub.add_argument("--table", help="only this table, e.g. 'Table 1'")
     sub.add_argument("--row", help="only rows with this name or beginning")
-    sub.add_argument("--scale", help="digits, cifar10, imagenet, or an image folder (default: each row's own)")
+    sub.add_argument(
+        "--scale", help="digits, scenes, cifar10, imagenet, voc, coco, or a folder of images (default: each row's own)"
+    )
     sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
+    sub.add_argument("--strict-data", action="store_true", help="boxes that are empty or leave their image are errors")
     sub.add_argument("--amp", action="store_true", help="fine-tune in mixed precision (GPU)")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
     sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")

@@ -21,6 +21,7 @@ from bench.data import cifar10
 from bench.errors import UserError
 from bench.measure import macs as counting
 from bench.models import weights
+from bench.models.mmcv_ops import install as install_ops
 from bench.models.recipe import BUILDERS, Recipe, find_builder
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
@@ -97,6 +98,7 @@ def _job(options: argparse.Namespace) -> Job:
     return Job(
         out=options.out, data=bench.data.data_root(options.data), scale=options.scale, device=options.device,
         seed=options.seed, weights=options.weights, protocol=options.protocol, workers=options.workers, amp=options.amp,
+        strict=options.strict_data,
         progress=not options.json and sys.stderr.isatty(),
     )  # fmt: skip
 
@@ -109,7 +111,7 @@ def _public_arguments(options: argparse.Namespace) -> builtins.list[str]:
         if value is not None:
             known = name != "scale" or value in bench.data.SCALES
             parts += [f"--{name}", str(value) if known and name != "weights" else Path(value).name]
-    return parts + (["--amp"] if options.amp else [])
+    return parts + [flag for flag, given in (("--amp", options.amp), ("--strict-data", options.strict_data)) if given]
 
 
 def _plan(chosen: Any, job: Job) -> Output:
@@ -162,17 +164,19 @@ def _tables(source: Path, papers: Sequence[str]) -> builtins.list[building.Table
 def macs(options: argparse.Namespace) -> Output:
     """MACs and parameters of a model, or of a row at the paper's own shape."""
     if options.model in BUILDERS or ":" in options.model:
-        side = options.size or (32 if options.model.startswith(("cifar", "mcifar")) else 224)
+        sides = {"cifar": 32, "mcifar": 32, "ssd300": 300, "narrow_ssd": 160}
+        known = (side for name, side in sides.items() if options.model.startswith(name))
+        side = options.size or next(known, 224)
         recipe = Recipe(options.model, {}, (3, side, side))
         shapes = [(options.model, recipe)]
     else:
         rows = [(paper, row) for paper, rows in runner.choose([], None, options.model) for row in rows]
-        shapes = [(f"{row.table}: {row.name}", row.shape) for _, row in rows if row.shape is not None]
+        own = [(f"{row.table}: {row.name}", row.own_shape()) for _, row in rows]
+        shapes = [(name, shape) for name, shape in own if shape is not None]
         if not shapes:
             raise UserError(f"{options.model!r} has no shape of the paper's own: its widths come from the data")
     value, lines = [], []
     for name, shape in shapes:
-        assert shape is not None
         device = "meta" if shape.builder in BUILDERS else "cpu"
         count = counting.count(shape.build(device), shape.input_shape)
         dense = counting.count(shape.dense().build(device), shape.input_shape)
@@ -257,11 +261,8 @@ def doctor(options: argparse.Namespace) -> Output:
     lines.append(f"cuda: {', '.join(cuda) or 'none'}")
     for scale in bench.data.SCALES:
         place = bench.data.find(scale, root)
-        hints = {
-            "cifar10": "put cifar-10-batches-py there, or let `bench run` download it",
-            "imagenet": "put train/ and val/ there",
-        }
-        found = "embedded" if scale == "digits" else str(place) if place else f"not found in {root}: {hints[scale]}"
+        embedded = scale in bench.data.EMBEDDED
+        found = "embedded" if embedded else str(place) if place else f"not found: {bench.data.missing(scale, root)}"
         lines.append(f"data {scale}: {found}")
     state = (
         f"version {installed['wandb']}, {'key set' if value['wandb']['key'] else 'no key'}"
@@ -269,6 +270,11 @@ def doctor(options: argparse.Namespace) -> Output:
         else "not installed"
     )
     lines.append(f"wandb: {state}")
+    try:
+        install_ops()
+        lines.append("detection: mmdet can be used")
+    except UserError as error:
+        lines.append(f"detection: {error}")
     for ours, theirs in (("onedl-mmengine", "mmengine"), ("onedl-mmcv", "mmcv"), ("onedl-mmdetection", "mmdet")):
         if _version(ours) and _version(theirs):
             lines.append(

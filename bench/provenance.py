@@ -17,7 +17,17 @@ from typing import Any
 import torch
 
 _OURS = ("bench", "reproductions")
-PACKAGES = ("torch", "torchvision", "onedl-mmengine", "torch-pruning", "scikit-learn", "numpy", "scipy")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "onedl-mmengine",
+    "onedl-mmcv",
+    "onedl-mmdetection",
+    "torch-pruning",
+    "scikit-learn",
+    "numpy",
+    "scipy",
+)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from bench.data import LABELS
 from bench.models.recipe import Recipe
 from bench.steps import Step
 
@@ -40,17 +41,17 @@ class Row:
     """One line of a table.
 
     ``scale`` is the row's own; elsewhere it is an analogue.  ``shape`` is the pruned network at the paper's own shape
-    and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
+    (or what makes it, where that takes time) and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
     dense network's recipe at a scale (``given``: the user brings weights).  ``chain`` makes the steps.  ``published``
     maps our metrics to (row, metric) of the same table in the registry.  ``missing`` says why a row cannot run yet.
     ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for, besides folders;
-    ``ours`` marks a row beyond the paper.
+    ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.
     """
 
     table: str
     name: str
     scale: str
-    shape: Recipe | None = None
+    shape: Recipe | Callable[[], Recipe] | None = None
     claimed: float | None = None
     dense: Callable[[str, int, bool], Recipe] | None = None
     chain: Callable[[Setting, Recipe], Chain] | None = None
@@ -59,6 +60,11 @@ class Row:
     seeds: tuple[int, ...] = (0, 1, 2)
     scales: tuple[str, ...] | None = None
     ours: bool = False
+    data: str = LABELS
+
+    def own_shape(self) -> Recipe | None:
+        """The pruned network at the paper's own shape."""
+        return self.shape() if callable(self.shape) else self.shape
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 
 import bench.data
 from bench import provenance
+from bench.data.annotations import DetectionSet
 from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import macs
@@ -42,7 +43,8 @@ class Job:
     workers: int = 0
     amp: bool = False
     progress: bool = True
-    images: dict[tuple[str, int], ImageSet] = field(default_factory=dict)
+    strict: bool = False
+    images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -89,17 +91,18 @@ def choose(names: Sequence[str], table: str | None, row: str | None) -> list[tup
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
     chosen = []
     for key in names or known:
-        rows = known[key].rows
-        if table is not None:
-            rows = [r for r in rows if _matches(r.table, table)]
-            if not rows:
-                tables = ", ".join(dict.fromkeys(r.table for r in known[key].rows))
-                raise UserError(f"unknown table {table!r}: {key} has {tables}")
-        if row is not None:
-            rows = [r for r in rows if _matches(r.name, row)]
-            if not rows:
-                raise UserError(f"unknown row {row!r}: see `bench list {key}`")
-        chosen.append((known[key], rows))
+        rows = [r for r in known[key].rows if table is None or _matches(r.table, table)]
+        if not rows and names:
+            tables = ", ".join(dict.fromkeys(r.table for r in known[key].rows))
+            raise UserError(f"unknown table {table!r}: {key} has {tables}")
+        rows = [r for r in rows if row is None or _matches(r.name, row)]
+        if not rows and names:
+            raise UserError(f"unknown row {row!r}: see `bench list {key}`")
+        if rows:
+            chosen.append((known[key], rows))
+    if not chosen:
+        wanted = f"table {table!r}" if row is None else f"row {row!r}"
+        raise UserError(f"unknown {wanted}: see `bench list`")
     return chosen
 
 
@@ -112,16 +115,20 @@ def _matches(name: str, wanted: str) -> bool:
 def plan(rows: Sequence[Row], job: Job) -> list[Planned]:
     """The rows in the job's setting, with their steps; data are read, nothing is run.
 
-    Rows that are meant for other scales only are left out.  Raises :class:`UserError` where none is left.
+    Rows that are meant for other scales or for the other kind of data are left out.  Raises :class:`UserError` where
+    none is left.
     """
     planned = []
     for row in rows:
         scale = job.scale or row.scale
         bench.data.check_scale(scale)
-        if row.scales is None or scale in row.scales or scale not in bench.data.SCALES:
+        meant = row.scales is None or scale in row.scales or scale not in bench.data.SCALES
+        if meant and (job.scale is None or row.data == bench.data.kind(scale)):
             planned.append(_plan(row, scale, job))
     if not planned:
-        raise UserError(f"none of these rows runs at {job.scale}: see `bench list` for the scales of each")
+        raise UserError(
+            f"none of these rows runs at {job.scale}, which has {bench.data.kind(job.scale or '')}: see `bench list`"
+        )
     return planned
 
 
@@ -145,9 +152,9 @@ def _plan(row: Row, scale: str, job: Job) -> Planned:
     return Planned(row, scale, recipe, row.chain(setting, recipe), size)
 
 
-def _images(job: Job, scale: str, size: int) -> ImageSet:
+def _images(job: Job, scale: str, size: int) -> ImageSet | DetectionSet:
     if (scale, size) not in job.images:
-        job.images[scale, size] = bench.data.load(scale, job.data, size, job.protocol, job.progress)
+        job.images[scale, size] = bench.data.load(scale, job.data, size, job.protocol, job.progress, job.strict)
     return job.images[scale, size]
 
 
@@ -201,7 +208,7 @@ def _ensure(
     """The step is in the store afterwards: it was, or it is run now."""
     if store.load(step.key) is not None:
         return
-    if not distributed.is_main() and step.run.__name__ != "run_trained":
+    if not distributed.is_main() and not step.trains:
         distributed.start()
         distributed.barrier()  # only training is shared; the first process does the rest
         return
@@ -243,7 +250,12 @@ def describe(step: Step, entry: Planned, job: Job, seconds: float) -> dict[str, 
             "hardware": provenance.hardware(job.device),
             "data": None
             if images is None
-            else {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol},
+            else {
+                "name": images.name,
+                "fingerprint": images.fingerprint,
+                "protocol": images.protocol,
+                **({"problems": images.problems} if isinstance(images, DetectionSet) else {}),
+            },
             "date": provenance.today(),
         },
     }
@@ -267,7 +279,7 @@ def _write_row(paper: Paper, entry: Planned, job: Job, store: Store, command: st
         "status": "ran" if entry.chain is not None else f"not run ({entry.reason})",
         "published": {metric: list(where) for metric, where in row.published.items()},
         "command": command,
-        "shape": _sizes(row.shape) if row.shape is not None else None,
+        "shape": _sizes(shape) if (shape := row.own_shape()) is not None else None,
         "records": [],
         "steps": {},
     }

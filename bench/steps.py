@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from bench import provenance
-from bench.data.images import ImageSet
 from bench.store import Result, digest
 
 
@@ -19,11 +18,12 @@ from bench.store import Result, digest
 class Context:
     """What a step may use besides its parents: the data, the device, a folder for unfinished work, a memory.
 
+    ``data()`` is an :class:`ImageSet` or a :class:`DetectionSet`, as the row's kind of data says.
     ``parents`` are the keys of the parents' results.  ``memory`` keeps large intermediate values (the original network's responses) between the steps of one process; it
     must hold nothing but pure functions of the key it is stored under.
     """
 
-    data: Callable[[], ImageSet]
+    data: Callable[[], Any]
     device: str
     progress: bool
     work: Path = Path()
@@ -48,7 +48,8 @@ class Step:
     ``run(context, parents' results, parameters)`` must be a module-level function: the source of its module, and of
     all modules of ours that it imports, is part of the key.  ``params`` are JSON values and must hold the seed where
     there is one.  ``data`` is the data fingerprint (None for steps that read no data), ``work`` the expected cost in
-    GMACs (for the plan's minutes).
+    GMACs (for the plan's minutes).  ``trains`` marks the steps that all processes of a torchrun share; the others are
+    the first process's alone.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Step:
     data: str | None
     device: str
     work: float = 0.0
+    trains: bool = False
 
     @functools.cached_property
     def key(self) -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 from bench.chains import gmacs, trained
 from bench.cli import main
@@ -194,7 +195,9 @@ def slimmed(
     schedule = tuning(setting.scale, setting.amp)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
     params = {"schedule": asdict(schedule), "seed": seed, "penalty": slimming_penalty(setting.scale)}
-    sparse = Step(f"sparse({parent.name})", gating.run_sparse, (parent,), params, setting.data, setting.device, work)
+    sparse = Step(
+        f"sparse({parent.name})", gating.run_sparse, (parent,), params, setting.data, setting.device, work, True
+    )
     target = f"{speedup:.3g}x" if speedup is not None else "fixed widths"
     sizes = {"speedup": speedup, "keep": None if keep is None else dict(keep)}
     small = Step(f"slimmed({target}, {parent.name})", gating.run_slimmed, (sparse,), sizes, None, setting.device)

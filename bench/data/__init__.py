@@ -1,17 +1,29 @@
-"""Data sets by scale: embedded digits, image folders, CIFAR-10, ImageNet."""
+"""Data sets by scale: embedded digits and scenes, folders, CIFAR-10, ImageNet, VOC, COCO."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from bench.data import coco, detection, scenes, voc
+from bench.data.annotations import DetectionSet
 from bench.data.cifar10 import cifar10_images
 from bench.data.digits import digits_images
 from bench.data.folder import image_folder
 from bench.data.images import ImageSet
 from bench.errors import UserError
 
-SCALES = ("digits", "cifar10", "imagenet")
+SCALES = ("digits", "scenes", "cifar10", "imagenet", "voc", "coco")
+# what the images come with: class labels, or boxes
+LABELS, BOXES = "labels", "boxes"
+EMBEDDED = ("digits", "scenes")
+
+
+def kind(scale: str) -> str:
+    """``labels`` for classification data, ``boxes`` for detection data."""
+    if scale in SCALES:
+        return BOXES if scale in ("scenes", "voc", "coco") else LABELS
+    return LABELS if detection.layout_of(Path(scale)) is None else BOXES
 
 
 def data_root(given: Path | None) -> Path:
@@ -20,38 +32,57 @@ def data_root(given: Path | None) -> Path:
 
 
 def find(scale: str, root: Path) -> Path | None:
-    """The folder that holds the data of ``scale``, or None where it is absent (``digits`` needs none)."""
+    """The folder that holds the data of ``scale``, or None where it is absent (embedded data need none)."""
+    if scale in EMBEDDED:
+        return Path()
+    if scale in ("voc", "coco"):
+        return voc.find(root) if scale == "voc" else coco.find(root)
+    if scale not in SCALES:
+        return Path(scale) if Path(scale).is_dir() else None
     places = {
-        "digits": [Path()],
         "cifar10": [root, root / "cifar10"],
         "imagenet": [root / "imagenet", root / "ILSVRC2012", root],
-    }.get(scale, [Path(scale)])
-    marks = {"digits": "", "cifar10": "cifar-10-batches-py"}
-    for place in places:
-        if scale == "digits" or (place / marks.get(scale, "train")).is_dir():
-            return place
-    return None
+    }[scale]
+    mark = {"cifar10": "cifar-10-batches-py", "imagenet": "train"}[scale]
+    return next((place for place in places if (place / mark).is_dir()), None)
+
+
+def missing(scale: str, root: Path) -> str:
+    """What to put where so that :func:`find` finds the data of ``scale``."""
+    if scale in ("voc", "coco"):
+        return voc.missing(root) if scale == "voc" else coco.missing(root)
+    if scale == "cifar10":
+        return f"put cifar-10-batches-py into {root}, or let `bench run` download it"
+    return f"put train/ and val/ (one folder a class) into {root / 'imagenet'}, or name the folder that holds them with --data"
 
 
 def check_scale(scale: str) -> None:
     """Raises :class:`UserError` unless ``scale`` is a known one or an existing folder."""
     if scale not in SCALES and not Path(scale).is_dir():
-        raise UserError(f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}, or give an image folder")
+        raise UserError(f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}, or give a folder of images")
 
 
-def load(scale: str, root: Path, size: int, protocol: str = "short256", progress: bool = True) -> ImageSet:
+def load(
+    scale: str, root: Path, size: int, protocol: str = "short256", progress: bool = True, strict: bool = False
+) -> ImageSet | DetectionSet:
     """The data of ``scale`` at input ``size``; ``protocol`` is that of ImageNet's evaluation (see FileSplit).
 
-    Raises :class:`UserError` where the data are missing or broken.
+    ``strict`` makes boxes that are empty or leave their image an error.  Raises :class:`UserError` where the data are
+    missing or broken.
     """
     check_scale(scale)
     if scale == "digits":
         return digits_images(size)
+    if scale == "scenes":
+        return scenes.scenes_detection(size, progress)
     place = find(scale, root)
     if scale == "cifar10":
         return cifar10_images(place or root)
     if place is None:
-        raise UserError(
-            f"no ImageNet in {root}: put train/ and val/ (one folder a class) into {root / 'imagenet'}, or name the folder that holds them with --data"
-        )
+        raise UserError(f"no {scale} in {root}: {missing(scale, root)}")
+    if scale in ("voc", "coco"):
+        read = voc.voc_detection if scale == "voc" else coco.coco_detection
+        return read(place, size, strict, progress)
+    if kind(scale) == BOXES:
+        return detection.detection_folder(place, size, None, strict, progress)
     return image_folder(place, size, protocol, name=scale if scale == "imagenet" else None, progress=progress)

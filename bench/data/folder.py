@@ -44,7 +44,7 @@ def image_folder(root: Path, size: int, protocol: str, name: str | None = None, 
         protocol = f"{size}x{size}"
     else:
         splits = [FileSplit(files, size, protocol) for files in (train_files, test_files)]
-    fingerprint = _fingerprint(root, train_files + test_files)
+    fingerprint = content_fingerprint(root, train_files + test_files)
     return ImageSet(name or root.resolve().name, fingerprint, tuple(classes), size, splits[0], splits[1], protocol)
 
 
@@ -73,7 +73,7 @@ def _read(files: list[tuple[Path, int]], size: int, progress: bool) -> MemorySpl
     return MemorySplit(images, labels, IMAGENET_MEAN, IMAGENET_STD, pad=4, mirror=True)
 
 
-def _fingerprint(root: Path, files: list[tuple[Path, int]]) -> str:
+def content_fingerprint(root: Path, files: list[tuple[Path, int]]) -> str:
     sizes = [path.stat().st_size for path, _ in files]
     content = sum(sizes) <= _CONTENT_LIMIT
     hasher = hashlib.sha256(b"content" if content else b"names and sizes")

@@ -300,7 +300,7 @@ def gated(
         "density": density, "schedule": asdict(schedule), "seed": seed, "penalty": penalty,
         "options": asdict(options), "ungated": list(ungated), "label": f"d={density / 1000:g}",
     }  # fmt: skip
-    return Step(name, run_gated, (parent,), params, data, parent.device, work)
+    return Step(name, run_gated, (parent,), params, data, parent.device, work, trains=True)
 
 
 def measured(parent: Step, seed: int, data: str, work: float) -> Step:

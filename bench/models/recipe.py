@@ -35,6 +35,15 @@ def gated(
     return model
 
 
+def _lazily(module: str, name: str) -> Callable[..., nn.Module]:
+    """A builder of a module that is slow to import (mmdet), imported when it is first used."""
+
+    def build(**arguments: Any) -> nn.Module:
+        return getattr(importlib.import_module(module), name)(**arguments)  # type: ignore[no-any-return]
+
+    return build
+
+
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg.vgg16,
     "vgg16_bn": vgg.vgg16_bn,
@@ -44,6 +53,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet.resnet50,
     "bottleneck_resnet": resnet.bottleneck_resnet,
     **{f"cifar_resnet{depth}": cifar_resnet.builder(depth) for depth in (20, 32, 44, 56, 110)},
+    **{name: _lazily("bench.models.ssd", name) for name in ("ssd300_vgg16", "ssd300_resnet50", "narrow_ssd")},
 }
 
 
@@ -126,8 +136,13 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
 def initialise(model: nn.Module) -> None:
     """Fresh weights: He normal (fan out) in convolutions as torchvision's VGG and ResNet, torch's own elsewhere.
 
-    A module with a method ``initialise`` knows better.
+    A network with an ``initialise`` of its own (the detectors) is left to it; a module with one (gated layers) too, but
+    not what is in it.
     """
+    own = getattr(model, "initialise", None)
+    if callable(own):
+        own()
+        return
     for module in model.modules():
         own = getattr(module, "initialise", None)
         if callable(own):

@@ -19,6 +19,11 @@ PRETRAINED = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
     "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
 }
+# backbones of detectors: torchvision's weights, and the prefix of ours; the VGG-16 is the one that SSD starts from
+BACKBONES = {
+    "ssd300_vgg16": ("VGG16_Weights.IMAGENET1K_FEATURES", "features."),
+    "ssd300_resnet50": ("ResNet50_Weights.IMAGENET1K_V1", ""),
+}
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -85,3 +90,31 @@ def load_pretrained(model: nn.Module, builder: str, progress: bool = True) -> No
             f"torchvision's {PRETRAINED[builder]} could not be loaded ({error}): give a state dict with --weights"
         ) from error
     model.load_state_dict(state)
+
+
+def load_backbone(model: nn.Module, builder: str, progress: bool = True) -> None:
+    """Loads torchvision's ImageNet weights into the backbone of a detector; layers that ImageNet nets lack stay fresh.
+
+    Raises :class:`UserError` where there are none for ``builder`` or they cannot be downloaded.
+    """
+    if builder not in BACKBONES:
+        raise UserError(
+            f"there are no ImageNet weights for the backbone of {builder}: give a state dict with --weights"
+        )
+    name, prefix = BACKBONES[builder]
+    try:
+        state = torchvision.models.get_weight(name).get_state_dict(progress=progress, check_hash=True)
+    except Exception as error:  # the download layer raises many kinds; all mean the same to the user
+        raise UserError(
+            f"torchvision's {name} could not be loaded ({error}): give the detector's state dict with --weights"
+        ) from error
+    own = model.state_dict()
+    fitting = {
+        f"backbone.{key}": value
+        for key, value in state.items()
+        if key.startswith(prefix) and f"backbone.{key}" in own and own[f"backbone.{key}"].shape == value.shape
+    }
+    convolutions = [key for key in own if key.startswith("backbone.") and own[key].ndim == 4]
+    if len([key for key in convolutions if key in fitting]) < len(convolutions) - 2:  # fc6 and fc7 are fresh
+        raise UserError(f"torchvision's {name} does not fit {builder}: give the detector's state dict with --weights")
+    model.load_state_dict({**own, **fitting})

@@ -88,8 +88,11 @@ def calibrate(
     device: str = "cpu",
     wanted: Callable[[Site], bool] = lambda site: True,
     progress: bool = True,
+    shared: bool = False,
 ) -> Calibration:
     """Runs the original network once and stores its responses at the sampled positions of the wanted sites.
+
+    ``shared`` as in :func:`find_sites`.
 
     ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches.  Raises :class:`UserError` without
     images or without a convolution that could be pruned.
@@ -100,7 +103,7 @@ def calibrate(
         raise UserError("no calibration images: the training split is empty")
     model = model.to(device).eval()
     graph = trace(model)
-    sites = [site for site in find_sites(model, graph) if wanted(site)]
+    sites = [site for site in find_sites(model, graph, shared) if wanted(site)]
     if not sites:
         raise UserError("the network has no convolution behind another one: nothing to prune")
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -109,18 +112,32 @@ def calibrate(
     walk = Walk(model, graph, batches, device, sampling.budget)
     responses: dict[str, SiteResponses] = {}
     for site in tqdm(sites, desc="original responses", disable=not progress, leave=False):
-        conv = convolution(model, site.reader)
-        weight, bias = folded(conv, norm_behind(model, site))
-        flat = weight.flatten(1).T.float()
-        places, seen, added = [], [], []
-        for x, shortcut in walk.visit(site.reader, site.shortcut):
-            here = sample_positions(sampling.positions, len(x), *output_size(x.shape, conv), generator)
-            places.append(here)
-            seen.append((patches(x, here, conv) @ flat + bias.float()).cpu())
-            if shortcut is not None:
-                added.append(at_positions(shortcut, here).cpu())
-        responses[site.reader] = SiteResponses(torch.cat(places), torch.cat(seen), torch.cat(added) if added else None)
+        responses |= _responses(model, walk, site, sampling.positions, generator)
     return Calibration(batches, fitted, sites, responses, sampling, device)
+
+
+def _responses(
+    model: nn.Module, walk: Walk, site: Site, positions: int, generator: torch.Generator
+) -> dict[str, SiteResponses]:
+    """What all readers of a site answer in the original network, by reader."""
+    convs = [convolution(model, reader.reader) for reader in site.readers]
+    maps = [folded(conv, norm_behind(model, reader)) for conv, reader in zip(convs, site.readers, strict=True)]
+    places: list[list[Tensor]] = [[] for _ in convs]
+    seen: list[list[Tensor]] = [[] for _ in convs]
+    added = []
+    for inputs, shortcut in walk.visit_all([reader.reader for reader in site.readers], site.shortcut):
+        for index, (x, conv, (weight, bias)) in enumerate(zip(inputs, convs, maps, strict=True)):
+            here = sample_positions(positions, len(x), *output_size(x.shape, conv), generator)
+            places[index].append(here)
+            seen[index].append((patches(x, here, conv) @ weight.flatten(1).T.float() + bias.float()).cpu())
+            if shortcut is not None and index == 0:
+                added.append(at_positions(shortcut, here).cpu())
+    return {
+        reader.reader: SiteResponses(
+            torch.cat(places[index]), torch.cat(seen[index]), torch.cat(added) if added and index == 0 else None
+        )
+        for index, reader in enumerate(site.readers)
+    }
 
 
 def at_positions(maps: Tensor, positions: Tensor) -> Tensor:
@@ -172,6 +189,30 @@ def accumulate(
     return pair[0], pair[1]
 
 
+def accumulate_shared(
+    calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d]
+) -> list[tuple[Moments, Moments]]:
+    """The moments of all readers of a site, as :func:`accumulate` gives them for one, in one pass."""
+    device = calibration.device
+    pairs = [
+        tuple(Moments(c.in_channels * c.kernel_size[0] * c.kernel_size[1], c.out_channels, device) for _ in range(2))
+        for c in convs
+    ]
+    per_image, first = calibration.sampling.positions, 0
+    for inputs, _ in walk.visit_all([reader.reader for reader in site.readers]):
+        last = first + len(inputs[0])
+        fitted = calibration.fitted[first:last].repeat_interleave(per_image).to(device)
+        for x, conv, reader, pair in zip(inputs, convs, site.readers, pairs, strict=True):
+            stored = calibration.responses[reader.reader]
+            rows = patches(x, stored.positions[first:last], conv)
+            wanted = stored.response[first * per_image : last * per_image].to(device)
+            for moments, mask in zip(pair, (fitted, ~fitted), strict=True):
+                if bool(mask.any()):
+                    moments.add(rows[mask], wanted[mask])
+        first = last
+    return [(pair[0], pair[1]) for pair in pairs]
+
+
 def rectify(
     calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, moments: tuple[Moments, Moments],
     kept: Sequence[int], weight: Tensor, bias: Tensor,
@@ -211,10 +252,12 @@ def error_curves(
     curves = {}
     prunable = [site for site in calibration.sites if site.producer is not None or site.reader in samplers]
     for site in tqdm(prunable, desc="error curves", disable=not progress, leave=False):
-        conv = convolution(model, site.reader)
-        moments, _ = accumulate(calibration, walk, site, conv, compensate=False)
-        result = eliminate(moments.centred(), conv.in_channels, 1, ridge)
+        convs = [convolution(model, reader.reader) for reader in site.readers]
+        found = [moments for moments, _ in accumulate_shared(calibration, walk, site, convs)]
+        result = eliminate([moments.centred() for moments in found], convs[0].in_channels, 1, ridge)
         own = max(calibration.responses[site.reader].variance, torch.finfo(torch.float64).tiny)
+        if site.others:  # their increases are shares of each reader's variance already
+            own = float(_rows_share(calibration))
         end = calibration.responses.get(site.branch_end or site.reader)
         share = 1.0 if end is None else end.variance / max(end.block_variance, torch.finfo(torch.float64).tiny)
         total = share * _rows_share(calibration) / own

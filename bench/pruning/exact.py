@@ -7,6 +7,7 @@ C <- C - C_:i C_ii^-1 C_i:, V <- V - C_:i C_ii^-1 V_i gives the solution without
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,19 +34,23 @@ class Elimination:
     kept: list[int]
 
 
-def eliminate(moments: Centred, channels: int, keep: int, ridge: float) -> Elimination:
+def eliminate(moments: Centred | Sequence[Centred], channels: int, keep: int, ridge: float) -> Elimination:
     """Removes channels one by one until ``keep`` (at least 1) are left.
 
-    ``moments`` are about the means, p = channels*k; ``ridge`` is in units of ``moments.scale``.
+    ``moments`` are about the means, p = channels*k; ``ridge`` is in units of ``moments.scale``.  Where several layers
+    read the same channels, their moments are a sequence and the increases are summed, each divided by its layer's YY.
     """
-    size = len(moments.xx) // channels
-    alive = torch.arange(channels, device=moments.xx.device)
+    readers = [moments] if isinstance(moments, Centred) else list(moments)
+    weights = [1.0]
+    if len(readers) > 1:
+        weights = [1.0 / max(float(reader.yy.sum()), torch.finfo(torch.float64).tiny) for reader in readers]
+    alive = torch.arange(channels, device=readers[0].xx.device)
     order: list[int] = []
     increases: list[float] = []
     while len(alive) > keep:
         # one round: invert, then eliminate until the refresh is due
         rounds = max(1, min(len(alive) - keep, int(_REFRESH * len(alive))))
-        removed, rises = _round(moments, alive, size, rounds, ridge)
+        removed, rises = _round(readers, weights, channels, alive, rounds, ridge)
         order += [int(alive[i]) for i in removed]
         increases += rises
         mask = torch.ones(len(alive), dtype=torch.bool)
@@ -54,47 +59,64 @@ def eliminate(moments: Centred, channels: int, keep: int, ridge: float) -> Elimi
     return Elimination(order, increases, sorted(int(i) for i in alive))
 
 
-def _round(moments: Centred, alive: Tensor, size: int, steps: int, ridge: float) -> tuple[list[int], list[float]]:
+def _round(
+    readers: Sequence[Centred], weights: Sequence[float], channels: int, alive: Tensor, steps: int, ridge: float
+) -> tuple[list[int], list[float]]:
     """Eliminates ``steps`` channels of ``alive``; returns their places in ``alive`` and the increases."""
-    columns = (alive[:, None] * size + torch.arange(size, device=alive.device)).reshape(-1)
-    inverse = invert(moments.xx[columns][:, columns], ridge * moments.scale)
-    solution = inverse @ moments.xy[columns]
-    channels = len(alive)
-    view = inverse.reshape(channels, size, channels, size)
-    index = torch.arange(channels, device=alive.device)
-    diagonal = view[index, :, index, :].clone()  # channels x k x k
-    pending: list[Tensor] = []  # factors U with C = inverse - sum U U'
-    gone = torch.zeros(channels, dtype=torch.bool, device=alive.device)
+    states = [_State(reader, len(reader.xx) // channels, alive, ridge) for reader in readers]
+    gone = torch.zeros(len(alive), dtype=torch.bool, device=alive.device)
     removed: list[int] = []
     increases: list[float] = []
     for _ in range(steps):
-        blocks = solution.reshape(channels, size, -1)
-        solved = torch.linalg.solve(diagonal, blocks)
-        scores = (blocks * solved).sum((1, 2))
+        scores = torch.stack([weight * state.scores() for weight, state in zip(weights, states, strict=True)]).sum(0)
         scores[gone] = torch.inf
         channel = int(scores.argmin())
-        here = slice(channel * size, (channel + 1) * size)
-        column = inverse[:, here].clone()  # C_:i, p x k
-        if pending:
-            factors = torch.cat(pending, dim=1)
-            column -= factors @ factors[here].T
-        factor = torch.linalg.cholesky(diagonal[channel])
-        update = torch.linalg.solve_triangular(factor, column.T, upper=False).T  # p x k, C_:i L'^-1
-        solution -= update @ torch.linalg.solve_triangular(factor, blocks[channel], upper=False)
-        per_channel = update.reshape(channels, size, size)
-        diagonal -= per_channel @ per_channel.transpose(1, 2)
-        diagonal[channel] = torch.eye(size, dtype=diagonal.dtype, device=diagonal.device)
-        solution[here] = 0.0
+        for state in states:
+            state.remove(channel)
         gone[channel] = True
-        # what is gone must not come back through later products
-        pending.append(update)
-        if sum(p.shape[1] for p in pending) >= _PENDING_COLUMNS:
-            factors = torch.cat(pending, dim=1)
-            inverse.addmm_(factors, factors.T, alpha=-1.0)
-            pending = []
         removed.append(channel)
         increases.append(max(float(scores[channel]), 0.0))
     return removed, increases
+
+
+class _State:
+    """One reader's inverse C, solution V = C XY and diagonal blocks of C, between two inversions."""
+
+    def __init__(self, moments: Centred, size: int, alive: Tensor, ridge: float) -> None:
+        columns = (alive[:, None] * size + torch.arange(size, device=alive.device)).reshape(-1)
+        self.size, self.channels = size, len(alive)
+        self.inverse = invert(moments.xx[columns][:, columns], ridge * moments.scale)
+        self.solution = self.inverse @ moments.xy[columns]
+        view = self.inverse.reshape(self.channels, size, self.channels, size)
+        index = torch.arange(self.channels, device=alive.device)
+        self.diagonal = view[index, :, index, :].clone()  # channels x k x k
+        self.pending: list[Tensor] = []  # factors U with C = inverse - sum U U'
+
+    def scores(self) -> Tensor:
+        """tr(V_i' C_ii^-1 V_i) for each channel."""
+        blocks = self.solution.reshape(self.channels, self.size, -1)
+        solved: Tensor = torch.linalg.solve(self.diagonal, blocks)
+        return (blocks * solved).sum((1, 2))
+
+    def remove(self, channel: int) -> None:
+        """Block elimination of one channel."""
+        here = slice(channel * self.size, (channel + 1) * self.size)
+        column = self.inverse[:, here].clone()  # C_:i, p x k
+        if self.pending:
+            factors = torch.cat(self.pending, dim=1)
+            column -= factors @ factors[here].T
+        factor = torch.linalg.cholesky(self.diagonal[channel])
+        update = torch.linalg.solve_triangular(factor, column.T, upper=False).T  # p x k, C_:i L'^-1
+        self.solution -= update @ torch.linalg.solve_triangular(factor, self.solution[here], upper=False)
+        per_channel = update.reshape(self.channels, self.size, self.size)
+        self.diagonal -= per_channel @ per_channel.transpose(1, 2)
+        self.diagonal[channel] = torch.eye(self.size, dtype=self.diagonal.dtype, device=self.diagonal.device)
+        self.solution[here] = 0.0  # what is gone must not come back through later products
+        self.pending.append(update)
+        if sum(p.shape[1] for p in self.pending) >= _PENDING_COLUMNS:
+            factors = torch.cat(self.pending, dim=1)
+            self.inverse.addmm_(factors, factors.T, alpha=-1.0)
+            self.pending = []
 
 
 def invert(matrix: Tensor, ridge: float) -> Tensor:

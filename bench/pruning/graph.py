@@ -8,7 +8,7 @@ channels belong to one convolution alone, the producer that loses the filters.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -33,7 +33,8 @@ class Site:
     ``producer`` is None where the input is shared (a residual stream): such a reader can only get a channel sampler.
     ``batch_norm`` is the batch norm right behind the reader.  ``shortcut`` is the graph node added to the reader's
     response at the end of a residual branch; ``branch_end`` the reader at the end of the branch that holds this one.
-    ``rectified`` says that a ReLU comes next, behind the batch norm and the addition.
+    ``rectified`` says that a ReLU comes next, behind the batch norm and the addition.  ``others`` are further readers of
+    the same channels (the heads of a detector read what the next convolution reads).
     """
 
     reader: str
@@ -42,14 +43,29 @@ class Site:
     shortcut: str | None
     branch_end: str | None
     rectified: bool
+    others: tuple[Site, ...] = ()
+
+    @property
+    def readers(self) -> tuple[Site, ...]:
+        """All readers of the channels, this one first."""
+        return (self, *self.others)
 
 
 class _Tracer(fx.Tracer):  # type: ignore[misc]
     """Keeps every convolution whole, also those of our own classes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Convolutions and torch's own modules are nodes; everything else is traced through."""
-        return isinstance(m, nn.Conv2d) or bool(super().is_leaf_module(m, module_qualified_name))
+        """Convolutions, norms over channels and torch's own modules are nodes; everything else is traced through."""
+        own = isinstance(m, nn.Conv2d) or keeps_channels(m)
+        return own or bool(super().is_leaf_module(m, module_qualified_name))
+
+
+def keeps_channels(module: nn.Module) -> bool:
+    """Whether a module says of itself that its output channels are its input channels (SSD's L2Norm does).
+
+    Values may depend on all channels, so a pruned input changes the others: readers behind it are fitted afterwards.
+    """
+    return bool(getattr(module, "keeps_channels", False))
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -73,11 +89,49 @@ def trace(model: nn.Module) -> fx.Graph:
     return graph
 
 
-def find_sites(model: nn.Module, graph: fx.Graph) -> list[Site]:
+def find_sites(model: nn.Module, graph: fx.Graph, shared: bool = False) -> list[Site]:
     """Every convolution that reads another layer's channels, in forward order.
 
-    The first convolution, grouped convolutions and convolutions called more than once are left out.
+    The first convolution, grouped convolutions and convolutions called more than once are left out.  With ``shared``
+    the readers of one convolution's channels are one site even where they are several; without it such readers have no
+    producer.
     """
+    single = _single_sites(model, graph)
+    if not shared:
+        return single
+    by_reader = {site.reader: site for site in single}
+    grouped: dict[str, Site] = {}
+    taken: set[str] = set()
+    for node in graph.nodes:
+        readers = _all_readers(model, node) if _convolution(model, node) is not None else None
+        if readers is not None and len(readers) > 1 and all(name in by_reader for name in readers):
+            first, *rest = (replace(by_reader[name], producer=str(node.target)) for name in readers)
+            grouped[first.reader] = replace(first, others=tuple(rest))
+            taken.update(readers)
+    return [grouped.get(site.reader, site) for site in single if site.reader in grouped or site.reader not in taken]
+
+
+def _all_readers(model: nn.Module, producer: fx.Node) -> list[str] | None:
+    """The convolutions that read the producer's channels, in forward order; None where anything else does."""
+    found: list[fx.Node] = []
+    waiting = list(producer.users)
+    while waiting:
+        node = waiting.pop()
+        if _convolution(model, node) is not None:
+            found.append(node)
+        elif (_is_channelwise(model, node) or _is_coupled(model, node)) and len(node.all_input_nodes) == 1:
+            waiting += list(node.users)
+        else:
+            return None
+    order = {node: place for place, node in enumerate(producer.graph.nodes)}
+    return [str(node.target) for node in sorted(set(found), key=order.__getitem__)]
+
+
+def _is_coupled(model: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and keeps_channels(model.get_submodule(str(node.target)))
+
+
+def _single_sites(model: nn.Module, graph: fx.Graph) -> list[Site]:
     convs = {node.name: node for node in graph.nodes if _convolution(model, node) is not None}
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
     sites = []

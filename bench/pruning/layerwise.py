@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from bench.pruning import surgery
-from bench.pruning.calibration import Calibration, accumulate, norm_behind, rectify
+from bench.pruning.calibration import Calibration, accumulate, accumulate_shared, norm_behind, rectify
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import Site, trace
-from bench.pruning.reconstruction import RIDGES, judged, reconstruct, response_statistics
+from bench.pruning.reconstruction import RIDGES, Reconstruction, judged, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
 
@@ -47,7 +47,8 @@ class LayerReport:
 class Method:
     """How to prune: the ``selection`` criterion, ``compensate`` the residual shortcut's error, ``refit`` also the
     readers that keep all channels (the authors' code does: "rank == c, least squares still runs").  ``rectify`` rounds
-    of new targets follow the least squares wherever a ReLU comes next (ours).
+    of new targets follow the least squares wherever a ReLU comes next (ours).  Without ``reconstruct`` the weights stay
+    what they were (criteria that only rank channels: random, weight sum).
     """
 
     selection: str = "lasso"
@@ -56,6 +57,7 @@ class Method:
     rectify: int = 0
     ridges: tuple[float, ...] = RIDGES
     options: tuple[tuple[str, str], ...] = ()
+    reconstruct: bool = True
 
 
 @torch.no_grad()
@@ -79,7 +81,10 @@ def prune(
         wanted = keep.get(site.reader, channels)
         if wanted < channels or method.refit:
             seed = 1000 * calibration.sampling.seed + place
-            reports.append(_prune_site(model, calibration, walk, site, wanted, method, seed))
+            if site.others:
+                reports += _prune_shared(model, calibration, walk, site, wanted, method, seed)
+            else:
+                reports.append(_prune_site(model, calibration, walk, site, wanted, method, seed))
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if any(parameter is other for other in shared):
@@ -101,6 +106,10 @@ def _prune_site(
         options=dict(method.options),
     )  # fmt: skip
     kept = select(method.selection, layer, wanted)
+    if not method.reconstruct:
+        rebuilt = judged(Reconstruction(weight[:, kept], bias, 0.0, 0.0, None), moments, kept, held_out)
+        _remove(model, calibration, walk, site, channels, kept)
+        return _report(site, site, channels, kept, rebuilt)
     rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
     rounds = method.rectify if site.rectified and (site.shortcut is None or method.compensate) else 0
     for _ in range(rounds):
@@ -108,13 +117,58 @@ def _prune_site(
         rebuilt = reconstruct(new[0], kept, conv.kernel_size, new[1], method.ridges)  # type: ignore[arg-type]
     if rounds:  # the errors that are reported are about the responses, whatever the targets were
         rebuilt = judged(rebuilt, moments, kept, held_out)
-    if site.producer is None:
-        if wanted < channels:
-            surgery.sample_input(model, site.reader, kept)
-    else:
-        shape = tuple(calibration.batches[0].shape[1:])
-        surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
-        walk.select(site.reader, torch.as_tensor(kept))
+    _remove(model, calibration, walk, site, channels, kept)
     seen = response_statistics(moments, kept, rebuilt.weight)
     unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
-    return LayerReport(site.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error)
+    return _report(site, site, channels, kept, rebuilt)
+
+
+def _remove(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, channels: int, kept: list[int]) -> None:
+    """The producer loses the filters that are not kept; behind a stream the reader gets a channel sampler."""
+    if site.producer is None:
+        if len(kept) < channels:
+            surgery.sample_input(model, site.reader, kept)
+        return
+    shape = tuple(calibration.batches[0].shape[1:])
+    surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
+    walk.select(site.reader, torch.as_tensor(kept))
+
+
+def _report(site: Site, reader: Site, channels: int, kept: list[int], rebuilt: Reconstruction) -> LayerReport:
+    return LayerReport(
+        reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error
+    )
+
+
+def _prune_shared(
+    model: nn.Module, calibration: Calibration, walk: Walk, site: Site, wanted: int, method: Method, seed: int
+) -> list[LayerReport]:
+    """Channels with several readers: chosen for all of them together, then every reader is rebuilt.
+
+    What stands between the channels and a reader may couple them (SSD's L2Norm), so the moments for the least squares
+    are taken again once the channels have gone.
+    """
+    readers = [(reader, surgery.convolution(model, reader.reader)) for reader in site.readers]
+    channels = readers[0][1].in_channels
+    before = accumulate_shared(calibration, walk, site, [conv for _, conv in readers])
+    layers = [
+        Layer(moments, *folded(conv, norm_behind(model, reader)), seed=seed, options=dict(method.options))
+        for (reader, conv), (moments, _) in zip(readers, before, strict=True)
+    ]
+    assert site.producer is not None
+    filters = surgery.convolution(model, site.producer).weight.detach()
+    kept = select(method.selection, replace(layers[0], filters=filters, others=tuple(layers[1:])), wanted)
+    _remove(model, calibration, walk, site, channels, kept)
+    convs = [surgery.convolution(model, reader.reader) for reader in site.readers]
+    reports = []
+    every = list(range(len(kept)))
+    after = accumulate_shared(calibration, walk, site, convs)
+    for reader, conv, (moments, held_out) in zip(site.readers, convs, after, strict=True):
+        norm = norm_behind(model, reader)
+        if method.reconstruct:
+            rebuilt = reconstruct(moments, every, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
+            unfold(conv, norm, rebuilt.weight, rebuilt.bias, response_statistics(moments, every, rebuilt.weight))
+        else:
+            rebuilt = judged(Reconstruction(*folded(conv, norm), 0.0, 0.0, None), moments, every, held_out)
+        reports.append(_report(site, reader, channels, kept, rebuilt))
+    return reports

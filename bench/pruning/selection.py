@@ -28,7 +28,8 @@ class Layer:
     ``moments`` of the reader's inputs and target responses; ``weight`` n x c x kh x kw of the reader (batch norm
     folded); ``bias`` n of the reader, which the responses include; ``filters`` c x … of the producer, or None where the
     channels come from a stream; ``ridge`` for the exact elimination, in units of the mean diagonal of XX; ``seed`` for
-    the random choice.
+    the random choice.  ``others`` are further readers of the same channels: then each reader's Gram is divided by its
+    YY and the criteria see the sum.
     """
 
     moments: Moments
@@ -38,6 +39,21 @@ class Layer:
     ridge: float = 1e-4
     seed: int = 0
     options: dict[str, str] = field(default_factory=dict)
+    others: tuple[Layer, ...] = ()
+
+    def gram(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """G (c x c) and b (c) of all readers, about the means or about zero."""
+        found = [
+            (m, *channel_gram(m, reader.weight))
+            for reader in (self, *self.others)
+            for m in [reader.moments.centred() if centred else reader.moments.raw()]
+        ]
+        if not self.others:
+            return found[0][1], found[0][2]
+        units = [max(float(m.yy.sum()), torch.finfo(torch.float64).tiny) for m, _, _ in found]
+        gram = torch.stack([g / unit for (_, g, _), unit in zip(found, units, strict=True)]).sum(0)
+        target = torch.stack([b / unit for (_, _, b), unit in zip(found, units, strict=True)]).sum(0)
+        return gram, target
 
     @property
     def channels(self) -> int:
@@ -52,7 +68,7 @@ def lasso(layer: Layer, keep: int) -> list[int]:
     ``intercept=scalar`` the authors' form is used: one intercept for all outputs (G - N n m m').  Where the path ends
     early (dead or collinear channels), the channels with the largest energy G_ii fill up.
     """
-    if layer.options.get("intercept", "per-output") == "scalar":
+    if layer.options.get("intercept", "per-output") == "scalar" and not layer.others:
         raw = layer.moments.raw()
         gram, target = channel_gram(raw, layer.weight)
         total = layer.moments.count * layer.weight.shape[0]
@@ -61,7 +77,7 @@ def lasso(layer: Layer, keep: int) -> list[int]:
         gram = gram - torch.outer(sums, sums) / total
         target = target - sums * layer.moments.y_sum.sum() / total
     else:
-        gram, target = channel_gram(layer.moments.centred(), layer.weight)
+        gram, target = layer.gram(centred=True)
     energy = gram.diagonal().clamp_min(0.0)
     scale = float(energy.mean()) or 1.0
     with warnings.catch_warnings():
@@ -82,7 +98,8 @@ def lasso(layer: Layer, keep: int) -> list[int]:
 
 def exact(layer: Layer, keep: int) -> list[int]:
     """Backward elimination by the exact increase of the reconstruction error (ours, see ``bench.pruning.exact``)."""
-    return eliminate(layer.moments.centred(), layer.channels, keep, layer.ridge).kept
+    moments = [reader.moments.centred() for reader in (layer, *layer.others)]
+    return eliminate(moments, layer.channels, keep, layer.ridge).kept
 
 
 def thinet(layer: Layer, keep: int) -> list[int]:
@@ -91,7 +108,7 @@ def thinet(layer: Layer, keep: int) -> list[int]:
     On raw moments (no intercept), with the Gram summed over all output filters instead of one random filter per
     position: the same in expectation, with less noise.  O(c^2) in all.
     """
-    gram, _ = channel_gram(layer.moments.raw(), layer.weight)
+    gram, _ = layer.gram(centred=False)
     cost = gram.diagonal().clone()
     alive = torch.ones(layer.channels, dtype=torch.bool, device=gram.device)
     for _ in range(layer.channels - keep):
@@ -108,7 +125,7 @@ def first_k(layer: Layer, keep: int) -> list[int]:
 
 def max_response(layer: Layer, keep: int) -> list[int]:
     """The channels whose contributions to the responses have the largest energy, G_ii about the means."""
-    gram, _ = channel_gram(layer.moments.centred(), layer.weight)
+    gram, _ = layer.gram(centred=True)
     return _fill([], gram.diagonal(), keep)
 
 

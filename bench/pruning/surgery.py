@@ -93,7 +93,9 @@ def remove_filters(model: nn.Module, input_shape: Sequence[int], name: str, remo
 def _remove(model: nn.Module, input_shape: Sequence[int], conv: nn.Conv2d, name: str, removed: Sequence[int]) -> None:
     example = torch.zeros(1, *input_shape, device=conv.weight.device, dtype=conv.weight.dtype)
     with torch.enable_grad():
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=example)
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            model, example_inputs=example, unwrapped_parameters=_vectors(model)
+        )
     group = graph.get_pruning_group(conv, torch_pruning.prune_conv_out_channels, idxs=sorted(set(removed)))
     producers = [
         dependency.target.name
@@ -103,6 +105,16 @@ def _remove(model: nn.Module, input_shape: Sequence[int], conv: nn.Conv2d, name:
     if len(producers) > 1:
         raise UserError(f"{name}: its channels are added to those of other layers and cannot be removed alone")
     group.prune()
+
+
+def _vectors(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
+    """Parameters with one value a channel in modules that torch-pruning does not know (SSD's L2Norm)."""
+    return [
+        (parameter, 0)
+        for module in model.modules()
+        if getattr(module, "keeps_channels", False)
+        for parameter in module.parameters(recurse=False)
+    ]
 
 
 def resize(

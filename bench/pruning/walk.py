@@ -35,24 +35,41 @@ class Walk:
         self.position = self.order[first] + 1
         self.base = sum(batch.nbytes for batch in batches)
 
-    @torch.no_grad()
     def visit(self, reader: str, shortcut: str | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For each batch: the input of the convolution ``reader`` and the value of the node ``shortcut``.
 
         Readers must be visited in forward order.
         """
+        for inputs, added in self.visit_all([reader], shortcut):
+            yield inputs[0], added
+
+    @torch.no_grad()
+    def visit_all(
+        self, readers: Sequence[str], shortcut: str | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensor | None]]:
+        """For each batch: the inputs of several readers of one value, and the value of the node ``shortcut``.
+
+        The first of ``readers`` is the first in forward order, and is visited; the others may lie far behind it.
+        """
+        targets = [reader_node(self.graph, reader).all_input_nodes[0] for reader in readers]
+        wanted = None if shortcut is None else next(node for node in self.nodes if node.name == shortcut)
+        for values in self.live(readers[0]):
+            inputs = [self.value(node, dict(values)) for node in targets]
+            yield inputs, None if wanted is None else self.value(wanted, dict(values))
+
+    @torch.no_grad()
+    def live(self, reader: str) -> Iterator[dict[fx.Node, Any]]:
+        """For each batch: the values that the convolution ``reader`` and what comes behind it need."""
         target = reader_node(self.graph, reader)
         stop = self.order[target]
-        wanted = None if shortcut is None else next(node for node in self.nodes if node.name == shortcut)
         keep: bool | None = None
         self.model.eval()
         for place, start in enumerate(self.kept):
             # copies, because a network may change its values in place
             values: dict[fx.Node, Any] = {node: value.to(self.device, copy=True) for node, value in start.items()}
             for node in self.nodes[self.position : stop]:
-                values[node] = self._run(node, values)
+                values[node] = run_node(self.model, node, values)
                 values = {n: v for n, v in values.items() if self.last_use[n] > self.order[node]}
-            x = values[target.all_input_nodes[0]]
             live = {node: value for node, value in values.items() if self.last_use[node] >= stop}
             if keep is None:  # one batch tells what all will need
                 size = sum(v.nbytes for v in live.values() if isinstance(v, Tensor))
@@ -60,7 +77,7 @@ class Walk:
                 keep = tensors and size * len(self.kept) <= self.budget
             if keep:
                 self.kept[place] = {node: value.detach().to("cpu", copy=True) for node, value in live.items()}
-            yield x, None if wanted is None else self._value(wanted, dict(values))
+            yield live
         if keep:
             self.position = stop
 
@@ -75,26 +92,28 @@ class Walk:
         for values in self.kept:
             values[node] = values[node][:, channels.cpu()].clone()
 
-    def _value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        """The value of any node, computed from live values."""
+    def value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """The value of any node, computed from live values (which grow by what is computed on the way)."""
         if node not in values:
             for parent in node.all_input_nodes:
-                values[parent] = self._value(parent, values)
-            values[node] = self._run(node, values)
+                values[parent] = self.value(parent, values)
+            values[node] = run_node(self.model, node, values)
         return values[node]
 
-    def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        args = fx.node.map_arg(node.args, lambda n: values[n])
-        kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
-        if node.op == "call_module":
-            return self.model.get_submodule(str(node.target))(*args, **kwargs)
-        if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "get_attr":
-            value: Any = self.model
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            return value
-        return args[0]  # output
+
+def run_node(model: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    """One node of the graph, from the values of the nodes that it uses; modules are looked up by name."""
+    args = fx.node.map_arg(node.args, lambda n: values[n])
+    kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
+    if node.op == "call_module":
+        return model.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        value: Any = model
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value
+    return args[0]  # output

@@ -17,7 +17,7 @@ class MacModel:
 
     def __init__(self, macs: Mapping[str, int], sites: Sequence[Site], channels: Mapping[str, int]) -> None:
         self.macs, self.channels = dict(macs), dict(channels)
-        self.reads = {site.reader: site.reader for site in sites}
+        self.reads = {reader.reader: site.reader for site in sites for reader in site.readers}
         self.writes = {site.producer: site.reader for site in sites if site.producer is not None}
         self.dense = sum(self.macs.values())
 
@@ -31,7 +31,7 @@ class MacModel:
 
     def saving(self, reader: str, keep: Mapping[str, int]) -> float:
         """Conv MACs saved by removing one more channel at the site of ``reader``."""
-        touched = {reader} | {conv for conv, site in self.writes.items() if site == reader}
+        touched = {conv for table in (self.reads, self.writes) for conv, site in table.items() if site == reader}
         fewer = {**keep, reader: keep[reader] - 1}
         return sum(self._cost(conv, keep) - self._cost(conv, fewer) for conv in touched)
 

@@ -67,6 +67,30 @@ _COMPARED = (
     Metric("kl", "KL", "nats", 3, "KL divergence of the network's outputs from those of the dense network.", "lower"),
 )  # fmt: skip
 
+_DETECTION = (
+    Metric(
+        "map_voc07", "mAP (VOC07)", "%", 2, "Mean over the classes of AP at IoU 0.5 by VOC 2007's eleven points; "
+        "difficult objects do not count.", "higher",
+    ),
+    Metric(
+        "map_voc12", "mAP (VOC12)", "%", 2, "Mean over the classes of AP at IoU 0.5 by the area (VOC 2010 and later).",
+        "higher",
+    ),
+    Metric("coco_ap", "COCO AP", "%", 2, "COCO's AP, the mean over IoU 0.50 to 0.95.", "higher"),
+    Metric("coco_ap50", "AP50", "%", 2, "COCO's AP at IoU 0.50.", "higher"),
+    Metric("coco_ap75", "AP75", "%", 2, "COCO's AP at IoU 0.75.", "higher"),
+    Metric("coco_ap_s", "AP small", "%", 2, "COCO's AP of objects below 32x32 pixels.", "higher"),
+    Metric("coco_ap_m", "AP medium", "%", 2, "COCO's AP of objects from 32x32 to 96x96 pixels.", "higher"),
+    Metric("coco_ap_l", "AP large", "%", 2, "COCO's AP of objects above 96x96 pixels.", "higher"),
+)  # fmt: skip
+_DETECTION_COMPARED = tuple(
+    Metric(
+        f"map_{year}_change", f"mAP change ({year.upper()})", "pp", 2,
+        f"mAP ({year.upper()}) minus that of the dense network, paired by image.", "higher", True,
+    )
+    for year in ("voc07", "voc12")
+)  # fmt: skip
+
 GLOSSARY: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -102,6 +126,16 @@ GLOSSARY: dict[str, Metric] = {
                "lower"),
         *_COMPARED,
         *(_control(metric) for metric in _COMPARED),
+        *_DETECTION,
+        *_DETECTION_COMPARED,
+        *(_control(metric) for metric in _DETECTION_COMPARED),
+        *(
+            Metric(
+                f"map_{year}_difference", f"mAP difference ({year.upper()})", "pp", 2,
+                f"mAP ({year.upper()}), first method minus second, paired by image and seed.", "higher", True,
+            )
+            for year in ("voc07", "voc12")
+        ),
         Metric(
             "held_out_error", "held-out error", "%", 2,
             "Share of the responses' variance that the rebuilt layers miss on training rows held out from the fit.",

@@ -18,6 +18,8 @@ ROW, VERDICT = "row", "verdict"
 CLAIMED, REAL = "claimed", "real (own shape)"
 OWN_MACS, OWN_PARAMS = "MACs (own shape)", "params (own shape)"
 _NOT_IMAGES = ("held_out_error",)
+# AP of single classes and sizes: in the CSV file, too many for a readable table
+_LONG = ("ap_voc", "coco_ap_")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def columns(lines: Sequence[Line]) -> dict[str, str]:
     """The metrics that a readable table of these lines shows, with their headings, in the glossary's order.
 
     What says the same twice is left out unless a published value is linked to it: an error beside the accuracy, an
-    error's increase beside the accuracy's change, the lower percentiles of the MACs, and beside the change of top-1 all of top-5 and the controls of agreement and KL.
+    error's increase beside the accuracy's change, the lower percentiles of the MACs, beside the change of top-1 all of
+    top-5 and the controls of agreement and KL, beside changes of VOC07's mAP those of VOC12's; so is the AP of single
+    classes and sizes.
     """
     present = {name: line.cells[name].unit for line in lines for name in line.cells}
     linked = {name for line in lines for name in line.links}
@@ -98,6 +102,8 @@ def columns(lines: Sequence[Line]) -> dict[str, str]:
         if name.endswith("_err") and name.replace("_err", "_acc") in present:
             return False
         if name in ("dynamic_macs_p5", "dynamic_macs_p50"):
+            return False
+        if name.startswith(_LONG) or ("voc12_" in name and name.replace("voc12", "voc07") in present):
             return False
         second = name.startswith("top5_") or name in ("agreement_control", "kl_control")
         return not (second and "top1_change" in present)

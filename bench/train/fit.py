@@ -22,7 +22,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from bench.data.images import Augmented, Split
@@ -38,7 +38,8 @@ class Schedule:
     """Hyper-parameters of one training.
 
     ``shape`` is ``constant``, ``cosine`` (with a linear warm-up over the first 5 % of the iterations) or ``steps``
-    (divided by ten at each of ``milestones``, in epochs).  ``batch`` is the batch over all processes.
+    (divided by ten at each of ``milestones``, in epochs).  ``batch`` is the batch over all processes; ``optimizer`` is
+    ``SGD`` or ``AdamW`` (which takes no momentum).
     """
 
     epochs: int
@@ -51,6 +52,7 @@ class Schedule:
     milestones: tuple[int, ...] = ()
     amp: bool = False
     clip: float | None = None
+    optimizer: str = "SGD"
 
 
 class Classifier(BaseModel):  # type: ignore[misc]
@@ -124,9 +126,19 @@ def fit(
     net: nn.Module, split: Split, schedule: Schedule, seed: int, work: Path, device: str, label: str = "training",
     workers: int = 0, progress: bool = True, penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Trains ``net`` on ``split`` with augmentation and cross-entropy (plus ``penalty(net)``, if there is one).
+    """Trains a classifier on ``split`` with augmentation and cross-entropy (plus ``penalty(net)``, if there is one).
 
     Returns it, in evaluation mode, on the CPU.
+    """
+    train(Classifier(net, penalty), Augmented(split), schedule, seed, work, device, label, workers, progress)
+    return net.cpu().eval()
+
+
+def train(
+    model: BaseModel, data: Dataset[Any], schedule: Schedule, seed: int, work: Path, device: str, label: str,
+    workers: int = 0, progress: bool = True,
+) -> None:  # fmt: skip
+    """Trains ``model``, in place; ``data`` gives a whole batch for a list of places.
 
     A checkpoint is written to ``work`` after each epoch; where one is found, training goes on from it.  Under torchrun
     the processes share the batch.  Raises :class:`UserError` when the loss is no longer finite or the disk is full.
@@ -134,24 +146,20 @@ def fit(
     start()
     seed_everything(seed)
     world = launched()
-    inner = BatchSampler(sampler(split, seed), max(1, schedule.batch // world), drop_last=False)
-    loader = DataLoader(Augmented(split), sampler=inner, batch_size=None, num_workers=workers)
+    inner = BatchSampler(sampler(data, seed), max(1, schedule.batch // world), drop_last=False)  # type: ignore[arg-type]
+    loader = DataLoader(data, sampler=inner, batch_size=None, num_workers=workers)
     iterations = len(inner) * schedule.epochs
-    optimizer = dict(
-        type="SGD", lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay,
-        nesterov=schedule.nesterov,
-    )  # fmt: skip
     if schedule.amp and not device.startswith("cuda"):
         raise UserError("AMP needs a GPU: leave out --amp, or choose --device cuda")
     with _on_device(device), _quiet(), disk_errors(work):
         runner = Runner(
-            model=Classifier(net, penalty),
+            model=model,
             work_dir=str(work),
             train_dataloader=loader,
             train_cfg=dict(by_epoch=True, max_epochs=schedule.epochs),
             optim_wrapper=dict(
                 type="AmpOptimWrapper" if schedule.amp else "OptimWrapper",
-                optimizer=optimizer,
+                optimizer=_optimizer(schedule),
                 clip_grad=None if schedule.clip is None else dict(max_norm=schedule.clip),
             ),
             param_scheduler=_schedulers(schedule, iterations),
@@ -170,7 +178,17 @@ def fit(
             cfg=dict(model_wrapper_cfg=_wrapper(device, world)),
         )
         runner.train()
-    return net.cpu().eval()
+
+
+def _optimizer(schedule: Schedule) -> dict[str, Any]:
+    if schedule.optimizer == "AdamW":
+        return dict(type="AdamW", lr=schedule.lr, weight_decay=schedule.weight_decay)
+    if schedule.optimizer != "SGD":
+        raise UserError(f"unknown optimizer {schedule.optimizer!r}: choose SGD or AdamW")
+    return dict(
+        type="SGD", lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay,
+        nesterov=schedule.nesterov,
+    )  # fmt: skip
 
 
 def _wrapper(device: str, world: int) -> dict[str, Any] | None:

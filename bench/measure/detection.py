@@ -1,0 +1,349 @@
+"""Average precision of detectors as the PASCAL VOC devkit counts it, and its bootstrap over images.
+
+:func:`voc_ap` asks mmdet's ``eval_map``.  :class:`MatchTable` keeps what matching gave, once per image and class, and
+reweights the images in milliseconds, which is what a bootstrap needs.  COCO's AP is in :mod:`bench.measure.coco`.
+
+The rules are the devkit's (VOCevaldet.m, 2007 and 2012): a detection belongs to the object of its class with which it
+overlaps most, width and height counted as x2 - x1 + 1; with IoU >= 0.5 it is a hit, or a false positive where a better
+scored one hit that object before; on a ``difficult`` object it counts as neither.  Three conventions are worth knowing:
+
+* equal scores keep the order of the images, and within an image the order given (a stable sort);
+* a detection that overlaps an ordinary and a difficult object equally belongs to the ordinary one (the devkit takes
+  whichever is listed first);
+* the eleven recalls are i x 0.1 in floating point, as in the Python ports of the devkit: a recall of exactly 3/10, 6/10
+  or 7/10 lies just below its point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from bench.errors import UserError
+from bench.store import Record
+
+Array = npt.NDArray[Any]
+
+_YEARS = {"11points": "voc07", "area": "voc12"}
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image.
+
+    ``boxes`` is k x 4 (x1 y1 x2 y2, absolute pixels of the original image), ``scores`` k, ``labels`` k (int64, places in
+    the set's classes).
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class Truth(Protocol):
+    """The ground truth of one image: ``boxes`` k x 4 as in :class:`Detections`, ``labels`` k, ``difficult`` k (bool)."""
+
+    @property
+    def image_id(self) -> str | int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def boxes(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def difficult(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class VocAp:
+    """AP (0 to 1) of each class, None for one without objects, and the mean over the others (NaN where none has any)."""
+
+    mean: float
+    per_class: dict[str, float | None]
+    iou: float
+    mode: str
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """mmdet and pycocotools print, log and warn as they load and work; nothing of it is for the user."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()  # asked for here: a new one would keep the redirected stdout
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def voc_ap(
+    detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str], mode: str, iou: float = 0.5
+) -> VocAp:
+    """VOC AP by mmdet's ``eval_map``; ``mode`` is ``11points`` (VOC 2007) or ``area`` (VOC 2010 and later).
+
+    ``detections[i]`` and ``truths[i]`` belong to the same image.  The values carry eval_map's single precision (1e-7).
+    Raises ValueError for another mode, and where the numbers of images differ or are 0.
+    """
+    _check_mode(mode)
+    eval_map, match = _mmdet()
+    found, objects = _as_one_image(detections, truths, len(classes))
+    mean, results = eval_map(
+        [found],
+        [objects],
+        iou_thr=iou,
+        logger="silent",
+        tpfp_fn=_image_by_image(match),
+        use_legacy_coordinate=True,
+        eval_mode=mode,
+    )
+    per_class = {
+        name: float(result["ap"]) if result["num_gts"] else None for name, result in zip(classes, results, strict=True)
+    }
+    return VocAp(float(mean) if any(r["num_gts"] for r in results) else math.nan, per_class, iou, mode)
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """One class: the image of each detection that counts, best score first; the places of the hits among them; the
+    number of objects, not difficult, of each image."""
+
+    images: Array
+    hits: Array
+    objects: Array
+
+
+@dataclass(frozen=True)
+class MatchTable:
+    """Detections matched once with the objects of ``images`` images, for APs in which images count several times."""
+
+    images: int
+    classes: tuple[str, ...]
+    matched: tuple[_Matched, ...]
+
+    @classmethod
+    def build(
+        cls, detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str], iou: float = 0.5
+    ) -> MatchTable:
+        """Matches as :func:`voc_ap` does, and raises what it raises."""
+        match = _image_by_image(_mmdet()[1])
+        found, objects = _as_one_image(detections, truths, len(classes))
+        matched = []
+        for label, rows in enumerate(found):
+            ordinary = objects["bboxes"][objects["labels"] == label]
+            difficult = objects["bboxes_ignore"][objects["labels_ignore"] == label]
+            hit, miss = (flags[0] > 0 for flags in match(rows, ordinary, difficult, iou))
+            order = np.argsort(-rows[:, 5])
+            order = order[(hit | miss)[order]]
+            counts = np.bincount(ordinary[:, 4].astype(int), minlength=len(truths))
+            matched.append(_Matched(rows[order, 4].astype(int), np.flatnonzero(hit[order]), counts.astype(float)))
+        return cls(len(truths), tuple(classes), tuple(matched))
+
+    def ap(self, mode: str, weights: Array | None = None) -> tuple[float, dict[str, float | None]]:
+        """Mean AP and the AP of each class (0 to 1), as in :class:`VocAp`; image i counts ``weights[i]`` times.
+
+        Without weights this is :func:`voc_ap` in double precision.  With whole weights it is the AP of the list in which
+        the images are repeated, as long as no hit and false positive of one image and class have the same score.
+        """
+        _check_mode(mode)
+        weights = np.ones(self.images) if weights is None else np.asarray(weights, dtype=float)
+        values = [_ap(one, weights, mode) for one in self.matched]
+        known = [value for value in values if value is not None]
+        mean = math.fsum(known) / len(known) if known else math.nan
+        return mean, dict(zip(self.classes, values, strict=True))
+
+
+def _ap(one: _Matched, weights: Array, mode: str) -> float | None:
+    """AP of one class.  Precision falls at false positives and recall stays: only the places of the hits matter."""
+    objects = float(one.objects @ weights)
+    if objects == 0:
+        return None
+    weight = weights[one.images]
+    seen, hits = np.cumsum(weight)[one.hits], np.cumsum(weight[one.hits])
+    recall = hits / objects
+    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+    best = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or a higher one
+    if mode == "area":
+        return float(np.diff(recall, prepend=0.0) @ best)
+    at = np.searchsorted(recall, np.arange(11) * 0.1)
+    return float(best[at[at < len(best)]].sum() / 11)
+
+
+def voc_records(
+    runs: Sequence[Sequence[Detections]],
+    truths: Sequence[Truth],
+    classes: Sequence[str],
+    seeds: Sequence[int | None],
+    mode: str,
+) -> list[Record]:
+    """Mean AP (%) of each run with its 95 % bootstrap interval over images.
+
+    Raises :class:`UserError` where the set has no object to find.
+    """
+    name, records = f"map_{_check_mode(mode)}", []
+    for run, seed in zip(runs, seeds, strict=True):
+        table = MatchTable.build(run, truths, classes)
+        value = _mean(table, mode)
+        draws = np.array([table.ap(mode, weights)[0] for weights, _ in _resamples(len(truths), 1, 0)])
+        records.append(_record(name, value, "%", draws, len(truths), seed))
+    return records
+
+
+def class_records(
+    detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str], mode: str, seed: int | None
+) -> list[Record]:
+    """AP (%) of each class that has objects, with its 95 % bootstrap interval over images."""
+    table = MatchTable.build(detections, truths, classes)
+    values = table.ap(mode)[1]
+    draws = [table.ap(mode, weights)[1] for weights, _ in _resamples(len(truths), 1, 0)]
+    return [
+        _record(
+            f"ap_{_YEARS[mode]} ({name})",
+            value,
+            "%",
+            np.array([draw[name] for draw in draws], dtype=float),  # None, a resample without the class, becomes NaN
+            len(truths),
+            seed,
+        )
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def voc_compare(
+    runs: Sequence[Sequence[Detections]],
+    references: Sequence[Sequence[Detections]],
+    truths: Sequence[Truth],
+    classes: Sequence[str],
+    mode: str,
+    seed: int = 0,
+) -> list[Record]:
+    """The change of the mean AP (points) of networks against their references, mean over the seeds' runs.
+
+    ``runs[s]`` and ``references[s]`` saw the same images.  95 % bootstrap interval: a resample of the images is the same
+    for all networks; seeds are drawn too where there are several (:func:`bench.measure.statistics.interval_of_mean`).
+    Raises :class:`UserError` where the set has no object to find.
+    """
+    # a reference that serves several seeds is matched and resampled once
+    distinct = {id(run): MatchTable.build(run, truths, classes) for run in (*runs, *references)}
+    pairs = [(id(run), id(reference)) for run, reference in zip(runs, references, strict=True)]
+    values = {key: _mean(table, mode) for key, table in distinct.items()}
+    mean = math.fsum(values[run] - values[reference] for run, reference in pairs) / len(pairs)
+    draws = []
+    for weights, chosen in _resamples(len(truths), len(pairs), seed):
+        drawn = {key: table.ap(mode, weights)[0] for key, table in distinct.items()}
+        change = np.array([drawn[run] - drawn[reference] for run, reference in pairs])
+        draws.append(change[chosen].mean())
+    return [_record(f"map_{_YEARS[mode]}_change", mean, "pp", np.array(draws), len(truths), None)]
+
+
+def _resamples(images: int, seeds: int, seed: int) -> Iterator[tuple[Array, Array]]:
+    """Draws with replacement: how often each image counts (``images``), and which seeds were drawn (``seeds``)."""
+    generator = np.random.default_rng(seed)
+    for _ in range(_RESAMPLES):
+        weights = np.bincount(generator.integers(images, size=images), minlength=images)
+        yield weights, generator.integers(seeds, size=seeds)
+
+
+def _record(name: str, value: float, unit: str, draws: Array, n: int, seed: int | None) -> Record:
+    """In hundredths; the percentile interval is widened to hold the value.  Resamples without any object (NaN) are out."""
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Record(name, 100.0 * value, unit, 100.0 * min(float(low), value), 100.0 * max(float(high), value), n, seed)
+
+
+def _mean(table: MatchTable, mode: str) -> float:
+    value = table.ap(mode)[0]
+    if math.isnan(value):
+        raise UserError("no test image has an object that is not difficult: add annotated images to the test split")
+    return value
+
+
+def _check_mode(mode: str) -> str:
+    """The name of the mode's year."""
+    if mode not in _YEARS:
+        raise ValueError(f"unknown mode {mode!r}: choose one of {', '.join(_YEARS)}")
+    return _YEARS[mode]
+
+
+def _mmdet() -> tuple[Any, Any]:
+    """mmdet's ``eval_map`` and its matching of one image, loaded when first needed: mmdet takes seconds to import."""
+    from bench.models.mmcv_ops import install
+
+    with quiet():
+        install()
+        from mmdet.evaluation.functional.mean_ap import eval_map, tpfp_default
+    return eval_map, tpfp_default
+
+
+def _as_one_image(
+    detections: Sequence[Detections], truths: Sequence[Truth], classes: int
+) -> tuple[list[Array], dict[str, Array]]:
+    """All images as one for ``eval_map``, which starts processes for more than one image (see :func:`_image_by_image`).
+
+    Returns the detections of each class (n x 6: box, image, rank) and eval_map's annotation with boxes of five columns
+    (box, image), both in the order of the images.  The rank stands for the score, so that equal scores have an order.
+    """
+    if len(detections) != len(truths) or not truths:
+        raise ValueError(f"{len(detections)} images with detections and {len(truths)} with ground truth")
+    boxes, labels = _stack([d.boxes for d in detections], [d.labels for d in detections])
+    scores = np.concatenate([d.scores.detach().cpu().double().numpy() for d in detections])
+    rank = np.empty(len(scores))
+    rank[np.argsort(-scores, kind="stable")] = np.arange(len(scores), 0, -1)
+    rows = np.column_stack([boxes, rank])
+    objects, names = _stack([t.boxes for t in truths], [t.labels for t in truths])
+    difficult = np.concatenate([t.difficult.cpu().numpy().astype(bool) for t in truths])
+    annotation = {
+        "bboxes": objects[~difficult],
+        "labels": names[~difficult],
+        "bboxes_ignore": objects[difficult],
+        "labels_ignore": names[difficult],
+    }
+    return [rows[labels == label] for label in range(classes)], annotation
+
+
+def _stack(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Array, Array]:
+    """Boxes of all images with the image's place as a fifth column, and their labels."""
+    arrays = [b.detach().cpu().double().numpy().reshape(-1, 4) for b in boxes]
+    images = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
+    return np.column_stack([np.concatenate(arrays), images]), np.concatenate([one.cpu().numpy() for one in labels])
+
+
+def _image_by_image(match: Any) -> Callable[..., tuple[Array, Array]]:
+    """mmdet's matching of one image, applied to each of the images that :func:`_as_one_image` joined."""
+
+    def tpfp(found: Array, objects: Array, difficult: Array, iou: float, *_: Any, **__: Any) -> tuple[Array, Array]:
+        hit, miss = np.zeros((1, len(found)), np.float32), np.zeros((1, len(found)), np.float32)
+        for image in np.unique(found[:, 4]):
+            rows, own, hard = (_span(array[:, 4], image) for array in (found, objects, difficult))
+            hit[:, rows], miss[:, rows] = match(
+                found[rows][:, [0, 1, 2, 3, 5]],
+                objects[own, :4],
+                difficult[hard, :4],
+                iou,
+                use_legacy_coordinate=True,
+            )
+        return hit, miss
+
+    return tpfp
+
+
+def _span(images: Array, image: float) -> slice:
+    """Where ``image`` stands in the ascending ``images``."""
+    return slice(int(np.searchsorted(images, image, "left")), int(np.searchsorted(images, image, "right")))

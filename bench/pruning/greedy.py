@@ -1,0 +1,289 @@
+"""Greedy selection by gradients, stage by stage: what discrimination-aware (DCP) and localization-aware pruning share.
+
+Zhuang et al. (NeurIPS 2018), algorithm 2: start without input channels; take the channel whose weights have the largest
+gradient of L = L_re + alpha L_a, then let the weights taken so far follow the gradient; go on until enough are taken.
+L_re = |F - X W|^2 / (2Q) is the reconstruction of the layer's outputs, L_a the loss of an auxiliary network further on.
+
+L_re and its gradient (XX W - XY) / Q come from second moments: exact over all sampled rows, without a pass over images.
+Only L_a is back-propagated, through the layers between the reader and the auxiliary network.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from bench.errors import UserError
+from bench.pruning import surgery
+from bench.pruning.calibration import Calibration, accumulate_shared, norm_behind
+from bench.pruning.fold import folded
+from bench.pruning.graph import Site, reader_node, trace
+from bench.pruning.moments import Moments
+from bench.pruning.walk import Walk, run_node
+
+# (number of the mini-batch, output of the layer that the auxiliary network reads) to its loss, a scalar
+AuxiliaryLoss = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Settings; the defaults are those of DCP's released code (SCUT-AILab/DCP at 70a2e53): SGD of the layer's weights.
+
+    ``score`` ranks channels by ``frobenius``, the squared gradient norm of both papers, or ``l21``, the released code's
+    sum of norms over the output channels.  ``alpha`` weighs the auxiliary loss.  ``steps`` are taken after each pick.
+    """
+
+    alpha: float = 1.0
+    score: str = "frobenius"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    steps: int = 1
+
+
+@dataclass
+class Term:
+    """L_re of one reader: ``xx`` p x p, ``xy`` p x n (X'F, without the bias), ``ff`` = |F|^2, over ``rows`` rows.
+
+    ``weight`` n x c x kh x kw are the original weights; ``unit`` scales the term (several readers of one channel).
+    """
+
+    xx: Tensor
+    xy: Tensor
+    ff: float
+    rows: int
+    weight: Tensor
+    unit: float = 1.0
+
+    def value(self, weight: Tensor) -> float:
+        """L_re at these weights."""
+        v = weight.flatten(1).T
+        residual = self.ff - 2.0 * (v * self.xy).sum() + (v * (self.xx @ v)).sum()
+        return self.unit * float(residual) / (2.0 * self.rows * len(weight))
+
+    def gradient(self, weight: Tensor) -> Tensor:
+        """dL_re / dW, in the weights' shape."""
+        v = weight.flatten(1).T
+        return (self.unit / (self.rows * len(weight)) * (self.xx @ v - self.xy)).T.reshape(weight.shape)
+
+
+def term(moments: Moments, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> Term:
+    """L_re of ``conv`` itself, before its batch norm, from moments whose responses have the batch norm folded in."""
+    _, bias = folded(conv, norm)
+    weight = conv.weight.detach().to(torch.float64)
+    scale = torch.ones_like(bias)
+    if norm is not None:
+        scale, _ = folded(_unit_filters(conv), norm)
+        scale = scale.flatten()
+        # a channel that its batch norm has switched off says nothing about its filter
+        scale = torch.where(scale.abs() < 1e-6, torch.inf, scale)
+    xy = (moments.xy - torch.outer(moments.x_sum, bias)) / scale
+    ff = (moments.yy - 2.0 * bias * moments.y_sum + moments.count * bias.square()) / scale.square()
+    return Term(moments.xx, xy, float(ff.sum()), moments.count, weight)
+
+
+def _unit_filters(conv: nn.Conv2d) -> nn.Conv2d:
+    """1x1 filters of weight one: folding a batch norm into them gives its scale."""
+    unit = nn.Conv2d(1, conv.out_channels, 1, bias=False, device=conv.weight.device, dtype=torch.float64)
+    nn.init.ones_(unit.weight)
+    return unit
+
+
+def channel_scores(gradients: Sequence[Tensor], score: str) -> Tensor:
+    """S_k for each input channel k (c), over all readers' gradients (n x c x kh x kw each).
+
+    ``frobenius``: sum over i, j of |dL/dW_k,i,j|^2 (localization-aware, section 3; the square of DCP's |G_k|_F).
+    ``l21``: sum over the output channels of |dL/dW_j,k|, DCP's released code.  Raises :class:`UserError` otherwise.
+    """
+    squares = [g.square().sum((2, 3)) for g in gradients]  # n x c
+    if score == "frobenius":
+        return torch.stack([square.sum(0) for square in squares]).sum(0)
+    if score == "l21":
+        return torch.stack([square.sqrt().sum(0) for square in squares]).sum(0)
+    raise UserError(f"unknown score {score!r}: choose frobenius or l21")
+
+
+@dataclass
+class Picked:
+    """The channels in the order of their choice, the readers' weights (zero where not chosen), L before and after."""
+
+    order: list[int]
+    weights: list[Tensor]
+    losses: list[float] = field(default_factory=list)
+
+
+def pick(
+    terms: Sequence[Term],
+    keep: int,
+    settings: Greedy,
+    auxiliary: Callable[[Tensor], tuple[float, Tensor]] | None = None,
+) -> Picked:
+    """Algorithm 2: picks ``keep`` channels for the readers of ``terms``, whose weights follow the gradient meanwhile.
+
+    ``auxiliary`` gives L_a and dL_a/dW for a weight of the first reader (the one on the way to the auxiliary network),
+    on a mini-batch of its own choice.
+    """
+    weights = [torch.zeros_like(t.weight) for t in terms]
+    velocity = [torch.zeros_like(t.weight) for t in terms]
+    chosen = torch.zeros(terms[0].weight.shape[1], dtype=torch.bool, device=terms[0].weight.device)
+    result = Picked([], weights)
+
+    def gradients() -> list[Tensor]:
+        found = [t.gradient(w) for t, w in zip(terms, weights, strict=True)]
+        loss = sum(t.value(w) for t, w in zip(terms, weights, strict=True))
+        if auxiliary is not None:
+            value, extra = auxiliary(weights[0])
+            found[0] = found[0] + settings.alpha * extra
+            loss += settings.alpha * value
+        result.losses.append(float(loss))
+        return found
+
+    for _ in range(keep):
+        scores = channel_scores(gradients(), settings.score)
+        scores[chosen] = -torch.inf
+        channel = int(scores.argmax())
+        chosen[channel] = True
+        result.order.append(channel)
+        for weight, t in zip(weights, terms, strict=True):
+            weight[:, channel] = t.weight[:, channel]  # warm start from the network's own weights
+        for _ in range(settings.steps):
+            for weight, speed, gradient in zip(weights, velocity, gradients(), strict=True):
+                step = (gradient + settings.weight_decay * weight) * chosen[:, None, None]
+                speed.mul_(settings.momentum).add_(step)
+                weight.sub_(settings.lr * (step + settings.momentum * speed))  # Nesterov
+    return result
+
+
+class Tail:
+    """The network from a reader's convolution to the convolution ``end``, as a function of the reader's weight.
+
+    ``values`` are the live values of one mini-batch just before the reader (see :meth:`Walk.live`).
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, reader: str, end: str) -> None:
+        self.model, self.start, self.end = model, reader_node(graph, reader), reader_node(graph, end)
+        needed, waiting = {self.end}, [self.end]
+        while waiting:
+            for parent in waiting.pop().all_input_nodes:
+                if parent not in needed:
+                    needed.add(parent)
+                    waiting.append(parent)
+        nodes = list(graph.nodes)
+        first, last = nodes.index(self.start), nodes.index(self.end)
+        if last < first:
+            raise ValueError(f"{end} comes before {reader}")
+        self.nodes = [node for node in nodes[first + 1 : last + 1] if node in needed]
+
+    def __call__(self, values: Mapping[fx.Node, Tensor], weight: Tensor) -> Tensor:
+        """The output of ``end`` (B x n x H x W) with ``weight`` (n x c x kh x kw) in the reader's place."""
+        conv = surgery.convolution(self.model, str(self.start.target))
+        now = dict(values)
+        x = now[self.start.all_input_nodes[0]]
+        now[self.start] = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+        for node in self.nodes:
+            now[node] = run_node(self.model, node, now)
+        return now[self.end]
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """What happened at one site: the channels kept, in the order of their choice, and L at the first and last pick."""
+
+    reader: str
+    producer: str
+    channels: int
+    order: list[int]
+    first_loss: float
+    last_loss: float
+
+
+def prune_stage(
+    net: nn.Module, calibration: Calibration, keep: Mapping[str, int], settings: Greedy, end: str,
+    auxiliary: AuxiliaryLoss | None, progress: bool = True,
+) -> tuple[nn.Module, list[SiteReport]]:  # fmt: skip
+    """A copy of ``net`` in which the sites in ``keep`` (by reader, all before ``end``) have lost channels, one by one.
+
+    ``calibration`` holds the outputs of ``net`` itself, the reconstruction's target; ``auxiliary`` is evaluated on its
+    mini-batches in turn.  Everything but the readers' weights is fixed, batch norms in evaluation mode.
+    """
+    model = copy.deepcopy(net).to(calibration.device).eval().requires_grad_(False)
+    graph = trace(model)
+    walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
+    reports = []
+    sites = [site for site in calibration.sites if site.reader in keep]
+    for site in tqdm(sites, desc="greedy selection", disable=not progress, leave=False):
+        assert site.producer is not None
+        convs = [surgery.convolution(model, reader.reader) for reader in site.readers]
+        if keep[site.reader] >= convs[0].in_channels:
+            continue
+        with torch.no_grad():
+            terms = _terms(model, calibration, walk, site, convs)
+            picked = pick(terms, keep[site.reader], settings, _gradient(model, graph, walk, site, end, auxiliary))
+            _apply(model, calibration, walk, site, picked)
+        losses = picked.losses
+        reports.append(
+            SiteReport(site.reader, site.producer, convs[0].in_channels, picked.order, losses[0], losses[-1])
+        )
+    return model.requires_grad_(True), reports
+
+
+def _terms(
+    model: nn.Module, calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d]
+) -> list[Term]:
+    """L_re of every reader; further readers count in the unit of the first (energy of their outputs)."""
+    found = [
+        term(fitted, conv, norm_behind(model, reader))
+        for (fitted, _), conv, reader in zip(
+            accumulate_shared(calibration, walk, site, convs), convs, site.readers, strict=True
+        )
+    ]
+    energies = [t.ff / (t.rows * len(t.weight)) for t in found]
+    for t, energy in zip(found, energies, strict=True):
+        t.unit = energies[0] / max(energy, torch.finfo(torch.float64).tiny)
+    return found
+
+
+def _gradient(
+    model: nn.Module, graph: fx.Graph, walk: Walk, site: Site, end: str, auxiliary: AuxiliaryLoss | None
+) -> Callable[[Tensor], tuple[float, Tensor]] | None:
+    """L_a and its gradient with respect to the reader's weight, on one mini-batch after the other."""
+    if auxiliary is None:
+        return None
+    tail = Tail(model, graph, site.reader, end)
+    values: list[dict[fx.Node, Tensor]] = []
+    size = 0
+    for batch in walk.live(site.reader):  # as many mini-batches as the walk's memory allows, at least one
+        size += sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+        if values and size > walk.budget:
+            break
+        values.append(batch)
+    turn = 0
+
+    def gradient(weight: Tensor) -> tuple[float, Tensor]:
+        nonlocal turn
+        place, turn = turn % len(values), turn + 1
+        with torch.enable_grad():
+            free = weight.float().requires_grad_(True)
+            loss = auxiliary(place, tail(values[place], free))
+            (found,) = torch.autograd.grad(loss, free)
+        return float(loss), found.to(weight.dtype)
+
+    return gradient
+
+
+def _apply(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, picked: Picked) -> None:
+    """Removes the filters that were not chosen and writes the readers' new weights."""
+    kept = sorted(picked.order)
+    channels = picked.weights[0].shape[1]
+    assert site.producer is not None
+    shape = tuple(calibration.batches[0].shape[1:])
+    surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
+    walk.select(site.reader, torch.as_tensor(kept))
+    for reader, weight in zip(site.readers, picked.weights, strict=True):
+        surgery.convolution(model, reader.reader).weight.copy_(weight[:, kept])

@@ -1,0 +1,477 @@
+"""Localization-aware Channel Pruning for Object Detection (Xie, Zhu, Zhao, Tao, Liu, Tao; arXiv 1911.02237v3).
+
+SSD is pruned stage by stage.  An auxiliary network reads the layer at the end of a stage through contextual RoIAlign and
+learns, with the detector, to classify and to locate the matched default boxes; then the input channels of the stage's
+layers are picked greedily by the gradient of reconstruction plus auxiliary loss (Discrimination-aware Channel Pruning,
+Zhuang et al. 2018), and at last the network is fine-tuned.  The publication's own tables could not be read: their cells
+stand empty.  Measured here is its claim, that the localization terms help: the same pruning with and without them, and
+four other criteria at the same widths.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou, generalized_box_iou, roi_align
+
+from bench.chains import gmacs
+from bench.cli import main
+from bench.data import BOXES
+from bench.models.recipe import Recipe
+from bench.models.ssd import SSD
+from bench.pruning import surgery
+from bench.pruning.graph import Site, find_sites, trace
+from bench.pruning.greedy import Greedy, prune_stage
+from bench.pruning.layerwise import Method
+from bench.pruning.widths import MacModel, scaled
+from bench.rows import Chain, Paper, Row, Setting
+from bench.steps import Context, Step
+from bench.store import Result
+from bench.train import detection_steps as detection
+from bench.train import steps as training
+from bench.train.detector import batches, fit_detector
+from bench.train.fit import Schedule
+from bench.train.steps import checkpoint
+
+# Values that could not be found in the publication; the defaults' sources stand beside them
+ALPHA = 1.0  # weight of L_a; DCP's published configurations use 1.0
+LOCALIZATION = 50.0  # m of L_ar; from memory, and linsongxue/PowerfulLCP's factor
+ROI = 7  # cells of the RoIAlign; a student's reproduction uses 7
+SEGMENTS = 3  # auxiliary networks; DCP uses three for ResNets
+
+DEVIATIONS = [
+    "alpha, m and the size of RoIAlign could not be found in the publication: alpha = 1.0 (DCP's configurations), "
+    "m = 50 (from memory), 7x7 cells.",
+    "L_a is a mean over the matched default boxes, not a sum: m = 50 with a sum over hundreds of boxes would leave "
+    "nothing to the other terms. Default boxes with IoU > 0.5 to a ground-truth box are matched, as SSD does.",
+    "The publication trains an auxiliary network and the model before every layer; here once for each of three "
+    "segments of the backbone, in front of the selection of the segment's layers (the paper of DCP does so).",
+    "The auxiliary classifier is DCP's (batch norm, ReLU, average pooling, linear) on RoIAlign's output; the box head, "
+    "which no source describes, is one linear layer on all cells behind the same batch norm and ReLU, with SSD's box "
+    "coding about the default box.",
+    "Reconstruction target: the outputs of the network at the beginning of the stage (DCP's released code), not of the "
+    "network before any training. Its loss and gradient are computed from second moments of sampled positions, exactly; "
+    "only the auxiliary loss is back-propagated, on one mini-batch after the other of the calibration images.",
+    "One step of SGD (0.01, Nesterov 0.9, weight decay 1e-4: DCP's released code) after each pick instead of a pass.",
+    "Pruned are the filters of the backbone that one convolution produces alone: in VGG-16 all but those of the last "
+    "layer (as in DCP), in ResNet-50 those inside the bottlenecks. conv4_3 is read by conv5_1 and by two heads: its "
+    "channels are chosen for all three together.",
+    "Every method keeps the same share of the filters everywhere, chosen so that the backbone's convolutions lose the "
+    "stated share of their parameters; the publication's widths are not known. 70 % of all parameters of SSD-ResNet-50 "
+    "cannot be reached inside the bottlenecks (they hold 55 % of them with 20 classes, 35 % with 80), so the share is that "
+    "of the backbone.",
+    "Comparison rows of ours: random and L1-norm (Li et al. 2017) keep the weights as they are; LASSO (Channel Pruning), "
+    "ThiNet's greedy choice and exact elimination rebuild every reader by least squares.",
+    "DCP here means this pruning without the localization terms: RoIAlign of the default box alone, no box head.",
+]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The auxiliary network
+
+
+def matched(defaults: Tensor, truth: Tensor, iou: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Default boxes (K x 4) that overlap a ground-truth box (k x 4) by more than ``iou``, and the box of each.
+
+    Returns two index tensors of one length: into ``defaults`` and into ``truth``.
+    """
+    if not len(truth):
+        empty = torch.zeros(0, dtype=torch.long, device=truth.device)
+        return empty, empty
+    best, which = box_iou(defaults, truth).max(1)
+    chosen = (best > iou).nonzero().flatten()
+    return chosen, which[chosen]
+
+
+def enclosing(first: Tensor, second: Tensor) -> Tensor:
+    """C, the smallest box that holds both (k x 4 each, corners)."""
+    return torch.cat([torch.minimum(first[:, :2], second[:, :2]), torch.maximum(first[:, 2:], second[:, 2:])], dim=1)
+
+
+def contextual_roi_align(features: Tensor, image: Tensor, boxes: Tensor, context: Tensor, scale: float) -> Tensor:
+    """F_O = RoIAlign(F, B) + RoIAlign(F, C): the box with its surroundings (section 3.2), k x C x 7 x 7.
+
+    ``features`` B x C x H x W; ``image`` (k) says which of them each box belongs to; ``boxes`` and ``context`` k x 4 in
+    pixels of the input, ``scale`` cells of the map per pixel.
+    """
+    found: list[Tensor] = []
+    for rois in (boxes, context):
+        indexed = torch.cat([image[:, None].to(rois), rois], dim=1)
+        found.append(roi_align(features, indexed, ROI, scale, sampling_ratio=2, aligned=True))
+    return found[0] + found[1]
+
+
+class Auxiliary(nn.Module):
+    """L_a = L_ac + L_ar of the layer that it reads: cross-entropy, and m (1 - GIoU), means over the matched boxes.
+
+    Without ``localization`` it is DCP's classifier on RoIAlign of the default box alone.
+    """
+
+    def __init__(self, net: SSD, position: str, localization: bool) -> None:
+        super().__init__()
+        channels = surgery.convolution(net, position).out_channels
+        self.localization = localization
+        self.norm = nn.BatchNorm2d(channels)
+        self.classify = nn.Linear(channels, net.bbox_head.num_classes)
+        self.locate = nn.Linear(channels * ROI * ROI, 4) if localization else None
+        self.coder, self.side = net.bbox_head.bbox_coder, net.size
+        self.register_buffer("defaults", net.default_boxes(), persistent=False)
+        self.defaults: Tensor
+
+    def forward(self, features: Tensor, samples: Sequence[Any]) -> dict[str, Tensor]:
+        """``features`` B x C x H x W, the layer's output before any ReLU; ``samples`` mmdet's, with ground truth."""
+        images, boxes, truths, labels = [], [], [], []
+        for place, sample in enumerate(samples):
+            truth = sample.gt_instances
+            chosen, which = matched(self.defaults, truth.bboxes)
+            images.append(torch.full_like(chosen, place))
+            boxes.append(self.defaults[chosen])
+            truths.append(truth.bboxes[which])
+            labels.append(truth.labels[which])
+        image, box, target, label = (torch.cat(parts) for parts in (images, boxes, truths, labels))
+        if not len(image):
+            return {"loss_ac": features.sum() * 0.0}
+        scale = features.shape[-1] / self.side
+        if self.locate is None:
+            rois = torch.cat([image[:, None].to(box), box], dim=1)
+            aligned = roi_align(features, rois, ROI, scale, sampling_ratio=2, aligned=True)
+        else:
+            aligned = contextual_roi_align(features, image, box, enclosing(box, target), scale)
+        seen = torch.relu(self.norm(aligned))
+        losses = {"loss_ac": nn.functional.cross_entropy(self.classify(seen.mean((2, 3))), label)}
+        if self.locate is not None:
+            predicted = self.coder.decode(box, self.locate(seen.flatten(1)))
+            losses["loss_ar"] = LOCALIZATION * (1.0 - generalized_box_iou(predicted, target).diagonal()).mean()
+        return losses
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is pruned: the backbone's sites, their widths, and the segments
+
+
+def prunable_sites(net: nn.Module) -> list[Site]:
+    """Sites whose filters are the backbone's and are read in the backbone (by heads too, perhaps), in forward order."""
+    return [
+        site
+        for site in find_sites(net, trace(net), shared=True)
+        if site.producer is not None and site.producer.startswith("backbone.") and site.reader.startswith("backbone.")
+        and not (site.others and all(other.reader.startswith("backbone.") for other in site.others))
+    ]  # fmt: skip
+
+
+def equal_share(recipe: Recipe, share: float) -> dict[str, int]:
+    """Filters kept by producer: the same share everywhere, so that the backbone's convolutions lose ``share`` of their
+    parameters."""
+    net = recipe.build("meta")
+    sites = prunable_sites(net)
+    params = {
+        name: module.weight.numel()
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d) and name.startswith("backbone.")
+    }
+    channels = {site.reader: surgery.convolution(net, site.reader).in_channels for site in sites}
+    keep = scaled(MacModel(params, sites, channels), dict.fromkeys(channels, 1.0), 1.0 / (1.0 - share))
+    return {site.producer: keep[site.reader] for site in sites if site.producer is not None}
+
+
+def segments(recipe: Recipe, count: int = SEGMENTS) -> list[tuple[str, list[str]]]:
+    """The sites in ``count`` parts of nearly equal length: (the last reader, which the auxiliary network reads; producers)."""
+    sites = prunable_sites(recipe.build("meta"))
+    bounds = [round(part * len(sites) / count) for part in range(count + 1)]
+    parts = [sites[first:last] for first, last in pairwise(bounds)]
+    return [(part[-1].reader, [str(site.producer) for site in part]) for part in parts if part]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Steps of one stage
+
+
+def run_auxiliary(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+    """Trains an auxiliary network and the model pruned so far with L_f = L_a + L_c + L_r."""
+    net, recipe = detection.detector(parents[0])
+    torch.manual_seed(params["seed"])
+    auxiliary = Auxiliary(net, params["position"], params["localization"])
+    fit_detector(
+        net, context.data().train, detection.schedule_of(params), params["seed"], context.work, context.device,
+        params["label"], auxiliary=auxiliary, position=params["position"], mirror=params["mirror"],
+        zoom_out=params["zoom_out"], workers=context.workers, progress=context.progress,
+    )  # fmt: skip
+    return checkpoint(net, recipe, arrays=dict(auxiliary.state_dict()))
+
+
+def run_selected(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+    """Greedy selection of the segment's layers, with the auxiliary network that the parent has trained."""
+    net, recipe = detection.detector(parents[0])
+    auxiliary = Auxiliary(net, params["position"], params["localization"])
+    auxiliary.load_state_dict(parents[0].arrays)
+    auxiliary.to(context.device).eval().requires_grad_(False)
+    train = context.data().train
+    usable = [place for place, truth in enumerate(train.annotations) if bool((~truth.difficult).any())]
+    drawn = detection.calibration_places(params["images"], len(usable), params["sampling"]["seed"])
+    places = [usable[place] for place in drawn]
+    calibration = detection.calibration_of(context, net, params, list(params["keep"]), places)
+    samples = [
+        [sample.to(context.device) for sample in batch]
+        for _, batch in batches(train, net.size, places, calibration.sampling.batch, boxes=True)
+    ]
+    reader_of = {site.producer: site.reader for site in calibration.sites}
+    keep = {reader_of[producer]: count for producer, count in params["keep"].items()}
+
+    def loss(batch: int, features: Tensor) -> Tensor:
+        return torch.stack(list(auxiliary(features, samples[batch]).values())).sum()
+
+    settings = Greedy(**params["greedy"])
+    pruned, reports = prune_stage(net, calibration, keep, settings, params["position"], loss, context.progress)
+    facts = {"layers": [asdict(report) for report in reports]}
+    return checkpoint(pruned.cpu(), replace(recipe, widths={**recipe.widths, **params["keep"]}), facts=facts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Networks and schedules
+
+
+def ssd_vgg16(scale: str, classes: int, given: bool) -> Recipe:
+    """SSD300-VGG16 on VOC and COCO and with weights of the user's; else a narrow SSD of the same pattern, from scratch."""
+    if scale == "scenes":
+        return Recipe("narrow_ssd", {"num_classes": classes, "size": 160}, (3, 160, 160))
+    if scale in ("voc", "coco") or given:
+        return Recipe("ssd300_vgg16", {"num_classes": classes}, (3, 300, 300))
+    return Recipe("narrow_ssd", {"num_classes": classes, "size": 240}, (3, 240, 240))
+
+
+def ssd_resnet50(scale: str, classes: int, given: bool) -> Recipe:
+    """SSD300-ResNet-50."""
+    return Recipe("ssd300_resnet50", {"num_classes": classes}, (3, 300, 300))
+
+
+def augmentation(scale: str) -> dict[str, Any]:
+    """SSD's on photographs; digits must not be mirrored, and scenes hold several sizes already."""
+    return {"mirror": False, "zoom_out": 1.0} if scale == "scenes" else {"mirror": True, "zoom_out": 4.0}
+
+
+def dense_schedule(scale: str) -> Schedule:
+    """How the dense detector is trained where no weights are given."""
+    if scale in ("voc", "coco"):  # mmdet's configurations: 24 epochs over ten (VOC) or five (COCO) repetitions
+        epochs, lr = (240, 1e-3) if scale == "voc" else (120, 2e-3)
+        steps = (epochs * 2 // 3, epochs * 5 // 6)
+        return Schedule(epochs=epochs, lr=lr, batch=64, weight_decay=5e-4, shape="steps", milestones=steps)
+    epochs = 40 if scale == "scenes" else 60
+    return Schedule(epochs=epochs, lr=4e-3, batch=16, weight_decay=1e-4, shape="cosine", clip=10.0, optimizer="AdamW")
+
+
+def tuning_schedule(scale: str, epochs: int) -> Schedule:
+    """Fine-tuning, and the training of a stage, from the dense detector's last rates."""
+    if scale in ("voc", "coco"):
+        return Schedule(epochs=epochs, lr=1e-3, batch=32, weight_decay=5e-4, shape="cosine")
+    return Schedule(epochs=epochs, lr=5e-4, batch=16, weight_decay=1e-4, shape="cosine", clip=10.0, optimizer="AdamW")
+
+
+def tuning_epochs(scale: str) -> int:
+    """Epochs of the last fine-tuning; a stage is trained for half of them."""
+    return 30 if scale in ("voc", "coco") else 2
+
+
+def sampling(seed: int) -> dict[str, Any]:
+    """128 training images for each selection, 100 positions each: ten rows per unknown in the widest layer of scenes."""
+    return {"images": 128, "sampling": {"positions": 100, "batch": 32, "seed": seed}}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Chains
+
+# (setting, dense recipe, dense step, widths by producer, seed) to the step that prunes
+Prune = Callable[[Setting, Recipe, Step, dict[str, int], int], Step]
+DENSE_SEED = 0  # one dense network; seeds are those of the selection
+
+
+def dense(setting: Setting, recipe: Recipe) -> Step:
+    """The dense detector: the user's weights, or trained here (at paper scale from ImageNet's backbone)."""
+    if setting.weights is not None:
+        params = {"recipe": recipe.to_json(), "file": setting.weights}
+        return Step("dense", training.run_loaded, (), params, None, setting.device)
+    schedule = dense_schedule(setting.scale)
+    work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
+    large = recipe.builder != "narrow_ssd"
+    return detection.trained(
+        setting, recipe, None, schedule, DENSE_SEED, "dense", work=work, backbone=large, **augmentation(setting.scale)
+    )
+
+
+def tuned(setting: Setting, recipe: Recipe, parent: Step, seed: int, epochs: int) -> Step:
+    """Fine-tuning of ``parent``."""
+    work = gmacs(recipe, setting.train_images, 3.0 * epochs)
+    schedule = replace(tuning_schedule(setting.scale, epochs), amp=setting.amp)
+    return detection.trained(
+        setting, recipe, parent, schedule, seed, "fine-tuned", work=work, **augmentation(setting.scale)
+    )
+
+
+def layerwise(
+    setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, selection: str, reconstruct: bool
+) -> Step:  # fmt: skip
+    """One walk through all layers: a criterion of Channel Pruning's or ThiNet's family, or a ranking."""
+    method = asdict(Method(selection, reconstruct=reconstruct))
+    params = {"keep": keep, "method": method, **sampling(seed)}
+    name = f"pruned({selection}, seed {seed})"
+    work = gmacs(recipe, params["images"], 3.0)
+    return Step(name, detection.run_pruned, (parent,), params, setting.data, setting.device, work)
+
+
+def staged(
+    setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, localization: bool
+) -> Step:  # fmt: skip
+    """Localization-aware pruning, or without ``localization`` discrimination-aware: segment by segment."""
+    step, label = parent, "LCP" if localization else "DCP"
+    epochs = max(1, tuning_epochs(setting.scale) // 2)
+    for number, (position, producers) in enumerate(segments(recipe), start=1):
+        params = {
+            "position": position, "localization": localization, "seed": seed, "label": f"{label} stage {number}",
+            "schedule": asdict(tuning_schedule(setting.scale, epochs)), **augmentation(setting.scale),
+        }  # fmt: skip
+        work = gmacs(recipe, setting.train_images, 3.0 * epochs)
+        name = f"{label} auxiliary {number}(seed {seed})"
+        step = Step(name, run_auxiliary, (step,), params, setting.data, setting.device, work, trains=True)
+        here = {producer: keep[producer] for producer in producers}
+        params = {
+            "position": position, "localization": localization, "keep": here, "greedy": asdict(Greedy(alpha=ALPHA)),
+            **sampling(seed),
+        }  # fmt: skip
+        # two passes of a third of the network over one mini-batch for each channel picked
+        work = gmacs(recipe, params["sampling"]["batch"], 2.0 * sum(here.values()))
+        name = f"{label} selected {number}(seed {seed})"
+        step = Step(name, run_selected, (step,), params, setting.data, setting.device, work)
+    return step
+
+
+def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
+    """Detections and AP of a step's network."""
+    return detection.detected(setting, step, seed, gmacs(recipe, setting.test_images, 1.0))
+
+
+def chain(
+    setting: Setting, recipe: Recipe, *, prune: Prune | None, share: float = 0.5, tune: bool = True, more: int = 0
+) -> Chain:
+    """A row: dense, pruned, fine-tuned (``more`` epochs longer), compared with the dense network on the same images."""
+    start = dense(setting, recipe)
+    reference = measured(setting, recipe, start, DENSE_SEED)
+    if prune is None and not tune:
+        return Chain([start], [reference])
+    networks = []
+    epochs = tuning_epochs(setting.scale) + more
+    seeds = setting.seeds if prune is not None else (DENSE_SEED,)
+    for seed in seeds:
+        step = start if prune is None else prune(setting, recipe, start, equal_share(recipe, share), seed)
+        networks.append(tuned(setting, recipe, step, seed, epochs) if tune else step)
+    runs = [measured(setting, recipe, step, seed) for step, seed in zip(networks, seeds, strict=True)]
+    records = [*runs, detection.compared(setting, runs, [reference] * len(runs))]
+    if tune and prune is not None:
+        control = measured(setting, recipe, tuned(setting, recipe, start, DENSE_SEED, epochs), DENSE_SEED)
+        records.append(detection.compared(setting, runs, [control] * len(runs), suffix="_control"))
+    return Chain(networks, records)
+
+
+def worth(setting: Setting, recipe: Recipe, *, first: Prune, second: Prune, share: float, tune: bool) -> Chain:
+    """What one method is worth against another, paired by image and seed."""
+    runs: tuple[list[Step], list[Step]] = ([], [])
+    for seed in setting.seeds:
+        for place, prune in enumerate((first, second)):
+            step = prune(setting, recipe, dense(setting, recipe), equal_share(recipe, share), seed)
+            if tune:
+                step = tuned(setting, recipe, step, seed, tuning_epochs(setting.scale))
+            runs[place].append(measured(setting, recipe, step, seed))
+    return Chain([], [detection.compared(setting, *runs, kind="difference")])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows
+
+CRITERIA = "Criteria at equal widths (SSD-VGG16)"
+WORTH = "What the localization terms are worth (SSD-VGG16)"
+LCP, DCP = partial(staged, localization=True), partial(staged, localization=False)
+RANDOM = partial(layerwise, selection="random", reconstruct=False)
+METHODS: list[tuple[str, Prune, tuple[int, ...]]] = [
+    ("random", RANDOM, (0, 1, 2)),
+    ("L1 norm", partial(layerwise, selection="weight sum", reconstruct=False), (0,)),
+    ("LASSO, least squares", partial(layerwise, selection="lasso", reconstruct=True), (0,)),
+    ("ThiNet, least squares", partial(layerwise, selection="thinet", reconstruct=True), (0,)),
+    ("exact, least squares", partial(layerwise, selection="exact", reconstruct=True), (0,)),
+    ("DCP", DCP, (0, 1, 2)),
+    ("LCP", LCP, (0, 1, 2)),
+]
+
+
+def shape_of(dense: Callable[[], Recipe], share: float) -> Recipe:
+    """The pruned network at equal shares."""
+    recipe = dense()
+    return replace(recipe, widths=equal_share(recipe, share))
+
+
+def paper_tables() -> list[Row]:
+    """The publication's tables (cells unread): SSD on VGG-16 and ResNet-50, VOC and COCO, dense and pruned."""
+    rows = []
+    for table, scale, network, classes, share in (
+        ("VOC2007 SSD-VGG16", "voc", ssd_vgg16, 20, 0.5),
+        ("VOC2007 SSD-ResNet-50", "voc", ssd_resnet50, 20, 0.7),
+        ("COCO SSD-ResNet-50", "coco", ssd_resnet50, 80, 0.7),
+    ):
+        shape = partial(network, scale, classes, False)
+        metric = "map_voc07" if scale == "voc" else "coco_ap"
+        common: dict[str, Any] = {"dense": network, "data": BOXES, "scales": ("voc", "coco")}
+        rows.append(
+            Row(table, "baseline", scale, shape, chain=partial(chain, prune=None, tune=False), seeds=(0,),
+                published={metric: ("baseline", "mAP")}, **common)
+        )  # fmt: skip
+        rows.append(
+            Row(table, "pruned", scale, partial(shape_of, shape, share), chain=partial(chain, prune=LCP, share=share),
+                published={metric: ("pruned", "mAP")}, **common)
+        )  # fmt: skip
+    return rows
+
+
+def criteria() -> list[Row]:
+    """Half of the backbone's parameters gone, by every criterion, before and after two epochs of fine-tuning."""
+    shape = partial(ssd_vgg16, "voc", 20, False)
+    half = partial(shape_of, shape, 0.5)
+
+    def row(
+        name: str, small: Callable[[], Recipe], row_chain: Callable[[Setting, Recipe], Chain], seeds: tuple[int, ...]
+    ) -> Row:
+        return Row(CRITERIA, name, "voc", small, dense=ssd_vgg16, chain=row_chain, seeds=seeds, ours=True, data=BOXES)
+
+    rows = [
+        row("dense", shape, partial(chain, prune=None, tune=False), (0,)),
+        row("dense, fine-tuned", shape, partial(chain, prune=None), (0,)),
+    ]
+    for tune in (False, True):
+        for name, prune, seeds in METHODS:
+            suffix = ", fine-tuned" if tune else ""
+            rows.append(row(name + suffix, half, partial(chain, prune=prune, tune=tune), seeds))
+    longer = partial(chain, prune=RANDOM, more=SEGMENTS)
+    return [*rows, row("random, fine-tuned as long as LCP's stages", half, longer, (0, 1, 2))]
+
+
+def localization_worth() -> list[Row]:
+    """LCP minus DCP at the same widths, seeds and images."""
+    return [
+        Row(WORTH, f"LCP minus DCP{suffix}", "voc", dense=ssd_vgg16, ours=True, data=BOXES,
+            chain=partial(worth, first=LCP, second=DCP, share=0.5, tune=tune))
+        for tune, suffix in ((False, ""), (True, ", fine-tuned"))
+    ]  # fmt: skip
+
+
+def paper() -> Paper:
+    """The paper as the harness sees it."""
+    rows = [*criteria(), *localization_worth(), *paper_tables()]
+    title = "Localization-aware Channel Pruning for Object Detection"
+    return Paper("localization_aware_ssd", title, "Xie et al.; arXiv 1911.02237v3", rows, DEVIATIONS)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(["run", "localization_aware_ssd", *sys.argv[1:]]))
