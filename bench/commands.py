@@ -164,7 +164,7 @@ def _tables(source: Path, papers: Sequence[str]) -> builtins.list[building.Table
 def macs(options: argparse.Namespace) -> Output:
     """MACs and parameters of a model, or of a row at the paper's own shape."""
     if options.model in BUILDERS or ":" in options.model:
-        sides = {"cifar": 32, "ssd300": 300, "narrow_ssd": 160}
+        sides = {"cifar": 32, "mcifar": 32, "ssd300": 300, "narrow_ssd": 160}
         known = (side for name, side in sides.items() if options.model.startswith(name))
         side = options.size or next(known, 224)
         recipe = Recipe(options.model, {}, (3, side, side))

@@ -7,7 +7,7 @@ from scratch is a recipe with fresh weights.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,24 @@ import torch
 from torch import nn
 
 from bench.errors import UserError
-from bench.models import cifar_resnet, resnet, vgg
+from bench.gating.convert import convert
+from bench.gating.layer import GateOptions
+from bench.models import cifar_resnet, mcifarnet, resnet, vgg
 from bench.pruning import surgery
+
+
+def gated(
+    base: Mapping[str, Any] | None = None,
+    density: int = 1000,
+    options: Mapping[str, str] | None = None,
+    ungated: Sequence[str] = (),
+) -> nn.Module:
+    """The FBS form of another recipe's network (``base``, as JSON) at a density in thousandths, on ``meta``."""
+    if base is None:
+        raise UserError("a gated network is made from another one: give the recipe of that as `base`")
+    model = Recipe.from_json(base).build("meta")
+    convert(model, density, GateOptions(**(options or {})), ungated)
+    return model
 
 
 def _lazily(module: str, name: str) -> Callable[..., nn.Module]:
@@ -30,6 +46,9 @@ def _lazily(module: str, name: str) -> Callable[..., nn.Module]:
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg.vgg16,
+    "vgg16_bn": vgg.vgg16_bn,
+    "mcifarnet": mcifarnet.mcifarnet,
+    "gated": gated,
     "resnet18": resnet.resnet18,
     "resnet50": resnet.resnet50,
     "bottleneck_resnet": resnet.bottleneck_resnet,
@@ -117,14 +136,18 @@ def find_builder(name: str) -> Callable[..., nn.Module]:
 def initialise(model: nn.Module) -> None:
     """Fresh weights: He normal (fan out) in convolutions as torchvision's VGG and ResNet, torch's own elsewhere.
 
-    A network with an ``initialise`` of its own (the detectors) is left to it.
+    A network with an ``initialise`` of its own (the detectors) is left to it; a module with one (gated layers) too, but
+    not what is in it.
     """
     own = getattr(model, "initialise", None)
     if callable(own):
         own()
         return
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        own = getattr(module, "initialise", None)
+        if callable(own):
+            own()
+        elif isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -29,14 +29,14 @@ CONVS: dict[str, str] = _module_names()
 FULL_WIDTHS: dict[str, int] = {entry[0]: entry[1] for entry in _LAYOUT if isinstance(entry, tuple)}
 
 
-def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0) -> nn.Module:
-    """VGG-16 without batch norm; ``width`` scales every layer; input N x 3 x 224 x 224 or N x 3 x 32 x 32.
+def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, batch_norm: bool = False) -> nn.Module:
+    """VGG-16, plain or with batch norm; ``width`` scales every layer; input N x 3 x 224 x 224 or N x 3 x 32 x 32.
 
     ``form`` is ``imagenet`` (7x7 pooling, three fully connected layers, torchvision's state dict) or ``cifar`` (one
     linear layer on the 1x1 map).
     """
     layers = [entry if isinstance(entry, str) else max(1, round(entry[1] * width)) for entry in _LAYOUT]
-    model: nn.Module = VGG(make_layers(layers), num_classes=num_classes, init_weights=False)  # type: ignore[arg-type]
+    model: nn.Module = VGG(make_layers(layers, batch_norm), num_classes=num_classes, init_weights=False)  # type: ignore[arg-type]
     channels = max(1, round(512 * width))
     if form == "cifar":
         model.avgpool = nn.Identity()
@@ -49,3 +49,18 @@ def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0) -
             nn.Linear(hidden, num_classes),
         )  # fmt: skip
     return model
+
+
+def vgg16_bn(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0) -> nn.Module:
+    """VGG-16 with a batch norm behind every convolution, as torchvision's ``vgg16_bn``."""
+    return vgg16(num_classes, form, width, batch_norm=True)
+
+
+def batch_norm_convs() -> dict[str, str]:
+    """The papers' layer names to the module names of :func:`vgg16_bn`, where a batch norm takes a place too."""
+    names, place = {}, 0
+    for entry in _LAYOUT:
+        if isinstance(entry, tuple):
+            names[entry[0]] = f"features.{place}"
+        place += 3 if isinstance(entry, tuple) else 1
+    return names

@@ -19,7 +19,7 @@ from bench.errors import UserError
 # operations that treat every channel by itself and keep their order
 _CHANNELWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity,
+    nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ZeroPad2d,
 )  # fmt: skip
 _CHANNELWISE_FUNCTIONS = (F.relu, F.relu6, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.relu)
 _CHANNELWISE_METHODS = ("relu", "contiguous")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.report.glossary import metric, position
 from bench.report.load import Cell, Line, Point
@@ -69,6 +71,9 @@ def draw(table: Table, folder: Path) -> list[Path]:
         if panels:
             path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--summary.png"
             files.append(_save(_dots(table, panels), path))
+        if len(trade_off_points(table.lines)) >= LEAST_LINES:
+            path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--trade-off.png"
+            files.append(_save(_trade_off(table), path))
     if names:
         path = folder / f"{table.slug}.csv"
         write_text(path, points_csv(table))
@@ -168,6 +173,91 @@ def _reach(cells: Sequence[Cell]) -> Any:
     below = [0.0 if cell.low is None else max(0.0, cell.value - cell.low) for cell in cells]
     above = [0.0 if cell.high is None else max(0.0, cell.high - cell.value) for cell in cells]
     return np.array([below, above])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Accuracy against MACs
+
+_AT_SPEEDUP, _AT_ACCURACY = re.compile(r"at ([\d.]+)x"), re.compile(r"at ([\d.]+)% top-1")
+
+
+def series_of(name: str) -> str:
+    """The curve that a row belongs to: its name up to `` at ``."""
+    return name.partition(" at ")[0]
+
+
+def trade_off_points(lines: Sequence[Line]) -> list[tuple[str, float, Cell]]:
+    """For each line with both: its series, its MACs in percent of the dense network's, and its accuracy."""
+    return [
+        (series_of(line.name), 100.0 / line.cells["dynamic_speedup"].value, line.cells["top1_acc"])
+        for line in lines
+        if "dynamic_speedup" in line.cells and "top1_acc" in line.cells
+    ]
+
+
+def published_points(lines: Sequence[Line]) -> list[tuple[str, float, float, bool]]:
+    """The published points that lines quote: series, MACs in percent, top-1, whether both values were checked.
+
+    A published row that is named after one coordinate (``NS at 2x``, ``FBS at 90.50% top-1``) tells it by its name.
+    """
+    found = []
+    for line in lines:
+        accuracy, speedup = line.links.get("top1_acc"), line.links.get("dynamic_speedup")
+        x = speedup.value if speedup is not None else None
+        y = accuracy.value if accuracy is not None else None
+        if x is None and accuracy is not None and (match := _AT_SPEEDUP.search(accuracy.row)):
+            x = float(match[1])
+        if x is None and y is not None and line.name == "dense":
+            x = 1.0
+        if y is None and speedup is not None and (match := _AT_ACCURACY.search(speedup.row)):
+            y = float(match[1])
+        if x and y is not None:
+            verified = all(entry.verified for entry in (accuracy, speedup) if entry is not None)
+            found.append((series_of(line.name), 100.0 / x, y, verified))
+    return found
+
+
+def _trade_off(table: Table) -> Figure:
+    """Accuracy against MACs with intervals; what was published beside it, or among it where the data are the paper's."""
+    points, quoted = trade_off_points(table.lines), published_points(table.lines)
+    apart = bool(quoted) and all(line.analogue for line in table.lines if line.ran)
+    figure = Figure(figsize=(11.5 if apart else 7.5, 4.6))
+    grid = figure.subplots(1, 2 if apart else 1, squeeze=False)[0]
+    names = list(dict.fromkeys([name for name, *_ in points] + [name for name, *_ in quoted]))
+    for number, name in enumerate(names):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        mine = sorted(((x, cell) for series, x, cell in points if series == name), key=lambda pair: pair[0])
+        if mine:
+            grid[0].errorbar(
+                [x for x, _ in mine], [cell.value for _, cell in mine], yerr=_reach([cell for _, cell in mine]),
+                color=colour, marker=marker, elinewidth=0.9, label=name,
+            )  # fmt: skip
+        theirs = sorted((x, y, verified) for series, x, y, verified in quoted if series == name)
+        if theirs:
+            axes = grid[-1]
+            axes.plot(
+                [x for x, *_ in theirs], [y for _, y, _ in theirs], color=colour, marker=marker, linestyle=(0, (4, 2)),
+                markerfacecolor="white", markersize=7, label=f"{name}, published",
+            )  # fmt: skip
+            for x, y, verified in theirs:
+                axes.annotate(
+                    f"{y:g}{'' if verified else DAGGER}", xy=(x, y), xytext=(4, 6), textcoords="offset points",
+                    color=colour, fontsize=8,
+                )  # fmt: skip
+    own = next(line.own_scale for line in table.lines)
+    for axes, title in zip(grid, (f"{table.scale}, measured", f"{own}, published (quoted)"), strict=False):
+        axes.set_xscale("log")
+        # 5, 10, 20, 50, 100 as they are, not as powers
+        axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("MACs per image (% of the dense network)")
+        axes.set_ylabel("top-1 (%)")
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        if apart:
+            axes.set_title(title, loc="left")
+    figure.suptitle(textwrap.fill(f"{table.name}, {_setting(table)}", 90), fontsize=11)
+    return figure
 
 
 # --------------------------------------------------------------------------------------------------------------------

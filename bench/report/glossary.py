@@ -99,6 +99,31 @@ GLOSSARY: dict[str, Metric] = {
         Metric("speedup", "speed-up", "x", 3, "MACs of the dense network divided by those of this one.", "higher"),
         Metric("top1_acc", "top-1", "%", 2, "Share of test images whose label is predicted.", "higher"),
         Metric("top5_acc", "top-5", "%", 2, "Share of test images with the label among five predictions.", "higher"),
+        Metric(
+            "dynamic_macs", "MACs per image", "", None,
+            "Multiply-accumulates for one image, mean over the test images: the layers at the masks that were applied to it, "
+            "and the gates.", "lower", count=True,
+        ),
+        Metric("dynamic_macs_p5", "MACs, 5th percentile", "", None, "The same, 5th percentile.", "lower", count=True),
+        Metric("dynamic_macs_p50", "MACs, median", "", None, "The same, median.", "lower", count=True),
+        Metric("dynamic_macs_p95", "MACs, 95th percentile", "", None, "The same, 95th percentile.", "lower", count=True),
+        Metric(
+            "dynamic_speedup", "MAC speed-up", "x", 2,
+            "MACs of the dense network divided by the mean MACs per image of this one, gates included.", "higher",
+        ),
+        Metric("gate_share", "gates", "%", 2, "Share of the gates in the MACs per image.", "lower"),
+        Metric(
+            "weight_reduction", "weight reduction", "x", 2,
+            "Weights of the dense network divided by those between channels that some test image uses.", "higher",
+        ),
+        Metric("expected_macs", "MACs from the densities", "", None,
+               "MACs that the densities alone tell, independent masks, without gates.", "lower", count=True),
+        Metric("expected_macs_gates", "with gates", "", None, "The same with the gates.", "lower", count=True),
+        Metric("expected_speedup", "MAC speed-up from the densities", "x", 3,
+               "MACs of the dense network divided by those that the densities tell, gates included.", "higher"),
+        Metric("top1_err", "top-1 error", "%", 2, "Share of test images whose label is not predicted.", "lower"),
+        Metric("top5_err", "top-5 error", "%", 2, "Share of test images without the label among five predictions.",
+               "lower"),
         *_COMPARED,
         *(_control(metric) for metric in _COMPARED),
         *_DETECTION,
@@ -131,6 +156,54 @@ GLOSSARY: dict[str, Metric] = {
             "kl_ratio", "relative KL difference", "%", 1,
             "KL of the first method relative to the second's, minus 100 %.", "lower", True,
         ),
+        *(
+            Metric(f"memory_{part}_batch{size}", f"{heading}, batch {size}", "MB", 2, f"{meaning} {size}.", "lower")
+            for size in (1, 128)
+            for part, heading, meaning in (
+                ("weights", "weights read", "Bytes (1e6) of weights that must be read for one image, in batches of"),
+                ("activations", "activations", "Bytes (1e6) of activations read and written for one image, in batches of"),
+                ("peak", "peak memory", "Largest sum of live activations and the weights of one layer, for a batch of"),
+            )
+        ),
+        *(
+            Metric(f"latency_{name}", heading, "ms", 3, f"Median time of the {meaning}, interleaved with the others.",
+                   "lower")
+            for name, heading, meaning in (
+                ("dense", "dense", "dense network"),
+                ("folded", "dense, folded", "dense network with its batch norms folded into the convolutions"),
+                ("masked", "masked", "gated network that multiplies by zero"),
+                ("skipped", "skipped", "gated network that computes the winners only"),
+            )
+        ),
+        Metric("theoretical_speedup", "theoretical", "x", 2,
+               "MACs of the dense network divided by those of the gated one on the images that were timed.", "higher"),
+        Metric("realised_speedup", "realised", "x", 2,
+               "Time of the dense network divided by that of the skipped one, paired in interleaved rounds.", "higher"),
+        Metric("realised_over_folded", "realised, over folded", "x", 2,
+               "The same with the dense network's batch norms folded.", "higher"),
+        Metric("realised_share", "realised / theoretical", "%", 1,
+               "Realised speed-up divided by the theoretical one.", "higher"),
+        *(
+            Metric(f"time_share_{part}", heading, "%", 1, f"Share of the skipped network's time {meaning}.")
+            for part, heading, meaning in (
+                ("gates", "time: gates", "spent on saliencies and winners"),
+                ("gather", "time: gather", "spent on gathering the active weights"),
+                ("convolution", "time: convolutions", "spent on convolutions, scaling and ReLU"),
+                ("rest", "time: rest", "spent outside of gated layers"),
+            )
+        ),
+        Metric("machine_load", "load", "", 2,
+               "Runnable processes for each processor around the timing (one minute's mean, this one included): above 1 the "
+               "times are disturbed.", "lower"),
+        Metric("winner_flips", "winners flipped", "%", 2,
+               "Share of test images for which rounding (float32) makes another channel win in some layer, skipped against "
+               "masked execution.", "lower"),
+        Metric("skipped_top1_change", "top-1, skipped minus masked", "pp", 2,
+               "Top-1 accuracy of the skipped execution minus that of the masked one.", "higher", True),
+        Metric("skipped_agreement", "agreement, skipped and masked", "%", 2,
+               "Share of test images for which both executions predict the same.", "higher"),
+        Metric("skipped_float64_difference", "difference in float64", "", None,
+               "Largest difference of the logits of both executions in float64, relative to the largest logit.", "lower"),
     )
 }  # fmt: skip
 

@@ -202,7 +202,7 @@ def judge(cell: Cell, published: Published, analogue: bool) -> str:
 
 
 def _factor(cell: Cell, published: Published) -> float | None:
-    if cell.metric in ("macs", "params"):
+    if cell.metric in ("macs", "params") or cell.unit == "MACs":
         return _COUNTS.get(published.unit)
     if cell.unit == published.unit or (cell.unit in _POINTS and published.unit in _POINTS):
         return 1.0

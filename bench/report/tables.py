@@ -86,9 +86,10 @@ def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
 def columns(lines: Sequence[Line]) -> dict[str, str]:
     """The metrics that a readable table of these lines shows, with their headings, in the glossary's order.
 
-    What says the same twice is left out unless a published value is linked to it: an error's increase beside the
-    accuracy's change, beside the change of top-1 all of top-5 and the controls of agreement and KL, beside changes of
-    VOC07's mAP those of VOC12's; so is the AP of single classes and sizes.
+    What says the same twice is left out unless a published value is linked to it: an error beside the accuracy, an
+    error's increase beside the accuracy's change, the lower percentiles of the MACs, beside the change of top-1 all of
+    top-5 and the controls of agreement and KL, beside changes of VOC07's mAP those of VOC12's; so is the AP of single
+    classes and sizes.
     """
     present = {name: line.cells[name].unit for line in lines for name in line.cells}
     linked = {name for line in lines for name in line.links}
@@ -97,6 +98,10 @@ def columns(lines: Sequence[Line]) -> dict[str, str]:
         if name in linked:
             return True
         if "err_increase" in name and name.replace("err_increase", "change") in present:
+            return False
+        if name.endswith("_err") and name.replace("_err", "_acc") in present:
+            return False
+        if name in ("dynamic_macs_p5", "dynamic_macs_p50"):
             return False
         if name.startswith(_LONG) or ("voc12_" in name and name.replace("voc12", "voc07") in present):
             return False

@@ -9,7 +9,7 @@ import math
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,22 @@ class Schedule:
 
 
 class Classifier(BaseModel):  # type: ignore[misc]
-    """A network with cross-entropy, in the form that mmengine's Runner calls."""
+    """A network with cross-entropy, and perhaps a penalty, in the form that mmengine's Runner calls.
 
-    def __init__(self, net: nn.Module) -> None:
+    ``penalty(net)`` is added to the loss, after the forward pass.
+    """
+
+    def __init__(self, net: nn.Module, penalty: Callable[[nn.Module], Tensor] | None = None) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.penalty = net, penalty
 
     def forward(self, images: Tensor, labels: Tensor, mode: str = "loss") -> dict[str, Tensor] | Tensor:  # type: ignore[override]
         """Images B x 3 x H x W, labels B: the mean cross-entropy, or the logits B x classes."""
         outputs = self.net(images)
-        return {"loss": F.cross_entropy(outputs, labels)} if mode == "loss" else outputs
+        if mode != "loss":
+            return outputs  # type: ignore[no-any-return]
+        loss = F.cross_entropy(outputs, labels)
+        return {"loss": loss if self.penalty is None else loss + self.penalty(self.net)}
 
 
 class _Reseed(Hook):  # type: ignore[misc]
@@ -121,10 +127,13 @@ def seed_everything(seed: int, epoch: int = 0) -> None:
 
 def fit(
     net: nn.Module, split: Split, schedule: Schedule, seed: int, work: Path, device: str, label: str = "training",
-    workers: int = 0, progress: bool = True,
+    workers: int = 0, progress: bool = True, penalty: Callable[[nn.Module], Tensor] | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Trains a classifier on ``split`` with augmentation and cross-entropy; returns it, in evaluation mode, on the CPU."""
-    train(Classifier(net), Augmented(split), schedule, seed, work, device, label, workers, progress)
+    """Trains a classifier on ``split`` with augmentation and cross-entropy (plus ``penalty(net)``, if there is one).
+
+    Returns it, in evaluation mode, on the CPU.
+    """
+    train(Classifier(net, penalty), Augmented(split), schedule, seed, work, device, label, workers, progress)
     return net.cpu().eval()
 
 

@@ -1,0 +1,210 @@
+"""Skipped against masked execution: layer by layer on 1,000 inputs, networks end to end, and what is really computed."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.errors import UserError
+from bench.gating.convert import convert
+from bench.gating.layer import OFFICIAL_CODE, PAPER, GatedConv2d, GateOptions, gated_layers
+from bench.gating.skip import Compact, SkippedConv, SkippedNetwork, add, dense
+from bench.measure import dynamic
+from bench.models.cifar_resnet import CifarResNet
+from bench.models.mcifarnet import mcifarnet
+from bench.models.resnet import resnet18
+from bench.models.vgg import vgg16_bn
+
+IMAGES = 1000
+# inputs, filters, kernel, stride, padding, height, width, density
+LAYERS = [
+    (6, 8, 3, 1, 1, 5, 7, 500),
+    (8, 6, 3, 2, 1, 7, 7, 300),
+    (8, 12, 3, 2, 0, 9, 6, 700),
+    (12, 5, 1, 1, 0, 3, 3, 400),
+    (5, 9, 1, 2, 0, 5, 5, 600),
+    (4, 10, 5, 1, 2, 4, 4, 1),  # k = 1
+    (3, 4, 3, 1, 0, 6, 6, 1000),
+]
+
+
+def made(
+    inputs: int, outputs: int, kernel: int, stride: int, padding: int, density: int, options: GateOptions
+) -> GatedConv2d:
+    torch.manual_seed(outputs)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+    layer = GatedConv2d(conv, nn.BatchNorm2d(outputs), density, options, followed_by_relu=False)
+    layer.running_mean.normal_()
+    layer.running_var.uniform_(0.5, 2.0)
+    with torch.no_grad():
+        layer.beta.normal_()
+    return layer.eval()
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("shape", LAYERS)
+@torch.inference_mode()
+def test_layer_by_layer(shape: tuple[int, ...], dtype: torch.dtype, limit: float) -> None:
+    """The same incoming tensor, half of its channels zero and, to the skipped layer, absent."""
+    inputs, outputs, kernel, stride, padding, height, width, density = shape
+    layer = made(inputs, outputs, kernel, stride, padding, density, PAPER).to(dtype)
+    skipping = SkippedConv(layer)
+    x = torch.randn(IMAGES, inputs, height, width, dtype=dtype)
+    index = torch.randperm(inputs)[: max(1, inputs // 2)]
+    x[:, [c for c in range(inputs) if c not in index.tolist()]] = 0
+    expected = layer(x)
+    assert layer.winners is not None and layer.winners.sum(1).eq(layer.k).all()
+    found = []
+    for image in x:
+        value = skipping(Compact(image[None, index], index, inputs))
+        assert isinstance(value, Tensor) or value.values.shape[1] == layer.k
+        found.append(dense(value))
+    assert float((torch.cat(found) - expected).abs().max()) <= limit * float(expected.abs().max())
+    for rows, group in skipping.groups(x):
+        assert float((dense(group) - expected[rows]).abs().max()) <= limit * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("options", [OFFICIAL_CODE, GateOptions(shift="masked"), GateOptions(subsample="mean")])
+@torch.inference_mode()
+def test_the_options_skip_too(options: GateOptions) -> None:
+    layer = made(6, 8, 3, 1, 1, 500, options).double()
+    skipping = SkippedConv(layer)
+    x = torch.randn(50, 6, 5, 5, dtype=torch.float64)
+    expected = layer(x)
+    one_by_one = torch.cat([dense(skipping(image[None])) for image in x])
+    torch.testing.assert_close(one_by_one, expected, rtol=1e-10, atol=1e-10)
+    for rows, group in skipping.groups(x):
+        torch.testing.assert_close(dense(group), expected[rows], rtol=1e-10, atol=1e-10)
+
+
+class Odd(nn.Module):
+    """What the program must get right: two readers, a scalar addition, a functional ReLU, a sigmoid, an ungated reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.na = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b, self.nb = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.plain = nn.Conv2d(8, 8, 1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.na(self.a(x)))
+        y = self.nb(self.b(self.drop(x)))
+        z = self.plain(self.pool(y)) + self.pool(x)
+        z = (z + 1.0) * torch.sigmoid(self.pool(y) + self.pool(x))
+        return self.fc(z.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "mcifarnet": (lambda: mcifarnet(10, 0.25, 16), 16),
+    "mcifarnet, odd": (lambda: mcifarnet(10, 0.25, 19), 19),
+    "vgg": (lambda: vgg16_bn(10, "cifar", 0.125), 32),
+    "resnet18": (lambda: resnet18(10, 0.125, True), 16),
+    "resnet18 with its own stem": (lambda: resnet18(10, 0.125), 64),
+    "cifar resnet": (lambda: CifarResNet(20, 10, 0.5), 16),
+    "odd": (Odd, 9),
+}
+
+
+def network(name: str, density: int) -> tuple[nn.Module, int]:
+    """A gated network whose layers all have something to say, in float64."""
+    make, side = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make()
+    ungated = ("layer2.1.conv1", "layer2.1.conv2") if name == "resnet18" else ()
+    convert(model, density, PAPER, ungated)
+    for layer in gated_layers(model).values():
+        torch.nn.init.normal_(layer.beta, 0.5, 0.5)
+        layer.momentum = 1.0
+    # without statistics of its own the network would explode: saliency times response squares the scale in every layer
+    model.double().train()(torch.randn(16, 3, side, side, dtype=torch.float64))
+    return model.eval(), side
+
+
+@pytest.mark.parametrize("density", [1, 300, 700, 1000])
+@pytest.mark.parametrize("name", NETWORKS)
+@torch.inference_mode()
+def test_networks_end_to_end(name: str, density: int) -> None:
+    """One image at a time, and in a batch in which some images are the same."""
+    model, side = network(name, density)
+    skipping = SkippedNetwork(model)
+    x = torch.randn(5, 3, side, side, dtype=torch.float64)[[0, 1, 0, 2, 3, 4, 2, 0]]
+    expected = model(x)
+    limit = 1e-10 * float(expected.abs().max())
+    assert float((skipping(x) - expected).abs().max()) <= limit
+    singles = torch.cat([skipping(image[None]) for image in x])
+    assert float((singles - expected).abs().max()) <= limit
+
+
+@pytest.mark.parametrize("name", ["mcifarnet", "vgg"])
+@torch.inference_mode()
+def test_what_is_computed_is_what_is_counted(name: str) -> None:
+    """The convolutions that torch really runs have exactly the MACs of the dynamic count."""
+    model, side = network(name, 400)
+    skipping = SkippedNetwork(model)
+    x = torch.randn(1, 3, side, side, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        skipping(x)
+    counts = counter.get_flop_counts()["Global"]
+    convolutions = sum(value for operation, value in counts.items() if "convolution" in str(operation))
+    tally = dynamic.Counter(model, (3, side, side))
+    model(x)
+    tally.add(dynamic.applied(model), 1)
+    counted = tally.result()
+    wanted = sum(row["macs"] for row in counted.table() if not row["layer"].startswith(("logits", "classifier")))
+    assert convolutions / 2 == pytest.approx(wanted, abs=0.5)
+
+
+@torch.inference_mode()
+def test_ties_at_the_threshold_go_to_the_first() -> None:
+    """All saliencies equal, or all zero: the first k filters, masked and skipped alike."""
+    layer = made(4, 9, 3, 1, 1, 300, PAPER).double()
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    layer.gate.weight.zero_()
+    for rho in (1.0, -1.0):
+        layer.gate.bias.fill_(rho)
+        expected = layer(x)
+        skipping = SkippedConv(layer)
+        for image, wanted in zip(x, expected, strict=True):
+            value = skipping(image[None])
+            assert isinstance(value, Compact) and sorted(value.index.tolist()) == [0, 1, 2]
+            torch.testing.assert_close(value.dense()[0], wanted, rtol=1e-10, atol=1e-10)
+        ((rows, group),) = skipping.groups(x)
+        torch.testing.assert_close(dense(group), expected[rows], rtol=1e-10, atol=1e-10)
+
+
+@torch.inference_mode()
+def test_the_union_of_two_sets_of_channels() -> None:
+    values = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    a = Compact(values[0], torch.tensor([4, 1]), 6)
+    b = Compact(values[1], torch.tensor([0, 4, 3]), 6)
+    both = add(a, b)
+    assert isinstance(both, Compact) and sorted(both.index.tolist()) == [0, 1, 3, 4]
+    torch.testing.assert_close(both.dense(), a.dense() + b.dense())
+    whole = torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    for pair in ((a, whole), (whole, a)):
+        torch.testing.assert_close(dense(add(*pair)), a.dense() + whole)
+
+
+def test_networks_without_gates_are_refused() -> None:
+    with pytest.raises(UserError, match="no gated layer"):
+        SkippedNetwork(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("name", ["mcifarnet", "resnet18"])
+@torch.inference_mode()
+def test_on_cuda(name: str) -> None:
+    model, side = network(name, 500)
+    model = model.cuda()
+    x = torch.randn(6, 3, side, side, dtype=torch.float64, device="cuda")
+    expected = model(x)
+    skipping = SkippedNetwork(copy.deepcopy(model)).cuda()
+    limit = 1e-9 * float(expected.abs().max())
+    assert float((skipping(x) - expected).abs().max()) <= limit
+    assert float((torch.cat([skipping(image[None]) for image in x]) - expected).abs().max()) <= limit

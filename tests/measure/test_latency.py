@@ -1,0 +1,98 @@
+"""Latency: the order of the turns, drift that cancels, intervals, the rules for stopping; clocks are made up."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.measure import latency
+from bench.measure.latency import Protocol, Timing, interleaved
+
+INPUTS = [torch.zeros(1), torch.ones(1)]
+
+
+def measure(times: dict[str, Any], **protocol: Any) -> tuple[Timing, list[str]]:
+    """Runs the harness on made-up times: ``times[name](n)`` is what the n-th call of all takes."""
+    order: list[str] = []
+    calls = itertools.count()
+
+    def clock(network: Any, x: torch.Tensor) -> float:
+        order.append(network)
+        return float(times[network](next(calls)))
+
+    settings = {"block": 3, "rounds": 8, "least": 8, "warm_up": 2, "seconds": 1e9, **protocol}
+    timing = latency._measure({n: n for n in times}, INPUTS, Protocol(**settings), clock, "made up", "cpu", False)  # type: ignore[misc]
+    return timing, order
+
+
+def test_turns_go_forwards_and_backwards() -> None:
+    _, order = measure({"a": lambda n: 1.0, "b": lambda n: 1.0, "c": lambda n: 1.0}, rounds=2, least=2)
+    turn = ["a", "b", "c", "c", "b", "a"]
+    assert order == ["a"] * 2 + ["b"] * 2 + ["c"] * 2 + [name for name in turn * 2 for _ in range(3)]
+
+
+def test_a_linear_drift_cancels() -> None:
+    """The machine slows down by a per mille each call: each contestant's two turns have the same mean place."""
+    timing, _ = measure({"slow": lambda n: 2.0 * (1 + n / 1000), "fast": lambda n: 1.0 + n / 1000}, precision=0.0)
+    value, low, high = timing.ratio("slow", "fast")
+    assert (value, low, high) == pytest.approx((2.0, 2.0, 2.0), rel=1e-12)
+
+
+def test_every_sample_is_kept() -> None:
+    timing, _ = measure({"a": lambda n: float(n), "b": lambda n: float(n)}, precision=0.0)
+    assert timing.samples["a"].shape == timing.samples["b"].shape == (8, 2, 3)
+    values = sorted(timing.samples["a"].flatten().tolist() + timing.samples["b"].flatten().tolist())
+    assert values == [float(n) for n in range(4, 4 + 8 * 12)]  # the warm-up's four are not among them
+
+
+def test_stopping() -> None:
+    assert measure({"a": lambda n: 2.0, "b": lambda n: 1.0}, least=5)[0].stopped == "precise enough"
+    noise = np.random.default_rng(0)
+    timing, _ = measure({"a": lambda n: noise.uniform(1, 3), "b": lambda n: noise.uniform(1, 3)})
+    assert timing.stopped.startswith("all rounds done; an interval is wider than 1 %")
+    timing, _ = measure({"a": lambda n: noise.uniform(1, 3), "b": lambda n: 1.0}, seconds=0.0)
+    assert timing.stopped.startswith("0 s are over") and len(timing.blocks("a")) == 1
+
+
+def test_the_interval_covers_the_truth() -> None:
+    """Noisy times with a true ratio of 1.5: 95 % intervals over 200 measurements miss it rarely."""
+    generator = np.random.default_rng(1)
+    missed = 0
+    for _ in range(200):
+        samples = {
+            name: torch.from_numpy(mean * generator.lognormal(0, 0.2, (30, 2, 5)))
+            for name, mean in (("a", 1.5), ("b", 1.0))
+        }
+        _, low, high = Timing(samples, "", "").ratio("a", "b")
+        missed += not low <= 1.5 <= high
+    assert 1 <= missed <= 24  # 5 % of 200 is 10
+
+
+def test_percentiles_only_where_the_samples_support_them() -> None:
+    values = torch.arange(1.0, 151.0).reshape(5, 2, 15) * 1e-3
+    found = Timing({"a": values}, "", "").percentiles("a")
+    assert set(found) == {50, 90}
+    assert found[50] == pytest.approx(75.5) and found[90] == pytest.approx(135.1)
+
+
+def test_records() -> None:
+    samples = {"dense": torch.full((4, 2, 5), 3e-3), "small": torch.full((4, 2, 5), 1e-3)}
+    found = {r.metric: r for r in Timing(samples, "", "").records("dense", {"small": "pruned"})}
+    assert found["latency_dense"].value == pytest.approx(3.0) and found["latency_dense"].unit == "ms"
+    assert found["realised_pruned"].value == pytest.approx(3.0) and found["realised_pruned"].n == 4
+    assert found["latency_pruned"].n == 40
+
+
+def test_a_real_measurement_on_the_cpu() -> None:
+    """A product of 256^3 against one of 64^3: 64 times the work shows, whatever else the machine does."""
+    big, small = torch.randn(256, 256), torch.randn(64, 64)
+    networks = {"big": lambda x: big @ big, "small": lambda x: small @ small}
+    protocol = Protocol(block=5, rounds=10, least=3, warm_up=3, seconds=2.0)
+    (timing,) = interleaved(networks, INPUTS, protocol, "cpu", progress=False)
+    assert timing.ratio("big", "small")[1] > 2
+    assert timing.clock == "wall clock, CPU"
+    assert timing.telemetry["before"]["threads"] == torch.get_num_threads()
