@@ -8,8 +8,11 @@ every other operation exists too, as mmcv demands on import, and says what is mi
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.machinery
 import importlib.util
+import io
 import sys
 import types
 from typing import Any
@@ -25,7 +28,7 @@ _NAIVE, _LINEAR, _GAUSSIAN = 0, 1, 2
 
 
 def install() -> None:
-    """Makes ``import mmdet`` work; does nothing where mmcv's own extension was compiled or this was called before.
+    """Makes ``import mmdet`` work, and imports it; puts nothing in the place of an extension that was compiled.
 
     Raises :class:`UserError` where OpenCV, which mmcv imports, lacks its system libraries.
     """
@@ -37,6 +40,10 @@ def install() -> None:
         ) from error
     if _NAME not in sys.modules and importlib.util.find_spec(_NAME) is None:
         sys.modules[_NAME] = _Extension(_NAME)
+    if "mmdet.datasets" not in sys.modules:
+        # it prints what optional packages it lacks, which would end up in our JSON
+        with contextlib.redirect_stdout(io.StringIO()):
+            importlib.import_module("mmdet.datasets")
 
 
 class _Extension(types.ModuleType):

@@ -43,7 +43,7 @@ def eliminate(moments: Centred | Sequence[Centred], channels: int, keep: int, ri
     readers = [moments] if isinstance(moments, Centred) else list(moments)
     weights = [1.0]
     if len(readers) > 1:
-        weights = [1.0 / max(float(reader.yy.sum()), torch.finfo(torch.float64).tiny) for reader in readers]
+        weights = [reader.share for reader in readers]
     alive = torch.arange(channels, device=readers[0].xx.device)
     order: list[int] = []
     increases: list[float] = []

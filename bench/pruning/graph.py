@@ -102,8 +102,10 @@ def find_sites(model: nn.Module, graph: fx.Graph, shared: bool = False) -> list[
     by_reader = {site.reader: site for site in single}
     grouped: dict[str, Site] = {}
     taken: set[str] = set()
+    calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
-        readers = _all_readers(model, node) if _convolution(model, node) is not None else None
+        once = _convolution(model, node) is not None and calls.count(node.target) == 1
+        readers = _all_readers(model, node) if once else None
         if readers is not None and len(readers) > 1 and all(name in by_reader for name in readers):
             first, *rest = (replace(by_reader[name], producer=str(node.target)) for name in readers)
             grouped[first.reader] = replace(first, others=tuple(rest))

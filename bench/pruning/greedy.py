@@ -58,7 +58,8 @@ class Greedy:
 class Term:
     """L_re of one reader: ``xx`` p x p, ``xy`` p x n (X'F, without the bias), ``ff`` = |F|^2, over ``rows`` rows.
 
-    ``weight`` n x c x kh x kw are the original weights; ``unit`` scales the term (several readers of one channel).
+    ``weight`` n x c x kh x kw are the original weights; ``unit`` scales the term (several readers of one channel); ``live``
+    (n) is 0 for outputs that do not count.
     """
 
     xx: Tensor
@@ -67,20 +68,23 @@ class Term:
     rows: int
     weight: Tensor
     unit: float = 1.0
+    live: Tensor | float = 1.0
 
     def value(self, weight: Tensor) -> float:
         """L_re at these weights."""
-        v = weight.flatten(1).T
+        v = weight.flatten(1).T * self.live
         residual = self.ff - 2.0 * (v * self.xy).sum() + (v * (self.xx @ v)).sum()
         return self.unit * float(residual) / (2.0 * self.rows * len(weight))
 
     def gradient(self, weight: Tensor) -> Tensor:
         """dL_re / dW, in the weights' shape."""
-        v = weight.flatten(1).T
+        v = weight.flatten(1).T * self.live
         return (self.unit / (self.rows * len(weight)) * (self.xx @ v - self.xy)).T.reshape(weight.shape)
 
     def newton(self, gradient: Tensor, chosen: Tensor, ridge: float) -> Tensor:
         """``gradient`` (n x c x kh x kw) divided by the Hessian of L_re over the ``chosen`` channels (c, bool)."""
+        if self.unit == 0.0:
+            return torch.zeros_like(gradient)
         size = gradient[0, 0].numel()
         columns = columns_of(chosen.nonzero().flatten(), size, self.xx.device)
         hessian = self.xx[columns[:, None], columns]
@@ -103,7 +107,9 @@ def term(moments: Moments, conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> Term
         scale = torch.where(scale.abs() < 1e-6, torch.inf, scale)
     xy = (moments.xy - torch.outer(moments.x_sum, bias)) / scale
     ff = (moments.yy - 2.0 * bias * moments.y_sum + moments.count * bias.square()) / scale.square()
-    return Term(moments.xx, xy, float(ff.sum()), moments.count, weight)
+    raw = (moments.yy / scale.square()).sum()
+    energy = float(ff.sum()) if float(ff.sum()) > 1e-10 * float(raw) else 0.0
+    return Term(moments.xx, xy, energy, moments.count, weight, live=torch.isfinite(scale).to(scale))
 
 
 def _unit_filters(conv: nn.Conv2d) -> nn.Conv2d:
@@ -242,7 +248,7 @@ class Tail:
 
 @dataclass(frozen=True)
 class SiteReport:
-    """What happened at one site: the channels kept, in the order of their choice, and L at the first and last pick."""
+    """What happened at one site: the channels kept, in the order of their choice, and L before and after."""
 
     reader: str
     producer: str
@@ -291,8 +297,9 @@ def _terms(
         )
     ]
     energies = [t.ff / (t.rows * len(t.weight)) for t in found]
+    first = next((energy for energy in energies if energy > 0.0), 1.0)
     for t, energy in zip(found, energies, strict=True):
-        t.unit = energies[0] / max(energy, torch.finfo(torch.float64).tiny)
+        t.unit = first / energy if energy > 0.0 else 0.0
     return found
 
 

@@ -48,7 +48,8 @@ class Method:
     """How to prune: the ``selection`` criterion, ``compensate`` the residual shortcut's error, ``refit`` also the
     readers that keep all channels (the authors' code does: "rank == c, least squares still runs").  ``rectify`` rounds
     of new targets follow the least squares wherever a ReLU comes next (ours).  Without ``reconstruct`` the weights stay
-    what they were (criteria that only rank channels: random, weight sum).
+    what they were (criteria that only rank channels: random, weight sum).  Channels with several readers end no residual
+    branch: there ``compensate`` and ``rectify`` do nothing.
     """
 
     selection: str = "lasso"

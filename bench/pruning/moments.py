@@ -161,6 +161,13 @@ class Centred:
         self.unit = unit
 
     @property
+    def share(self) -> float:
+        """1 / YY, or 0 where the responses are constant up to rounding: such a reader has no say."""
+        energy = float(self.yy.sum())
+        constant = 1e-12 * self.count * float(self.y_mean.square().sum())
+        return 1.0 / energy if energy > constant else 0.0
+
+    @property
     def scale(self) -> float:
         """Mean of the diagonal of ``xx``: the unit in which ridges are given; 1 where no input varies."""
         value = float(self.xx.diagonal().mean()) if self.unit is None else self.unit

@@ -46,12 +46,12 @@ class Layer:
         found = [reader._gram(centred) for reader in (self, *self.others)]
         if not self.others:
             return found[0][0], found[0][1]
-        gram = torch.stack([g / energy for g, _, energy in found]).sum(0)
-        target = torch.stack([b / energy for _, b, energy in found]).sum(0)
+        gram = torch.stack([share * g for g, _, share in found]).sum(0)
+        target = torch.stack([share * b for _, b, share in found]).sum(0)
         return gram, target
 
     def _gram(self, centred: bool) -> tuple[Tensor, Tensor, float]:
-        """G, b and YY of this reader alone; means are taken off G and b, not off the p x p moments."""
+        """G, b and 1 / YY of this reader alone (0 for constant responses); means are taken off G and b, not off XX."""
         moments = self.moments
         gram, target = channel_gram(moments.raw(), self.weight)
         energy = moments.yy
@@ -63,7 +63,8 @@ class Layer:
             gram = gram - moments.count * means @ means.T
             target = target - means @ moments.y_sum
             energy = (energy - moments.y_sum.square() / moments.count).clamp_min(0.0)
-        return gram, target, max(float(energy.sum()), torch.finfo(torch.float64).tiny)
+        total = float(energy.sum())
+        return gram, target, 1.0 / total if total > 1e-12 * float(moments.yy.sum()) else 0.0
 
     @property
     def channels(self) -> int:

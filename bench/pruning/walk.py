@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bench.pruning.graph import reader_node
+from bench.pruning.graph import keeps_channels, reader_node
 
 
 class Walk:
@@ -30,6 +30,16 @@ class Walk:
         self.last_use = {
             node: max((self.order[user] for user in node.users), default=self.order[node]) for node in self.nodes
         }
+        # values behind a norm over all channels cannot be cut, only computed again: their inputs live as long
+        self.coupled: set[fx.Node] = set()
+        for node in self.nodes:
+            own = node.op == "call_module" and keeps_channels(model.get_submodule(str(node.target)))
+            if own or (not self._is_convolution(node) and any(n in self.coupled for n in node.all_input_nodes)):
+                self.coupled.add(node)
+        for node in reversed(self.nodes):
+            if node in self.coupled:
+                for parent in node.all_input_nodes:
+                    self.last_use[parent] = max(self.last_use[parent], self.last_use[node])
         first = next(node for node in self.nodes if node.op == "placeholder")
         self.kept: list[dict[fx.Node, Tensor]] = [{first: batch} for batch in batches]
         self.position = self.order[first] + 1
@@ -81,22 +91,28 @@ class Walk:
         if keep:
             self.position = stop
 
+    @torch.no_grad()
     def select(self, readers: str | Sequence[str], channels: Tensor) -> None:
         """After the filters in front of ``readers`` were removed: kept values behind them lose the same channels."""
-        found = set()
+        cut: set[fx.Node] = set()
+        again: set[fx.Node] = set()
         for reader in [readers] if isinstance(readers, str) else readers:
-            node: fx.Node | None = reader_node(self.graph, reader).all_input_nodes[0]
-            while node is not None and node not in self.kept[0]:
-                is_producer = node.op == "call_module" and isinstance(
-                    self.model.get_submodule(str(node.target)), nn.Conv2d
-                )
-                # nothing of them is kept where a producer comes first: they will be computed by the pruned network
-                node = None if is_producer or not node.all_input_nodes else node.all_input_nodes[0]
-            if node is not None:
-                found.add(node)
+            node = reader_node(self.graph, reader).all_input_nodes[0]
+            while True:
+                if node in self.kept[0]:
+                    (again if node in self.coupled else cut).add(node)
+                if self._is_convolution(node) or not node.all_input_nodes:
+                    break  # the producer: what lies before it is as it was
+                node = node.all_input_nodes[0]
         for values in self.kept:
-            for node in found:
+            for node in cut:
                 values[node] = values[node][:, channels.cpu()].clone()
+            for node in sorted(again, key=self.order.__getitem__):
+                inputs = {parent: values[parent].to(self.device) for parent in node.all_input_nodes}
+                values[node] = run_node(self.model, node, inputs).detach().to("cpu", copy=True)
+
+    def _is_convolution(self, node: fx.Node) -> bool:
+        return node.op == "call_module" and isinstance(self.model.get_submodule(str(node.target)), nn.Conv2d)
 
     def value(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """The value of any node, computed from live values (which grow by what is computed on the way)."""
