@@ -71,7 +71,8 @@ DEVIATIONS = [
     "cannot be reached inside the bottlenecks (they hold 55 % of them with 20 classes, 35 % with 80), so the share is that "
     "of the backbone.",
     "Comparison rows of ours: random and L1-norm (Li et al. 2017) keep the weights as they are; LASSO (Channel Pruning), "
-    "ThiNet's greedy choice and exact elimination rebuild every reader by least squares.",
+    "ThiNet's greedy choice and exact elimination rebuild every reader by least squares. DCP and LCP train for an epoch in "
+    "each of three stages before the fine-tuning that all rows have; one row fine-tunes the random choice as long.",
     "DCP here means this pruning without the localization terms: RoIAlign of the default box alone, no box head.",
 ]
 
