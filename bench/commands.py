@@ -20,8 +20,8 @@ from bench import api, provenance, runner
 from bench.data import cifar10
 from bench.errors import UserError
 from bench.measure import macs as counting
+from bench.mmcv_ops import install as install_ops
 from bench.models import weights
-from bench.models.mmcv_ops import install as install_ops
 from bench.models.recipe import BUILDERS, Recipe, find_builder
 from bench.registry import load as load_registry
 from bench.report import accept as accepting

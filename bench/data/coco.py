@@ -145,7 +145,7 @@ def _builder(file: Path, folder: Path, classes: tuple[str, ...]) -> Callable[[Pi
 @functools.cache
 def _dataset_class() -> Any:
     """mmdet's CocoDataset with cleaned boxes; made on first use, because importing mmdet takes seconds."""
-    from bench.models.mmcv_ops import install
+    from bench.mmcv_ops import install
 
     install()
     from mmdet.datasets import CocoDataset  # type: ignore[import-untyped]

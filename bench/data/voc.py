@@ -163,7 +163,7 @@ def _builder(root: Path, part: str, classes: tuple[str, ...]) -> Callable[[Pipel
 @functools.cache
 def _dataset_class() -> Any:
     """mmdet's VOCDataset with cleaned boxes; made on first use, because importing mmdet takes seconds."""
-    from bench.models.mmcv_ops import install
+    from bench.mmcv_ops import install
 
     install()
     from mmdet.datasets import VOCDataset  # type: ignore[import-untyped]

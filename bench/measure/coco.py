@@ -36,7 +36,7 @@ def coco_ap(
     """
     if len(detections) != len(truths) or not truths:
         raise ValueError(f"{len(detections)} images with detections and {len(truths)} with ground truth")
-    from bench.models.mmcv_ops import install
+    from bench.mmcv_ops import install
 
     with quiet(), tempfile.TemporaryDirectory() as folder:
         install()

@@ -284,7 +284,7 @@ def _check_mode(mode: str) -> str:
 
 def _mmdet() -> tuple[Any, Any]:
     """mmdet's ``eval_map`` and its matching of one image, loaded when first needed: mmdet takes seconds to import."""
-    from bench.models.mmcv_ops import install
+    from bench.mmcv_ops import install
 
     with quiet():
         install()

@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from bench.errors import UserError
-from bench.models.mmcv_ops import install
+from bench.mmcv_ops import install
 
 # pixel statistics (RGB, 0 to 255): of the Caffe VGG-16 that SSD starts from (unit scale), and ImageNet's
 CAFFE_MEAN, CAFFE_STD = (123.675, 116.28, 103.53), (1.0, 1.0, 1.0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.errors import UserError
-from bench.models import mmcv_ops
+from bench import mmcv_ops
 
 mmcv_ops.install()
 import mmcv  # noqa: E402
