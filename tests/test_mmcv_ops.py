@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.errors import UserError
 from bench import mmcv_ops
+from bench.errors import UserError
 
 mmcv_ops.install()
 import mmcv  # noqa: E402
