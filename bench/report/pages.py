@@ -121,7 +121,7 @@ def _provenance(lines: Sequence[Line]) -> list[str]:
         for name, version in source["versions"].items():
             versions.setdefault(name, set()).add(version)
     facts = {
-        "Data": (f"{d['name']} (fingerprint {d['fingerprint'][:12]}, {d['protocol']})" for d in data),
+        "Data": (f"{d['name']} (fingerprint {d['fingerprint'][:12]}, {d['protocol']}{_problems(d)})" for d in data),
         "Hardware": (_machine(source["hardware"]) for source in sources),
         "Versions": [", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())],
         "Code": (source["code"] or "unknown commit" for source in sources),
@@ -129,6 +129,12 @@ def _provenance(lines: Sequence[Line]) -> list[str]:
     }
     texts = {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}
     return ["### How these numbers were made", "", *(f"- {name}: {text}" for name, text in texts.items() if text), ""]
+
+
+def _problems(data: Mapping[str, Any]) -> str:
+    """How many boxes of a detection set were clipped or dropped, and why."""
+    found = {kind: count for kind, count in data.get("problems", {}).items() if count}
+    return f"; boxes clipped or dropped: {', '.join(f'{n} {kind}' for kind, n in found.items())}" if found else ""
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:
