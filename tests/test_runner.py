@@ -192,7 +192,7 @@ _ROW = [
 ]
 
 
-@pytest.mark.skip(reason="failed once beside other work after the last changes to training; the cause is not found yet")
+@pytest.mark.slow
 def test_kill_minus_nine_at_any_moment_changes_no_number(tmp_path: Path) -> None:
     """Killed three times, in training, in pruning, wherever it is; the same command then ends with the same records."""
     whole = [sys.executable, *_ROW, "--out", str(tmp_path / "whole")]

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from bench.data.images import Augmented, Split
 from bench.errors import UserError
 from bench.store import disk_errors
 from bench.train.distributed import is_main, launched, sampler, start
+from bench.train.onednn import spared
 
 _run = itertools.count()
 
@@ -90,6 +92,24 @@ class _Reseed(Hook):  # type: ignore[misc]
         runner.train_dataloader.sampler.sampler.set_epoch(runner.epoch)
 
 
+class _Checkpoint(Hook):  # type: ignore[misc]
+    """One checkpoint, put in the place of the last one when it is whole.
+
+    mmengine's own hook removes the last checkpoint before it writes the next one: killed in between, it leaves neither.
+    """
+
+    priority = "VERY_LOW"  # after the schedules' step
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        part = self.path.with_suffix(".part")
+        runner.save_checkpoint(str(part.parent), part.name)
+        if is_main():
+            part.replace(self.path)
+
+
 class _Watch(Hook):  # type: ignore[misc]
     """The progress bar, and the end of a training whose loss is no longer a number."""
 
@@ -143,7 +163,7 @@ def train(
 ) -> None:  # fmt: skip
     """Trains ``model``, in place; ``data`` gives a whole batch for a list of places.
 
-    A checkpoint is written to ``work`` after each epoch; where one is found, training goes on from it.  Under torchrun
+    ``work/checkpoint.pth`` is replaced after each epoch; where it is found, training goes on from it.  Under torchrun
     the processes share the batch.  Raises :class:`UserError` when the loss is no longer finite or the disk is full.
     """
     start()
@@ -152,9 +172,10 @@ def train(
     inner = BatchSampler(sampler(data, seed), max(1, schedule.batch // world), drop_last=False)  # type: ignore[arg-type]
     loader = DataLoader(data, sampler=inner, batch_size=None, num_workers=workers)
     iterations = len(inner) * schedule.epochs
+    checkpoint = work / "checkpoint.pth"
     if schedule.amp and not device.startswith("cuda"):
         raise UserError("AMP needs a GPU: leave out --amp, or choose --device cuda")
-    with _on_device(device), _quiet(), disk_errors(work):
+    with _on_device(device), _quiet(), disk_errors(work), spared(model):
         runner = Runner(
             model=model,
             work_dir=str(work),
@@ -169,15 +190,17 @@ def train(
             default_hooks=dict(
                 logger=None,
                 sampler_seed=None,  # _Reseed does it, for our sampler of whole batches
-                checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_last=True),
+                checkpoint=None,  # _Checkpoint does it
             ),
             # processes average the running statistics of batch norms, which each has from its own share
             custom_hooks=[
                 _Reseed(seed),
                 _Watch(label, progress and is_main()),
+                _Checkpoint(checkpoint),
                 *([SyncBuffersHook()] if world > 1 else []),
             ],
-            resume=(work / "last_checkpoint").exists(),
+            load_from=str(checkpoint) if checkpoint.exists() else None,
+            resume=checkpoint.exists(),
             launcher="none" if world == 1 else "pytorch",
             randomness=dict(seed=seed, deterministic=False),
             visualizer=dict(type="Visualizer", vis_backends=[]),
@@ -234,10 +257,10 @@ def _on_device(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps mmengine's own log off the screen; our progress bar and records say what matters."""
+    """Keeps mmengine's own log off the screen, and what it prints out of our output; our progress bar says what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         try:
             yield

@@ -109,7 +109,7 @@ def test_stopped_after_an_epoch_and_resumed_equals_undisturbed(
         patch.setattr(Detector, "forward", fragile)
         with pytest.raises(KeyboardInterrupt):
             fitted(split, tmp_path, auxiliary=Mean(), position=POSITION)
-    assert (tmp_path / "epoch_1.pth").exists()
+    assert torch.load(tmp_path / "checkpoint.pth", weights_only=False)["meta"]["epoch"] == 1
     auxiliary = Mean()
     nn.init.normal_(auxiliary.weight)
     net = fitted(split, tmp_path, start=99, auxiliary=auxiliary, position=POSITION)
@@ -358,4 +358,4 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
     assert torch.equal(first, second)
     fresh = torch.cat([p.detach().flatten() for p in (*network().parameters(), *Mean().parameters())])
     assert bool((first[:108] != fresh[:108]).all()) and bool((first[-8:] != 1).all())  # 4 filters of 3x3x3; Mean
-    assert (tmp_path / "work" / "epoch_2.pth").exists()
+    assert torch.load(tmp_path / "work" / "checkpoint.pth", weights_only=False)["meta"]["epoch"] == 2

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,43 +90,60 @@ def test_amp_needs_a_gpu(tmp_path: Path) -> None:
 
 
 _SCRIPT = """
-import sys, time
+import os, signal, sys
 from pathlib import Path
 import torch
 sys.path.insert(0, {tests!r})
 import test_fit as here
 from bench.train.fit import Schedule, fit
-if {slow}:
-    batch = here.MemorySplit.batch
-    here.MemorySplit.batch = lambda self, *a, **k: (time.sleep(0.02), batch(self, *a, **k))[1]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment, writes = {moment!r}, 0
+if moment:
+    import mmengine.fileio.backends.local_backend as local
+    put, replace = local.LocalBackend.put, Path.replace
+    def fragile_put(self, obj, path):
+        global writes
+        writes += str(path).endswith((".pth", ".part"))
+        if writes == 3 and moment == "half":
+            put(self, obj[: len(obj) // 2], path)
+            die()
+        put(self, obj, path)
+    def fragile_replace(self, target):
+        moved = replace(self, target)
+        if writes == 3 and moment == "replaced":
+            die()
+        return moved
+    local.LocalBackend.put, Path.replace = fragile_put, fragile_replace
 net = here.network()
-fit(net, here.split(), Schedule(epochs=6, lr=0.05, batch=8), 0, Path({work!r}), "cpu", progress=False)
+fit(net, here.split(), Schedule(epochs=6, lr=0.05, batch=8, shape="cosine"), 0, Path({work!r}), "cpu", progress=False)
 torch.save(here.state(net), {result!r})
 """
 
 
-def _command(tmp_path: Path, work: str, result: str, slow: bool) -> list[str]:
+def _train(folder: Path, moment: str) -> int:
+    """Trains in a process of its own that kills itself at ``moment`` of the third checkpoint; its exit status."""
     script = _SCRIPT.format(
-        tests=str(Path(__file__).parent), work=str(tmp_path / work), result=str(tmp_path / result), slow=slow
+        tests=str(Path(__file__).parent), work=str(folder / "work"), result=str(folder / "result"), moment=moment
     )
-    return [sys.executable, "-c", script]
+    return subprocess.run([sys.executable, "-c", script], check=False).returncode
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
-    """kill -9 after the second checkpoint, the same command again: bit for bit the same weights."""
-    subprocess.run(_command(tmp_path, "a", "whole.pt", False), check=True, capture_output=True)
-    process = subprocess.Popen(
-        _command(tmp_path, "b", "resumed.pt", True), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "b" / "epoch_2.pth").exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "resumed.pt").exists(), "the run ended before it was killed"
-    subprocess.run(_command(tmp_path, "b", "resumed.pt", False), check=True, capture_output=True)
-    assert torch.equal(torch.load(tmp_path / "whole.pt"), torch.load(tmp_path / "resumed.pt"))
+    """kill -9 in the middle of writing a checkpoint, or just after it took the last one's place; the same command again:
+    bit for bit the same weights."""
+    (tmp_path / "undisturbed").mkdir()
+    assert _train(tmp_path / "undisturbed", "") == 0
+    expected = torch.load(tmp_path / "undisturbed" / "result")
+    for moment in ("half", "replaced"):
+        folder = tmp_path / moment
+        folder.mkdir()
+        assert _train(folder, moment) == -signal.SIGKILL
+        assert _train(folder, "") == 0
+        assert torch.equal(torch.load(folder / "result"), expected), moment
 
 
 @pytest.mark.slow
