@@ -26,6 +26,7 @@ PACKAGES = (
     "torch-pruning",
     "scikit-learn",
     "numpy",
+    "numba",
     "scipy",
 )
 

@@ -16,184 +16,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bench.errors import UserError
+from bench.gating.compact import Compact, add, dense, take
 from bench.gating.flow import PASSING_MODULES, is_addition, keeps_zeros, module_of
 from bench.gating.layer import GatedConv2d
-from bench.gating.winners import winners
+from bench.gating.skipped import PlainConv, SkippedConv
 from bench.pruning.graph import trace
 
 # whose outputs are never negative, so that the subsampler needs no absolute value
 _NON_NEGATIVE = (nn.ReLU, nn.ReLU6)
-
-
-class Compact:
-    """The active channels of a group of images: ``values`` B x k x H x W are the channels ``index`` (k) of ``channels``."""
-
-    __slots__ = ("channels", "index", "values")
-
-    def __init__(self, values: Tensor, index: Tensor, channels: int) -> None:
-        self.values, self.index, self.channels = values, index, channels
-
-    def dense(self) -> Tensor:
-        """B x channels x H x W, the inactive ones zero."""
-        batch, _, height, width = self.values.shape
-        whole = self.values.new_zeros(batch, self.channels, height, width)
-        return whole.index_copy_(1, self.index, self.values)
-
-    def rows(self, chosen: Tensor) -> Compact:
-        """The images ``chosen`` of the group."""
-        return Compact(self.values.index_select(0, chosen), self.index, self.channels)
-
-
-Value = Tensor | Compact
-
-
-def dense(value: Any) -> Any:
-    """The whole tensor of a value."""
-    return value.dense() if isinstance(value, Compact) else value
-
-
-class SkippedConv(nn.Module):
-    """One gated layer: the batch norm folded into the filters, the gate's phi and rho as they are.
-
-    ``rectify`` applies a ReLU at once; ``non_negative`` says that the input is never negative.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    behind: Tensor
-    phi: Tensor
-    rho: Tensor
-
-    def __init__(self, layer: GatedConv2d, rectify: bool = False, non_negative: bool = False) -> None:
-        super().__init__()
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise UserError("only zero padding of a fixed size can be skipped")
-        inverse = torch.rsqrt(layer.running_var.detach() + layer.eps)
-        shift = -layer.running_mean.detach() * inverse
-        gated = layer.options.shift == "gated"
-        self.register_buffer("weight", (layer.weight.detach() * inverse[:, None, None, None]).contiguous())
-        self.register_buffer("bias", shift + layer.beta.detach() if gated else shift)
-        self.register_buffer("behind", layer.beta.detach().clone())
-        # by input channel, so that active channels are rows
-        self.register_buffer("phi", layer.gate.weight.detach().t().contiguous())
-        self.register_buffer("rho", layer.gate.bias.detach().clone())
-        self.shape = (layer.stride, layer.padding, layer.dilation)
-        self.channels, self.inputs, self.k = layer.out_channels, layer.in_channels, layer.k
-        self.exact, self.gated = layer.options.ties == "exact", gated
-        self.rectified_gate, self.rectify = layer.gate.rectified, rectify
-        self.last: Tensor | None = None
-        self.absolute = layer.options.subsample == "l1" and not non_negative
-
-    def saliency(self, x: Value) -> Tensor:
-        """g, B x C_out, from the channels that exist."""
-        values, phi = (x.values, self.phi.index_select(0, x.index)) if isinstance(x, Compact) else (x, self.phi)
-        # a sum, and the mean's division in the product: one operation less
-        s = (values.abs() if self.absolute else values).sum((2, 3))
-        g = torch.addmm(self.rho, s, phi, alpha=1.0 / (values.shape[2] * values.shape[3]))
-        return g.relu_() if self.rectified_gate else g
-
-    def chosen(self, g: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The winners of one image (g: 1 x C_out), None for all, and their saliencies (1 x k)."""
-        k = self.k
-        if k == self.channels:
-            return None, g
-        if not self.exact:
-            index = (g[0] > g[0].topk(k + 1).values[-1]).nonzero()[:, 0]
-            return index, g.index_select(1, index)
-        if g.is_cpu:
-            # several times faster than a stable sort, and the same set unless there is a tie at the threshold
-            values, places = g.topk(k + 1)
-            if values[0, k - 1].item() != values[0, k].item():
-                return places[0, :k], values[:, :k]
-        index = winners(g, k)[0]
-        return index, g.index_select(1, index)
-
-    def gather(self, x: Value, index: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The filters ``index`` at the input channels of ``x``, and their biases."""
-        weight, bias = self.weight, self.bias
-        if index is not None:
-            weight, bias = weight.index_select(0, index), bias.index_select(0, index)
-        if isinstance(x, Compact):
-            weight = weight.index_select(1, x.index)
-        return weight, bias
-
-    def compute(self, x: Value, index: Tensor | None, pi: Tensor) -> Value:
-        """The layer's outputs ``index`` times ``pi`` (B x k) for images that share them: B x k x H' x W'."""
-        weight, bias = self.gather(x, index)
-        y = F.conv2d(x.values if isinstance(x, Compact) else x, weight, bias, *self.shape)  # type: ignore[arg-type]
-        y.mul_(pi[:, :, None, None])
-        if not self.gated:
-            y.add_((self.behind if index is None else self.behind.index_select(0, index))[:, None, None])
-        if self.rectify:
-            y.relu_()
-        return y if index is None else Compact(y, index, self.channels)
-
-    def forward(self, x: Value) -> Value:
-        """One image; ``last`` keeps its winners (None: all)."""
-        self.last, pi = self.chosen(self.saliency(x))
-        return self.compute(x, self.last, pi)
-
-    def groups(self, x: Value) -> list[tuple[Tensor, Value]]:
-        """A batch: for each set of images with equal winners their rows and their outputs."""
-        g = self.saliency(x)
-        if self.k == self.channels:
-            return [(torch.arange(len(g), device=g.device), self.compute(x, None, g))]
-        if self.exact:
-            masks = winners(g, self.k).sort(dim=1).values
-        else:
-            masks = (g > g.topk(self.k + 1, dim=1).values[:, -1:]).long()
-        unique, which = masks.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
-        found = []
-        for number, mask in enumerate(unique):
-            rows = (which == number).nonzero()[:, 0]
-            index = mask if self.exact else mask.nonzero()[:, 0]
-            pi = g.index_select(0, rows).index_select(1, index)
-            found.append((rows, self.compute(take(x, rows), index, pi)))
-        return found
-
-
-class PlainConv(nn.Module):
-    """A convolution that is not gated: all its filters, but only the input channels that are active."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Value) -> Tensor:
-        """B x C_out x H' x W'."""
-        conv = self.conv
-        if isinstance(x, Tensor) or conv.groups != 1 or type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
-            return conv(dense(x))  # type: ignore[no-any-return]
-        weight = conv.weight.index_select(1, x.index)
-        return F.conv2d(x.values, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
-
-
-def take(value: Any, rows: Tensor) -> Any:
-    """The images ``rows`` of a value; what is no tensor of images stays as it is."""
-    if isinstance(value, Compact):
-        return value.rows(rows)
-    return value.index_select(0, rows) if isinstance(value, Tensor) and value.ndim else value
-
-
-def add(a: Value, b: Value) -> Value:
-    """A residual addition: the union of both sets of channels."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a + b
-    if isinstance(a, Tensor):
-        a, b = b, a
-    assert isinstance(a, Compact)
-    if isinstance(b, Tensor):
-        return b.index_add(1, a.index, a.values)
-    place = torch.zeros(a.channels, dtype=torch.long, device=a.index.device)
-    place[a.index] = 1
-    place[b.index] = 1
-    union = place.nonzero()[:, 0]
-    place[union] = torch.arange(len(union), device=union.device)
-    batch, _, height, width = a.values.shape
-    whole = a.values.new_zeros(batch, len(union), height, width)
-    whole.index_copy_(1, place[a.index], a.values).index_add_(1, place[b.index], b.values)
-    return Compact(whole, union, a.channels)
-
 
 Instruction = tuple[Callable[..., Any], int, tuple[int, ...], bool]
 
@@ -221,6 +51,7 @@ class SkippedNetwork(nn.Module):
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         """N x C x H x W; one image at a time is fastest, batches are grouped by equal masks."""
+        x = x.contiguous(memory_format=torch.channels_last)
         if len(x) == 1:
             values: list[Any] = [None] * self.slots
             values[0] = x

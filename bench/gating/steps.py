@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from bench.errors import UserError
+from bench.gating.compact import Compact, dense
 from bench.gating.convert import convert
 from bench.gating.flow import Flow
 from bench.gating.layer import GateOptions, gated_layers, saliency_l1, set_density
-from bench.gating.skip import Compact, SkippedConv, SkippedNetwork, dense
+from bench.gating.skip import SkippedNetwork
+from bench.gating.skipped import SkippedConv
 from bench.measure import accuracy, dynamic, latency, macs, memory
 from bench.measure.statistics import wilson
 from bench.models.recipe import Recipe
@@ -183,7 +185,7 @@ def run_skipped(context: Context, parents: list[Result], params: dict[str, Any])
 
 @torch.no_grad()
 def run_latency(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
-    """Dense, dense with folded batch norm, masked and skipped network, interleaved, on test images.
+    """Dense, dense with folded batch norm in channels-last layout, masked and skipped network, interleaved, on test images.
 
     Parents: the dense and the gated network; without them both are built from ``recipe`` with fresh weights.  Records: the
     latencies, the skipped network's speed-up over both dense ones, the theoretical speed-up on the same images (MACs), and
@@ -202,7 +204,7 @@ def run_latency(context: Context, parents: list[Result], params: dict[str, Any])
     plain, gated = plain.to(context.device).eval(), gated.to(context.device).eval()
     skipping = SkippedNetwork(gated).to(context.device)
     networks: dict[str, latency.Network] = {
-        "dense": plain, "folded": fuse(plain), "masked": gated, "skipped": skipping,
+        "dense": plain, "folded": _channels_last(fuse(plain)), "masked": gated, "skipped": skipping,
     }  # fmt: skip
     test, batch = context.data().test, params["batch"]
     count = min(len(test), 64 * batch) // batch
@@ -247,6 +249,12 @@ def run_latency(context: Context, parents: list[Result], params: dict[str, Any])
     return Result(records=found, arrays=arrays, facts=facts)
 
 
+def _channels_last(model: nn.Module) -> latency.Network:
+    """``model`` in channels-last layout, the images brought into it as part of the call."""
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return lambda x: model(x.contiguous(memory_format=torch.channels_last))
+
+
 def _normalise(model: nn.Module, images: Tensor) -> None:
     """Gives a gated network with fresh weights the statistics of some images, as training would."""
     layers = gated_layers(model).values()
@@ -264,7 +272,7 @@ def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3)
     spent = dict.fromkeys(("gates", "gather", "convolution", "rest"), 0)
     for x in [x for _ in range(rounds) for x in inputs]:
         values: list[Any] = [None] * skipping.slots
-        values[0] = x
+        values[0] = x.contiguous(memory_format=torch.channels_last)
         for run, target, sources, splits in skipping.program:
             begin = time.perf_counter_ns()
             if not splits:
@@ -273,16 +281,14 @@ def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3)
                 continue
             layer: SkippedConv = run.__self__  # type: ignore[attr-defined]
             value: Tensor | Compact = values[sources[0]]
-            index, pi = layer.chosen(layer.saliency(value))
+            index, g = layer.choose(value)
             gated = time.perf_counter_ns()
-            layer.gather(value, index)
+            filters = layer.gather(value, index, g)
             gathered = time.perf_counter_ns()
-            values[target] = layer.compute(value, index, pi)
-            end = time.perf_counter_ns()
+            values[target] = layer.convolve(value, index, g, *filters)
             spent["gates"] += gated - begin
             spent["gather"] += gathered - gated
-            # computing gathers once more
-            spent["convolution"] += (end - gathered) - (gathered - gated)
+            spent["convolution"] += time.perf_counter_ns() - gathered
         dense(values[skipping.output])
     total = sum(spent.values())
     return {part: 100.0 * nanoseconds / total for part, nanoseconds in spent.items()}

@@ -170,7 +170,7 @@ GLOSSARY: dict[str, Metric] = {
                    "lower")
             for name, heading, meaning in (
                 ("dense", "dense", "dense network"),
-                ("folded", "dense, folded", "dense network with its batch norms folded into the convolutions"),
+                ("folded", "dense, folded", "dense network in channels-last layout, its batch norms folded into the filters"),
                 ("masked", "masked", "gated network that multiplies by zero"),
                 ("skipped", "skipped", "gated network that computes the winners only"),
             )
@@ -180,7 +180,7 @@ GLOSSARY: dict[str, Metric] = {
         Metric("realised_speedup", "realised", "x", 2,
                "Time of the dense network divided by that of the skipped one, paired in interleaved rounds.", "higher"),
         Metric("realised_over_folded", "realised, over folded", "x", 2,
-               "The same with the dense network's batch norms folded.", "higher"),
+               "The same over the dense network in channels-last layout with its batch norms folded.", "higher"),
         Metric("realised_share", "realised / theoretical", "%", 1,
                "Realised speed-up divided by the theoretical one.", "higher"),
         *(

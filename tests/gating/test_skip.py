@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.errors import UserError
+from bench.gating.compact import Compact, add, dense
 from bench.gating.convert import convert
 from bench.gating.layer import OFFICIAL_CODE, PAPER, GatedConv2d, GateOptions, gated_layers
-from bench.gating.skip import Compact, SkippedConv, SkippedNetwork, add, dense
+from bench.gating.skip import SkippedNetwork
+from bench.gating.skipped import SkippedConv
 from bench.measure import dynamic
 from bench.models.cifar_resnet import CifarResNet
 from bench.models.mcifarnet import mcifarnet
