@@ -187,8 +187,8 @@ GLOSSARY: dict[str, Metric] = {
             Metric(f"time_share_{part}", heading, "%", 1, f"Share of the skipped network's time {meaning}.")
             for part, heading, meaning in (
                 ("gates", "time: gates", "spent on saliencies and winners"),
-                ("gather", "time: gather", "spent on gathering the active weights"),
-                ("convolution", "time: convolutions", "spent on convolutions, scaling and ReLU"),
+                ("gather", "time: gather", "spent on gathering the active weights and scaling them by their saliencies"),
+                ("convolution", "time: convolutions", "spent on convolutions and ReLU"),
                 ("rest", "time: rest", "spent outside of gated layers"),
             )
         ),

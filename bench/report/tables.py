@@ -22,6 +22,11 @@ _NOT_IMAGES = ("held_out_error",)
 _LONG = ("ap_voc", "coco_ap_")
 
 
+def _timed(metric: str) -> bool:
+    """Whether the metric's n counts calls or rounds of a timing."""
+    return metric.startswith(("latency_", "realised_"))
+
+
 @dataclass(frozen=True)
 class Table:
     """The rows of one published table at one scale.
@@ -173,7 +178,9 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         notes.append(
             f"± is the sample standard deviation over n = {numbers} seeds; 95 % intervals are in the CSV file."
         )
-    images = sorted({cell.n for cell in cells if cell.n is not None and cell.metric not in _NOT_IMAGES})
+    images = sorted(
+        {cell.n for cell in cells if cell.n is not None and cell.metric not in _NOT_IMAGES and not _timed(cell.metric)}
+    )
     if images:
         notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")
     conventions = sorted({cell.convention for cell in shown if cell.convention})
