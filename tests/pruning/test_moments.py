@@ -70,6 +70,8 @@ def test_moments_equal_numpy_whatever_the_batching(data: st.DataObject) -> None:
     p, n = draw(st.integers(1, 7)), draw(st.integers(1, 4))
     sizes = draw(st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda chunks: sum(chunks) > 0))
     buffer = draw(st.sampled_from([1, 200, 10**9]))
+    block = draw(st.sampled_from([1, 3, 512]))  # rows in which XX, computed by half, is completed
+    peeks = draw(st.lists(st.booleans(), min_size=len(sizes), max_size=len(sizes)))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     x = (rng.standard_normal((sum(sizes), p)) + 2.0).astype(np.float32)
     y = (3.0 * rng.standard_normal((sum(sizes), n)) - 1.0).astype(np.float32)
@@ -77,9 +79,13 @@ def test_moments_equal_numpy_whatever_the_batching(data: st.DataObject) -> None:
     first = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moments_module, "_BUFFER", buffer)
-        for size in sizes:
+        patch.setattr(moments_module, "_GRAM_ROWS", block)
+        for size, peek in zip(sizes, peeks, strict=True):
             found.add(torch.from_numpy(x[first : first + size]), torch.from_numpy(y[first : first + size]))
             first += size
+            if peek:
+                np.testing.assert_allclose(found.xx, x[:first].T.astype(np.float64) @ x[:first], rtol=1e-5, atol=1e-5)
+        assert torch.equal(found.xx, found.xx.T)
     x, y = x.astype(np.float64), y.astype(np.float64)
     rows = len(x)
     assert found.count == rows
