@@ -241,19 +241,21 @@ def _trade_off(table: Table) -> Figure:
             )  # fmt: skip
             for x, y, verified in theirs:
                 axes.annotate(
-                    f"{y:g}{'' if verified else DAGGER}", xy=(x, y), xytext=(4, 6), textcoords="offset points",
-                    color=colour, fontsize=8,
+                    f"{y:g}{'' if verified else DAGGER}", xy=(x, y), xytext=(0, 8), textcoords="offset points",
+                    ha="center", color=colour, fontsize=8,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
                 )  # fmt: skip
     own = next(line.own_scale for line in table.lines)
     for axes, title in zip(grid, (f"{table.scale}, measured", f"{own}, published (quoted)"), strict=False):
         axes.set_xscale("log")
-        # 5, 10, 20, 50, 100 as they are, not as powers
-        axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+        axes.margins(x=0.08, y=0.12)  # room for the published values
+        # 10, 20, 30, 50, 70, 100 as they are, not as powers
+        axes.xaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 3.0, 5.0, 7.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("MACs per image (% of the dense network)")
         axes.set_ylabel("top-1 (%)")
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
+        axes.legend(fontsize=8, frameon=False, loc="best")
         if apart:
             axes.set_title(title, loc="left")
     figure.suptitle(textwrap.fill(f"{table.name}, {_setting(table)}", 90), fontsize=11)
