@@ -45,7 +45,7 @@ STYLE: Any = {  # matplotlib types it by every single key
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 DPI = 150
-CHANGES = ("top1_change", "top1_difference", "map_voc07_change", "map_voc07_difference")
+CHANGES = ("top1_change_control", "top1_change", "top1_difference", "map_voc07_change", "map_voc07_difference")
 DIVERGENCES = ("kl", "kl_ratio", "map_voc07_change_control")
 # fewer lines are read faster in the table
 LEAST_LINES = 4
