@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bench: stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
-    print(json.dumps(value, indent=1, default=str) if options.json else text)
+    try:
+        print(json.dumps(value, indent=1, default=str) if options.json else text, flush=True)
+    except BrokenPipeError:  # the reader (`| head`) has seen enough; Python's own flush at the end must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

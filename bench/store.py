@@ -25,6 +25,8 @@ from torch import Tensor
 
 from bench.errors import UserError
 
+_UNWRITABLE = "cannot write to {}: choose another folder with --out"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -66,9 +68,12 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        with disk_errors(root):
-            (root / "steps").mkdir(parents=True, exist_ok=True)
-            (root / "work").mkdir(exist_ok=True)
+        try:
+            with disk_errors(root):
+                (root / "steps").mkdir(parents=True, exist_ok=True)
+                (root / "work").mkdir(exist_ok=True)
+        except FileNotFoundError as error:  # a file system that makes no folders, as /proc
+            raise UserError(_UNWRITABLE.format(root)) from error
 
     def folder(self, key: str) -> Path:
         """Where the step ``key`` is, or would be."""
@@ -185,5 +190,5 @@ def disk_errors(place: Path) -> Iterator[None]:
                 f"no space left on the disk of {place}: free some and run the same command again"
             ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"cannot write to {place}: choose another folder with --out") from error
+            raise UserError(_UNWRITABLE.format(place)) from error
         raise

@@ -116,6 +116,12 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "runs")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
+    with pytest.raises(UserError, match="--out"):
+        Store(Path("/proc/runs"))
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "b.json", {"x": 1})
     with pytest.raises(ValueError, match=r"JSON compliant"):
