@@ -221,7 +221,7 @@ def _trade_off(table: Table) -> Figure:
     """Accuracy against MACs with intervals; what was published beside it, or among it where the data are the paper's."""
     points, quoted = trade_off_points(table.lines), published_points(table.lines)
     apart = bool(quoted) and all(line.analogue for line in table.lines if line.ran)
-    figure = Figure(figsize=(11.5 if apart else 7.5, 4.6))
+    figure = Figure(figsize=(11.5 if apart else 7.5, 5.0))
     grid = figure.subplots(1, 2 if apart else 1, squeeze=False)[0]
     names = list(dict.fromkeys([name for name, *_ in points] + [name for name, *_ in quoted]))
     for number, name in enumerate(names):
@@ -255,7 +255,8 @@ def _trade_off(table: Table) -> Figure:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("MACs per image (% of the dense network)")
         axes.set_ylabel("top-1 (%)")
-        axes.legend(fontsize=8, frameon=False, loc="best")
+        # below the panel, where it covers no interval
+        axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
         if apart:
             axes.set_title(title, loc="left")
     figure.suptitle(textwrap.fill(f"{table.name}, {_setting(table)}", 90), fontsize=11)
