@@ -21,7 +21,7 @@ _BUFFER = 64_000_000
 
 
 # rows of XX that are worked on at once, so that nothing else of its size is made
-_GRAM_ROWS = 512
+_BLOCK_ROWS = 512
 
 
 class Moments:
@@ -84,8 +84,8 @@ class Moments:
         """X'X, p x p."""
         self._flush()
         if not self._mirrored:
-            for first in range(0, len(self._xx), _GRAM_ROWS):
-                last = first + _GRAM_ROWS
+            for first in range(0, len(self._xx), _BLOCK_ROWS):
+                last = first + _BLOCK_ROWS
                 here = self._xx[first:last, first:last]
                 here.copy_(here.tril() + here.tril(-1).T)
                 self._xx[first:last, last:] = self._xx[last:, first:last].T
@@ -183,7 +183,7 @@ def channel_gram(moments: Centred, weight: Tensor) -> tuple[Tensor, Tensor]:
     w = weight.to(moments.xx).reshape(outputs, -1)
     size = w.shape[1] // channels
     gram = torch.empty(channels, channels, dtype=w.dtype, device=w.device)
-    step = max(1, _GRAM_ROWS // size)
+    step = max(1, _BLOCK_ROWS // size)
     for first in range(0, channels, step):  # a few channels' rows at a time, so that nothing p x p is made
         rows = slice(first * size, (first + step) * size)
         product = moments.xx[rows] * (w[:, rows].T @ w)

@@ -79,7 +79,7 @@ def test_moments_equal_numpy_whatever_the_batching(data: st.DataObject) -> None:
     first = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moments_module, "_BUFFER", buffer)
-        patch.setattr(moments_module, "_GRAM_ROWS", block)
+        patch.setattr(moments_module, "_BLOCK_ROWS", block)
         for size, peek in zip(sizes, peeks, strict=True):
             found.add(torch.from_numpy(x[first : first + size]), torch.from_numpy(y[first : first + size]))
             first += size
