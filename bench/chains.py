@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,7 @@ from bench.train.fit import Schedule
 # the dense network of a seed, and a pruned one made from it
 Dense = Callable[[Setting, Recipe, int], Step]
 Prune = Callable[[Setting, Recipe, Step, int], Step]
+Measure = Callable[[Setting, Recipe, Step, int], Step]
 
 
 def gmacs(recipe: Recipe, images: int, passes: float) -> float:
@@ -39,6 +40,25 @@ def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
     return training.evaluated(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
 
 
+def distinct(steps: Sequence[Step]) -> list[Step]:
+    """Each step once, in order: a network that serves every seed (weights that were given) is one network."""
+    return list({step.key: step for step in steps}.values())
+
+
+def evaluations(
+    setting: Setting, recipe: Recipe, networks: Sequence[Step], measure: Measure
+) -> tuple[list[Step], list[Step]]:
+    """The evaluations of one network for each seed, and those of the different networks among them.
+
+    A network that serves several seeds is evaluated once, under the first of them.
+    """
+    first: dict[str, Step] = {}
+    for network, seed in zip(networks, setting.seeds, strict=True):
+        if network.key not in first:
+            first[network.key] = measure(setting, recipe, network, seed)
+    return [first[network.key] for network in networks], list(first.values())
+
+
 def measured_chain(
     setting: Setting, recipe: Recipe, *, dense: Dense, prune: Prune | None, tuning: Schedule | None
 ) -> Chain:
@@ -46,25 +66,33 @@ def measured_chain(
 
     After fine-tuning also compared with the dense network tuned equally long.
     """
-    networks, evaluations, references, controls = [], [], [], []
-    for seed in setting.seeds:
-        start = dense(setting, recipe, seed)
-        network = start if prune is None else prune(setting, recipe, start, seed)
-        if tuning is not None:
-            network = trained(setting, recipe, network, tuning, seed, "fine-tuned")
-            control = trained(setting, recipe, start, tuning, seed, "fine-tuned")
-            controls.append(measured(setting, recipe, control, seed))
-        networks.append(network)
-        evaluations.append(measured(setting, recipe, network, seed))
-        references.append(measured(setting, recipe, start, seed))
-    records = list(evaluations)
+    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
+    networks = [
+        start if prune is None else prune(setting, recipe, start, seed)
+        for start, seed in zip(starts, setting.seeds, strict=True)
+    ]
+    references, _ = evaluations(setting, recipe, starts, measured)
+    controls: list[Step] = []
+    if tuning is not None:
+        # given weights are one dense network, and tuned with one seed for each pruned one
+        tuned = [
+            [
+                trained(setting, recipe, step, tuning, seed, "fine-tuned")
+                for step, seed in zip(steps, setting.seeds, strict=True)
+            ]
+            for steps in (networks, starts)
+        ]
+        networks = tuned[0]
+        controls, _ = evaluations(setting, recipe, tuned[1], measured)
+    runs, different = evaluations(setting, recipe, networks, measured)
+    records = [*different, training.summarised(different)]
     if prune is not None or tuning is not None:
-        records.append(training.compared(evaluations, references))
+        records.append(training.compared(runs, references))
     if tuning is not None and prune is not None:
-        records.append(training.compared(evaluations, controls, "_control"))
+        records.append(training.compared(runs, controls, "_control"))
     if prune is not None and tuning is None:
         records += networks  # the reconstruction's error on held-out images
-    return Chain(networks, records)
+    return Chain(distinct(networks), records, runs, references)
 
 
 def worth(setting: Setting, recipe: Recipe, *, dense: Dense, first: Prune, second: Prune) -> Chain:

@@ -30,10 +30,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Chain:
-    """What a row measures: the networks at the end of its chain (one per seed) and the steps whose records it shows."""
+    """What a row measures: the networks at the end of its chain (one per seed) and the steps whose records it shows.
+
+    ``evaluations`` (one per seed) and the dense network's ``references`` are what another row can be contrasted with.
+    """
 
     networks: list[Step]
     records: list[Step]
+    evaluations: list[Step] = field(default_factory=list)
+    references: list[Step] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from bench.chains import Prune, gmacs, measured, measured_chain, trained, worth
+from bench.chains import Prune, evaluations, gmacs, measured, measured_chain, trained, worth
 from bench.cli import main
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
@@ -231,9 +231,11 @@ def from_scratch(setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe],
     small = shape_of(recipe, widths(recipe))
     schedule = dense_schedule(setting.scale, recipe)
     networks = [trained(setting, small, None, schedule, seed, "from scratch") for seed in setting.seeds]
-    runs = [measured(setting, small, step, seed) for step, seed in zip(networks, setting.seeds, strict=True)]
-    references = [measured(setting, recipe, dense(setting, recipe, seed), seed) for seed in setting.seeds]
-    return Chain(networks, [*runs, training.compared(runs, references)])
+    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
+    runs, different = evaluations(setting, small, networks, measured)
+    references, _ = evaluations(setting, recipe, starts, measured)
+    records = [*different, training.summarised(different), training.compared(runs, references)]
+    return Chain(networks, records, runs, references)
 
 
 def by_ratio(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: float) -> Step:

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from bench.chains import gmacs, trained
+from bench.chains import evaluations, gmacs, trained
 from bench.cli import main
 from bench.gating import steps as gating
 from bench.gating.layer import PAPER, GateOptions
@@ -248,32 +248,35 @@ def chain(
 
     ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed.
     """
-    work = gmacs(recipe, setting.test_images, 1.0)
-    runs, references, controls, more = [], [], [], []
-    for seed in setting.seeds:
-        start = dense(setting, recipe, seed)
-        network = start if make is None else make(setting, recipe, start, seed)
-        runs.append(gating.measured(network, seed, setting.data, work))
-        references.append(gating.measured(start, seed, setting.data, work))
-        if control:
-            controls.append(gating.measured(longer_dense(setting, recipe, start, seed), seed, setting.data, work))
-        if extra is not None and seed == setting.seeds[0]:
-            more += extra(setting, recipe, start, network, seed)
-    records = list(runs)
+    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
+    pairs = list(zip(starts, setting.seeds, strict=True))
+    networks = [start if make is None else make(setting, recipe, start, seed) for start, seed in pairs]
+    runs, different = evaluations(setting, recipe, networks, measured)
+    references, _ = evaluations(setting, recipe, starts, measured)
+    records = [*different, training.summarised(different)]
     if make is not None:
         records.append(training.compared(runs, references))
-    if controls:
+    if control:
+        longer_ones = [longer_dense(setting, recipe, start, seed) for start, seed in pairs]
+        controls, _ = evaluations(setting, recipe, longer_ones, measured)
         records.append(training.compared(runs, controls, "_control"))
-    return Chain([], [*records, *more])
+    if extra is not None:
+        records += extra(setting, recipe, starts[0], networks[0], setting.seeds[0])
+    return Chain([], records, runs, references)
+
+
+def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
+    """Accuracy and MACs of a step's network."""
+    return gating.measured(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
 
 
 def longest(setting: Setting, recipe: Recipe) -> Chain:
     """The dense network that FBS is compared with."""
-    runs = [longer_dense(setting, recipe, dense(setting, recipe, seed), seed) for seed in setting.seeds]
-    work = gmacs(recipe, setting.test_images, 1.0)
-    return Chain(
-        [], [gating.measured(run, seed, setting.data, work) for run, seed in zip(runs, setting.seeds, strict=True)]
-    )
+    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
+    networks = [longer_dense(setting, recipe, start, seed) for start, seed in zip(starts, setting.seeds, strict=True)]
+    runs, different = evaluations(setting, recipe, networks, measured)
+    references, _ = evaluations(setting, recipe, starts, measured)
+    return Chain([], [*different, training.summarised(different)], runs, references)
 
 
 def fbs(

@@ -369,7 +369,7 @@ def chain(
     start = dense(setting, recipe)
     reference = measured(setting, recipe, start, DENSE_SEED)
     if prune is None and not tune:
-        return Chain([start], [reference])
+        return Chain([start], [reference], [reference], [reference])
     networks = []
     epochs = tuning_epochs(setting.scale) + more
     seeds = setting.seeds if prune is not None else (DENSE_SEED,)
@@ -377,11 +377,12 @@ def chain(
         step = start if prune is None else prune(setting, recipe, start, equal_share(recipe, share), seed)
         networks.append(tuned(setting, recipe, step, seed, epochs) if tune else step)
     runs = [measured(setting, recipe, step, seed) for step, seed in zip(networks, seeds, strict=True)]
-    records = [*runs, detection.compared(setting, runs, [reference] * len(runs))]
+    records = [*runs, *([detection.summarised(setting, runs)] if len(runs) > 1 else [])]
+    records.append(detection.compared(setting, runs, [reference] * len(runs)))
     if tune and prune is not None:
         control = measured(setting, recipe, tuned(setting, recipe, start, DENSE_SEED, epochs), DENSE_SEED)
         records.append(detection.compared(setting, runs, [control] * len(runs), suffix="_control"))
-    return Chain(networks, records)
+    return Chain(networks, records, runs, [reference] * len(runs))
 
 
 def worth(setting: Setting, recipe: Recipe, *, first: Prune, second: Prune, share: float, tune: bool) -> Chain:

@@ -20,7 +20,7 @@ from bench.gating.layer import GateOptions, gated_layers, saliency_l1, set_densi
 from bench.gating.skip import SkippedNetwork
 from bench.gating.skipped import SkippedConv
 from bench.measure import accuracy, dynamic, latency, macs, memory
-from bench.measure.statistics import wilson
+from bench.measure.statistics import proportion
 from bench.models.recipe import Recipe
 from bench.pruning.slimming import gamma_l1, slim
 from bench.steps import Context, Step
@@ -171,7 +171,7 @@ def run_skipped(context: Context, parents: list[Result], params: dict[str, Any])
             for name, layer in skipping.layers.items()
             if layer.last is not None
         )
-    low, high = wilson(flips, len(places))
+    low, high = proportion(flips, len(places))
     found = [Record("winner_flips", 100.0 * flips / len(places), "%", 100.0 * low, 100.0 * high, len(places))]
     for record in accuracy.compare([torch.cat(skipped)], [torch.cat(masked)], labels):
         if record.metric in ("top1_change", "agreement"):

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench.data.images import Split
-from bench.measure.statistics import interval_of_mean, wilson
+from bench.measure.statistics import (
+    interval_of_change,
+    interval_of_mean,
+    interval_of_ratio,
+    interval_of_share,
+    proportion,
+)
 from bench.store import Record
 
 
@@ -32,12 +38,24 @@ def hits(outputs: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 def records(outputs: Tensor, labels: Tensor, seed: int | None) -> list[Record]:
-    """Top-1 and, with more than five classes, top-5 accuracy (%) with Wilson intervals."""
+    """Top-1 and, with more than five classes, top-5 accuracy (%) of one network, with exact intervals for new images."""
     found = []
     for k in (1, 5) if outputs.shape[1] > 5 else (1,):
         right, count = int(hits(outputs, labels, k).sum()), len(labels)
-        low, high = wilson(right, count)
+        low, high = proportion(right, count)
         found.append(Record(f"top{k}_acc", 100.0 * right / count, "%", 100.0 * low, 100.0 * high, count, seed))
+    return found
+
+
+def summary(runs: list[Tensor], labels: Tensor) -> list[Record]:
+    """Accuracy (%), mean over the networks of several seeds, with intervals for new images and seeds.
+
+    ``runs[s]`` are N x classes logits, each of another network.
+    """
+    found = []
+    for k in (1, 5) if runs[0].shape[1] > 5 else (1,):
+        right = torch.stack([hits(run, labels, k).double() for run in runs])
+        found.append(_record(f"top{k}_acc", interval_of_share(right), "%", right, 100.0))
     return found
 
 
@@ -47,35 +65,32 @@ def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(1)
 
 
-def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor, seed: int = 0) -> list[Record]:
+def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor) -> list[Record]:
     """Networks against their references on the same images, paired by image, mean over the seeds' runs.
 
     ``runs[s]`` and ``references[s]`` are N x classes logits.  Gives the change of top-1 and top-5 accuracy and of the
     errors (points), the agreement of the predictions (%), and the KL divergence from the reference's outputs (nats);
-    95 % intervals from a bootstrap over images and seeds.
+    95 % intervals for new images and, with several seeds, new seeds.
     """
     pairs = list(zip(runs, references, strict=True))
     found = []
     for k in (1, 5) if labels.numel() and runs[0].shape[1] > 5 else (1,):
         change = torch.stack([hits(run, labels, k).double() - hits(ref, labels, k).double() for run, ref in pairs])
-        mean, low, high = interval_of_mean(100.0 * change, seed)
-        found.append(Record(f"top{k}_change", mean, "pp", low, high, len(labels)))
-        found.append(Record(f"top{k}_err_increase", -mean, "pp", -high, -low, len(labels)))
+        mean, low, high = interval_of_change(change)
+        found.append(_record(f"top{k}_change", (mean, low, high), "pp", change, 100.0))
+        found.append(_record(f"top{k}_err_increase", (-mean, -high, -low), "pp", change, 100.0))
     agree = torch.stack([(run.argmax(1) == ref.argmax(1)).double() for run, ref in pairs])
+    found.append(_record("agreement", interval_of_share(agree), "%", agree, 100.0))
     kl = torch.stack([divergence(ref, run) for run, ref in pairs])
-    for name, values, unit in (("agreement", 100.0 * agree, "%"), ("kl", kl, "nats")):
-        mean, low, high = interval_of_mean(values, seed)
-        found.append(Record(name, mean, unit, low, high, len(labels)))
+    found.append(_record("kl", interval_of_mean(kl), "nats", kl))
     return found
 
 
-def contrast(
-    first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor, seed: int = 0
-) -> list[Record]:
+def contrast(first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor) -> list[Record]:
     """What one method is worth against another: first minus second, paired by image and seed.
 
     Gives the differences of top-1 accuracy (points), agreement with the reference (points) and KL (nats), and the ratio
-    of the KL divergences minus one (%), with bootstrap intervals as in :func:`compare`.
+    of the KL divergences minus one (%), with intervals as in :func:`compare`; no ratio to a KL of zero.
     """
     rows = list(zip(first, second, references, strict=True))
     top1 = torch.stack([hits(a, labels, 1).double() - hits(b, labels, 1).double() for a, b, _ in rows])
@@ -84,14 +99,19 @@ def contrast(
     )
     kl_first = torch.stack([divergence(r, a) for a, _, r in rows])
     kl_second = torch.stack([divergence(r, b) for _, b, r in rows])
-    found = []
-    for name, values, unit in (
-        ("top1_difference", 100.0 * top1, "pp"),
-        ("agreement_difference", 100.0 * agree, "pp"),
-        ("kl_difference", kl_first - kl_second, "nats"),
-    ):
-        mean, low, high = interval_of_mean(values, seed)
-        found.append(Record(name, mean, unit, low, high, len(labels)))
-    mean, low, high = interval_of_mean(kl_first, seed, over=kl_second)
-    found.append(Record("kl_ratio", 100.0 * (mean - 1.0), "%", 100.0 * (low - 1.0), 100.0 * (high - 1.0), len(labels)))
+    found = [
+        _record("top1_difference", interval_of_change(top1), "pp", top1, 100.0),
+        _record("agreement_difference", interval_of_change(agree), "pp", agree, 100.0),
+        _record("kl_difference", interval_of_mean(kl_first - kl_second), "nats", kl_first),
+    ]
+    if float(kl_second.mean()) > 0.0:
+        mean, low, high = interval_of_ratio(kl_first, kl_second)
+        found.append(_record("kl_ratio", (mean - 1.0, low - 1.0, high - 1.0), "%", kl_first, 100.0))
     return found
+
+
+def _record(name: str, found: tuple[float, float, float], unit: str, values: Tensor, scale: float = 1.0) -> Record:
+    """A mean over the seeds x images ``values`` with its interval, times ``scale``."""
+    networks, images = values.shape
+    value, low, high = (scale * end for end in found)
+    return Record(name, value, unit, low, high, images, networks=networks)

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from bench.errors import UserError
+from bench.measure.statistics import interval_of_statistic
 from bench.store import Record
 
 Array = npt.NDArray[Any]
@@ -193,32 +194,44 @@ def voc_records(
     seeds: Sequence[int | None],
     mode: str,
 ) -> list[Record]:
-    """Mean AP (%) of each run with its 95 % bootstrap interval over images.
+    """Mean AP (%) of each run with its 95 % interval for new images.
 
     Raises :class:`UserError` where the set has no object to find.
     """
     name, records = f"map_{_check_mode(mode)}", []
     for run, seed in zip(runs, seeds, strict=True):
         table = MatchTable.build(run, truths, classes)
-        value = _mean(table, mode)
-        draws = np.array([table.ap(mode, weights)[0] for weights, _ in _resamples(len(truths), 1, 0)])
-        records.append(_record(name, value, "%", draws, len(truths), seed))
+        draws = np.array([[table.ap(mode, weights)[0]] for weights in _resamples(len(truths))])
+        records.append(_record(name, [_mean(table, mode)], "%", draws, len(truths), seed))
     return records
+
+
+def voc_summary(
+    runs: Sequence[Sequence[Detections]], truths: Sequence[Truth], classes: Sequence[str], mode: str
+) -> list[Record]:
+    """The mean AP (%) over the networks of several seeds, with its 95 % interval for new images and seeds.
+
+    Raises :class:`UserError` where the set has no object to find.
+    """
+    tables = [MatchTable.build(run, truths, classes) for run in runs]
+    draws = np.array([[table.ap(mode, weights)[0] for table in tables] for weights in _resamples(len(truths))])
+    name = f"map_{_check_mode(mode)}"
+    return [_record(name, [_mean(table, mode) for table in tables], "%", draws, len(truths), None)]
 
 
 def class_records(
     detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str], mode: str, seed: int | None
 ) -> list[Record]:
-    """AP (%) of each class that has objects, with its 95 % bootstrap interval over images."""
+    """AP (%) of each class that has objects, with its 95 % interval for new images."""
     table = MatchTable.build(detections, truths, classes)
     values = table.ap(mode)[1]
-    draws = [table.ap(mode, weights)[1] for weights, _ in _resamples(len(truths), 1, 0)]
+    draws = [table.ap(mode, weights)[1] for weights in _resamples(len(truths))]
     return [
         _record(
             f"ap_{_YEARS[mode]} ({name})",
-            value,
+            [value],
             "%",
-            np.array([draw[name] for draw in draws], dtype=float),  # None, a resample without the class, becomes NaN
+            np.array([[draw[name]] for draw in draws], dtype=float),  # None, a resample without the class, becomes NaN
             len(truths),
             seed,
         )
@@ -233,39 +246,38 @@ def voc_compare(
     truths: Sequence[Truth],
     classes: Sequence[str],
     mode: str,
-    seed: int = 0,
 ) -> list[Record]:
     """The change of the mean AP (points) of networks against their references, mean over the seeds' runs.
 
-    ``runs[s]`` and ``references[s]`` saw the same images.  95 % bootstrap interval: a resample of the images is the same
-    for all networks; seeds are drawn too where there are several (:func:`bench.measure.statistics.interval_of_mean`).
+    ``runs[s]`` and ``references[s]`` saw the same images.  95 % interval for new images and, with several seeds, new
+    seeds: a bootstrap sample of the images is the same for all networks (:mod:`bench.measure.statistics`).
     Raises :class:`UserError` where the set has no object to find.
     """
     # a reference that serves several seeds is matched and resampled once
     distinct = {id(run): MatchTable.build(run, truths, classes) for run in (*runs, *references)}
     pairs = [(id(run), id(reference)) for run, reference in zip(runs, references, strict=True)]
     values = {key: _mean(table, mode) for key, table in distinct.items()}
-    mean = math.fsum(values[run] - values[reference] for run, reference in pairs) / len(pairs)
     draws = []
-    for weights, chosen in _resamples(len(truths), len(pairs), seed):
+    for weights in _resamples(len(truths)):
         drawn = {key: table.ap(mode, weights)[0] for key, table in distinct.items()}
-        change = np.array([drawn[run] - drawn[reference] for run, reference in pairs])
-        draws.append(change[chosen].mean())
-    return [_record(f"map_{_YEARS[mode]}_change", mean, "pp", np.array(draws), len(truths), None)]
+        draws.append([drawn[run] - drawn[reference] for run, reference in pairs])
+    changes = [values[run] - values[reference] for run, reference in pairs]
+    return [_record(f"map_{_YEARS[mode]}_change", changes, "pp", np.array(draws), len(truths), None)]
 
 
-def _resamples(images: int, seeds: int, seed: int) -> Iterator[tuple[Array, Array]]:
-    """Draws with replacement: how often each image counts (``images``), and which seeds were drawn (``seeds``)."""
-    generator = np.random.default_rng(seed)
+def _resamples(images: int) -> Iterator[Array]:
+    """Draws with replacement: how often each image counts (``images``)."""
+    generator = np.random.default_rng(0)
     for _ in range(_RESAMPLES):
-        weights = np.bincount(generator.integers(images, size=images), minlength=images)
-        yield weights, generator.integers(seeds, size=seeds)
+        yield np.bincount(generator.integers(images, size=images), minlength=images)
 
 
-def _record(name: str, value: float, unit: str, draws: Array, n: int, seed: int | None) -> Record:
-    """In hundredths; the percentile interval is widened to hold the value.  Resamples without any object (NaN) are out."""
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Record(name, 100.0 * value, unit, 100.0 * min(float(low), value), 100.0 * max(float(high), value), n, seed)
+def _record(name: str, values: Sequence[float], unit: str, draws: Array, n: int, seed: int | None) -> Record:
+    """In hundredths; ``draws`` are resamples x seeds, those without any object (NaN) are left out."""
+    mean, low, high = interval_of_statistic(values, draws)
+    if unit == "%":  # an AP, not a difference of two
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Record(name, 100.0 * mean, unit, 100.0 * low, 100.0 * high, n, seed, networks=len(values))
 
 
 def _mean(table: MatchTable, mode: str) -> float:

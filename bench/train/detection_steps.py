@@ -120,6 +120,14 @@ def _unpack(arrays: dict[str, Tensor]) -> list[measure.Detections]:
     return [measure.Detections(*image) for image in zip(*parts, strict=True)]
 
 
+def run_summarised(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+    """VOC's mean AP over the networks of several seeds, from their detections."""
+    data: DetectionSet = context.data()
+    runs = [_unpack(parent.arrays) for parent in parents]
+    truths = data.test.annotations
+    return Result(records=[r for mode in MODES for r in measure.voc_summary(runs, truths, data.classes, mode)])
+
+
 def run_compared(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
     """Detections (first half of the parents) against their references (second half), paired by image."""
     data: DetectionSet = context.data()
@@ -157,6 +165,11 @@ def trained(
 def detected(setting: Setting, step: Step, seed: int, work: float) -> Step:
     """The evaluation of a detector."""
     return Step(f"detected({step.name})", run_detected, (step,), {"seed": seed}, setting.data, setting.device, work)
+
+
+def summarised(setting: Setting, runs: list[Step]) -> Step:
+    """The mean AP over these evaluations' networks."""
+    return Step(f"summarised({runs[0].name})", run_summarised, tuple(runs), {}, setting.data, setting.device)
 
 
 def compared(

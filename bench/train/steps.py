@@ -74,6 +74,12 @@ def run_evaluated(context: Context, parents: list[Result], params: dict[str, Any
     return Result(records=found, arrays={"logits": outputs, "labels": test.labels})
 
 
+def run_summarised(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+    """Accuracy over the networks of several seeds, from their evaluations."""
+    runs = [parent.arrays["logits"] for parent in parents]
+    return Result(records=accuracy.summary(runs, parents[0].arrays["labels"]))
+
+
 def run_compared(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
     """Evaluations (first half of the parents) against their references (second half), paired by image."""
     half = len(parents) // 2
@@ -94,6 +100,11 @@ def run_contrasted(context: Context, parents: list[Result], params: dict[str, An
 def evaluated(parent: Step, seed: int, data: str, work: float) -> Step:
     """The step that evaluates ``parent``'s network on the test split."""
     return Step(f"evaluated({parent.name})", run_evaluated, (parent,), {"seed": seed}, data, parent.device, work)
+
+
+def summarised(runs: list[Step]) -> Step:
+    """The step that gives the accuracy over these evaluations' networks."""
+    return Step(f"summarised({runs[0].name})", run_summarised, tuple(runs), {}, None, runs[0].device)
 
 
 def compared(runs: list[Step], references: list[Step], suffix: str = "") -> Step:
