@@ -1,63 +1,162 @@
-"""What a measured value says about a published one: computed from the two, never typed."""
+"""What measured values say about published ones, and measured contrasts about a paper's claims: computed, never typed.
+
+**On a value** the question is: does the procedure, run again on the same test images, do as well as published?  d is ours
+minus the published value in the better direction; one run varies about the procedure's mean by sigma.  Our mean is over S
+runs, and the paper's run is one draw more, so d has the standard error sigma sqrt(1/S + 1).  With the one-sided 95 %
+bounds of d and the tolerance t (:attr:`bench.registry.Published.limit`, at most half of the effect that the row is about):
+
+* ``better``: the lower bound lies above t;
+* ``reproduced``: it lies above -t;
+* ``not reproduced``: the upper bound lies below -t;
+* ``inconclusive`` otherwise.
+
+sigma is the spread of three or more runs (Student's t with S - 1 degrees of freedom).  With fewer the paired noise of the
+images against the dense network stands in, and the verdict says so: it holds as far as seeds move a run no more than
+images do.  A wide interval can therefore never earn a verdict; it takes one away.
+
+**On a claim**, that one row beats another, the paired contrast of the two decides (:func:`of_claim`).
+"""
+
+from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+from scipy import special, stats
 
 from bench.registry import Published
 
 # A time printed for another machine is an analogue wherever we run; only ratios of times can be compared.
 TIME_UNITS = ("ms", "s")
+LEAST_RUNS = 3
+# a dense network further than this from the paper's is another base (points)
+LARGEST_BASE_DIFFERENCE = 4.0
+ANALOGUE, OTHER_BASE, OTHER_CONVENTION = "analogue", "other base", "other convention"
+_QUANTILE = float(special.ndtri(0.95))
+_MOST_RUNS = 1000
 
 
-def _within(measured: float, published: float, limit: float) -> bool:
-    """Whether the two differ by at most ``limit`` (same unit); False for NaN.
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict's ``word``, with a ``reason`` in a few words where it needs one, and the bounds of d behind it.
 
-    Four units in the last place of slack, so that a decimal on the boundary (15.475 against 15.47 +- 0.005) is inside
-    in binary too. With a limit of 0 there is no slack: counts have to be equal.
+    ``low`` and ``high`` are the one-sided 95 % bounds of ours minus published in the better direction, in the published
+    row's unit.  ``stand_in`` says that the images' noise stood in for the runs' spread.  A verdict on a value that nobody
+    could verify is not ``verified``: it is shown in brackets and enters no count.
     """
-    slack = 4 * math.ulp(max(abs(measured), abs(published))) if limit else 0.0
-    return abs(measured - published) <= limit + slack
+
+    word: str
+    reason: str = ""
+    low: float | None = None
+    high: float | None = None
+    stand_in: bool = False
+    verified: bool = True
+
+    def __str__(self) -> str:
+        text = f"{self.word} ({self.reason})" if self.reason else self.word
+        return text if self.verified else f"[{text}]"
 
 
-def verdict(
+def of_value(
     measured: float,
-    low: float | None,
-    high: float | None,
     published: Published,
     *,
-    analogue: bool,
-    cap: float | None = None,
-) -> str:
-    """The verdict on ``measured``, one of: analogue, exact, wrong, inconclusive, reproduced, better, not reproduced.
+    sigma: float,
+    runs: int,
+    least_sigma: float = 0.0,
+    slack: float = 0.0,
+) -> Verdict:
+    """The verdict on an accuracy, an error, an mAP or a difference of such, in the published row's unit.
 
-    ``measured``, its 95 % interval ``low`` to ``high`` and ``cap`` (the largest half-width of an interval that still
-    decides) are in the published row's unit. ``low`` and ``high`` are both None where there is no interval.
-    ``analogue`` is True where the row ran at a scale other than its own. The rules, in this order:
-
-    * ``analogue``: another scale, or a time (never compared in absolute terms);
-    * ``exact`` / ``wrong`` for direction exact: within the row's tolerance, equal where it has none, no interval;
-    * ``inconclusive``: our half-width is above the cap;
-    * ``reproduced``: within the larger of the row's tolerance, half the last printed digit and our half-width;
-    * ``better`` / ``not reproduced``: beyond it, by the metric's direction. A NaN is not reproduced, or wrong.
-
-    Raises ValueError where an interval has one end only or is reversed, and where the published value is unknown.
+    ``sigma`` is the standard deviation of ``runs`` runs on the same images, or with fewer than three runs the paired noise
+    of the images; it is taken for at least ``least_sigma`` (what one image is worth), because runs may agree by chance.
+    ``slack`` is what test images that are missing could change.  Raises ValueError where nothing was published, for a
+    spread that is no number, and for a row that is not about such a value.
     """
-    if (low is None) != (high is None):
-        raise ValueError("an interval needs both ends or none")
-    half_width = 0.0 if low is None or high is None else (high - low) / 2
-    if half_width < 0:
-        raise ValueError(f"the interval is reversed: {low} to {high}")
-    if analogue or published.unit in TIME_UNITS:
-        return "analogue"
     if published.value is None:
         raise ValueError(f"no published value of {published.metric} for {published.row} in {published.table}")
-    if published.direction == "exact":
-        return "exact" if _within(measured, published.value, published.tolerance or 0.0) else "wrong"
-    if cap is not None and half_width > cap:
-        return "inconclusive"
-    if _within(measured, published.value, max(published.tolerance or 0.0, published.last_digit, half_width)):
-        return "reproduced"
-    gain = measured - published.value if published.direction == "higher" else published.value - measured
-    return "better" if gain > 0 else "not reproduced"
+    if published.direction not in ("higher", "lower"):
+        raise ValueError(f"{published.metric} of {published.row} in {published.table} has no better direction")
+    if not sigma >= 0.0 or not math.isfinite(sigma) or runs < 1:
+        raise ValueError(f"a spread of {sigma} over {runs} runs")
+    if math.isnan(measured):
+        return Verdict("not reproduced", "no number", verified=published.verified)
+    sigma, tolerance = max(sigma, least_sigma), published.limit
+    difference = measured - published.value if published.direction == "higher" else published.value - measured
+    reach = half_width(sigma, runs) + slack
+    low, high = difference - reach, difference + reach
+    stand_in = runs < LEAST_RUNS
+    if low > tolerance:
+        word, reason = "better", ""
+    elif low > -tolerance:
+        word, reason = "reproduced", ""
+    elif high < -tolerance:
+        word, reason = "not reproduced", ""
+    else:
+        word, reason = "inconclusive", _what_settles(difference, tolerance, sigma, runs, slack)
+    if stand_in and word != "inconclusive":
+        reason = "one run" if runs == 1 else f"{runs} runs"
+    return Verdict(word, reason, low, high, stand_in, published.verified)
+
+
+def half_width(sigma: float, runs: int) -> float:
+    """How far a one-sided 95 % bound of d lies from d: quantile times sigma sqrt(1/S + 1)."""
+    quantile = float(special.stdtrit(runs - 1, 0.95)) if runs >= LEAST_RUNS else _QUANTILE
+    return quantile * sigma * math.sqrt(1.0 / runs + 1.0)
+
+
+def _what_settles(difference: float, tolerance: float, sigma: float, runs: int, slack: float) -> str:
+    """How many runs of this spread would decide if their mean were the one measured; or that none would."""
+    margin = abs(difference + tolerance) - slack
+    for count in range(max(runs + 1, LEAST_RUNS), _MOST_RUNS + 1):
+        if half_width(sigma, count) < margin:
+            return f"{count} runs would settle it"
+    return "no number of runs settles it"
+
+
+def power(published: Published, sigma: float, runs: int) -> float:
+    """The probability of ``reproduced`` or ``better`` where our procedure equals the paper's, for ``runs`` runs.
+
+    ``sigma`` is the true spread of one run in the published row's unit.  A spread of zero decides at once.
+    """
+    if sigma == 0.0:
+        return 1.0
+    shift = published.limit / (sigma * math.sqrt(1.0 / runs + 1.0))
+    if runs < LEAST_RUNS:
+        return float(special.ndtr(shift - _QUANTILE))
+    return float(stats.nct.sf(special.stdtrit(runs - 1, 0.95), runs - 1, shift))
+
+
+def of_size(measured: float, published: Published) -> Verdict:
+    """``exact`` where rounding or cutting the measured size gives the printed one, ``wrong`` otherwise.
+
+    Both are in the published row's unit and convention.  Raises ValueError where nothing was published.
+    """
+    exact = not math.isnan(measured) and published.agrees(measured)
+    return Verdict("exact" if exact else "wrong", verified=published.verified)
+
+
+def of_claim(difference: float, low: float, high: float, smallest: float, published: float | None = None) -> Verdict:
+    """The verdict on the claim that the first of two rows is better, from their paired contrast and its 95 % interval.
+
+    The contrast is in the claim's direction (positive: the first is better), in points; ``smallest`` is the smallest
+    effect of interest, ``published`` the paper's, where it prints one.
+
+    * ``holds``: the interval lies above zero and reaches the smallest effect of interest;
+    * ``does not hold``: it lies below the smallest effect of interest and does not hold the published effect;
+    * ``undecided`` otherwise.
+
+    Raises ValueError for a reversed interval and a smallest effect that is not positive.
+    """
+    if not low <= high:
+        raise ValueError(f"the interval is reversed: {low} to {high}")
+    if not smallest > 0.0:
+        raise ValueError(f"a smallest effect of interest of {smallest}: give a positive one")
+    if low > 0.0 and high >= smallest:
+        return Verdict("holds", low=low, high=high)
+    if high < smallest and (published is None or not low <= published <= high):
+        return Verdict("does not hold", low=low, high=high)
+    return Verdict("undecided", low=low, high=high)
 
 
 def not_run(reason: str) -> str:
