@@ -2,17 +2,23 @@
 
 The ``value`` column holds the text as printed: a decimal number, with a leading ``~`` where the paper says "about" and
 a suffix k, M, G or B where it prints one (``140M`` with an empty unit is 140,000,000). An empty value is one that is
-known to exist and could not be read. A value and its tolerance are in the row's own unit, suffix resolved.
+known to exist and could not be read. Value, tolerance and effect are in the row's own unit, suffix resolved.
+
+``kind`` says what decides the value (:data:`KINDS`), ``convention`` how a size is counted (:data:`CONVENTIONS`, for
+sizes only); what else has to be said of a value stands in ``note``, in words. A size whose network cannot be built has
+a note that begins with one of :data:`UNDECIDABLE`.
 
 Direction: ``higher`` or ``lower`` is better, or ``exact``: counts, sizes, their reductions, computed checks, settings.
 
 Tolerance, by one rule for all papers:
-* accuracies, errors, mAP and their differences: 0.5 points on ImageNet, COCO and VOC, 1.0 points on all other data
-  (0.005 and 0.01 where the row is printed as a fraction);
-* exact: empty (0) for integer counts and settings, else half of the last printed digit;
-* memory that is not a computed check: one unit of the last printed digit, because these papers truncate;
-* times: empty, and never compared in absolute terms; measured speed-ups: empty, so only the last printed digit and our
-  interval count.
+* differences (changes, gaps, increases, drops): 0.5 points; accuracies, errors and mAP: 0.5 points on ImageNet, COCO
+  and VOC, 1.0 points on all other data (0.01 where the row is printed as a fraction);
+* sizes: empty (0) for integer counts, else half of the last printed digit (:meth:`Published.agrees` decides them);
+* times and trained sizes: empty.
+
+Effect: the difference that the row is about: the absolute value of a change, gap or increase; for an accuracy or error
+its distance from the baseline that the same table prints for the same network and data, or that the note names
+(``baseline 92.07``); empty where there is none. No verdict may tolerate more than half of it (:attr:`Published.limit`).
 
 A key is (table, row, model, dataset, metric, convention): one printed row can be counted by several conventions.
 """
@@ -23,15 +29,48 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 from bench.errors import UserError
 
 COLUMNS = (
-    *("paper", "table", "row", "model", "dataset", "metric", "value", "unit", "convention", "protocol"),
-    *("direction", "tolerance", "source", "verified"),
+    *("paper", "table", "row", "model", "dataset", "metric", "value", "unit", "kind", "convention", "note", "protocol"),
+    *("direction", "tolerance", "effect", "source", "verified"),
 )
 DIRECTIONS = ("higher", "lower", "exact")
+KINDS = {
+    "accuracy": "accuracies, errors, mAP, their changes and gaps: decided by a trained network on images",
+    "size": "MACs, parameters, memory of the weights, their reductions and speed-ups: decided by the network",
+    "time": "milliseconds and realised speed-ups: decided by a machine",
+    "trained": "sizes that only somebody's trained network has: realised dynamic MACs, weights active over a test set",
+    "width": "channels of a layer",
+    "setting": "hyper-parameters",
+    "check": "our own arithmetic; never called published",
+}
+CONVENTIONS = {
+    "conv": "MACs of the convolutions",
+    "conv+fc": "MACs of the convolutions and fully connected layers",
+    "2x conv+fc": "a multiplication and an addition for each of these MACs",
+    "conv+fc+gates": "mean MACs at the densities of the masks, with what the gates cost (bench.measure.dynamic)",
+    "conv+fc+gates, masks lost at dropout": "the same, but layers behind a dropout read all channels",
+    "conv+fc+gates, masks lost at pools": "the same, but layers behind a pooling or flattening read all channels",
+    "all": "all parameters: weights, biases, scales and shifts of norms",
+    "weights": "weights of convolutions and fully connected layers, without biases and norms",
+    "fp32 weights": "these weights at 4 bytes each, in MiB, whatever the unit is called",
+    "unstated": "not stated, and no count of ours gives the printed numbers",
+}
+# exact conversions: what a value by the first becomes by the second; ratios stay what they are
+_FACTORS = {
+    ("conv+fc", "2x conv+fc"): Fraction(2),
+    ("2x conv+fc", "conv+fc"): Fraction(1, 2),
+    ("weights", "fp32 weights"): Fraction(4, 2**20),
+    ("fp32 weights", "weights"): Fraction(2**20, 4),
+}
+# why no network of ours can decide a size: what its note then begins with
+UNDECIDABLE = ("other method's network", "network not published")
+# how many counts one unit holds
+UNITS = {"": 1, "MACs": 1, "k": 10**3, "M": 10**6, "1e8": 10**8, "G": 10**9, "GMACs": 10**9, "B": 10**9}
 _PRINTED = re.compile(r"~?(?P<number>[+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,2})?)(?P<suffix>[kMGB]?)")
 _SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
@@ -48,7 +87,24 @@ def _decimal(printed: str) -> tuple[Decimal, Decimal] | None:
     return number * scale, Decimal(1).scaleb(exponent) * scale
 
 
-@dataclass(frozen=True)
+class OtherConvention(ValueError):
+    """Two sizes are counted in ways that cannot be converted into each other."""
+
+
+def converted(value: Fraction, given: str, wanted: str, *, ratio: bool = False) -> Fraction:
+    """A size counted by the convention ``given``, in counts (MiB for fp32 weights), by the convention ``wanted``.
+
+    ``ratio`` says that it is one of two such sizes.  Raises :class:`OtherConvention` where no exact conversion exists.
+    """
+    if given not in CONVENTIONS or wanted not in CONVENTIONS:
+        raise ValueError(f"unknown convention {given!r} or {wanted!r}: use one of {', '.join(CONVENTIONS)}")
+    factor = Fraction(1) if given == wanted else _FACTORS.get((given, wanted))
+    if factor is None or "unstated" in (given, wanted):
+        raise OtherConvention(f"other convention: {given} cannot be converted into {wanted}")
+    return value if ratio else value * factor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """One published value; the fields are the columns of the file, and ``printed`` is the value's text as printed."""
 
@@ -60,10 +116,13 @@ class Published:
     metric: str
     value: float | None
     unit: str
+    kind: str = "accuracy"
     convention: str
+    note: str = ""
     protocol: str
     direction: str
     tolerance: float | None
+    effect: float | None = None
     source: str
     verified: bool
     printed: str
@@ -73,6 +132,37 @@ class Published:
         """Half of the last printed digit, in the row's unit; 0 where nothing was printed."""
         parsed = _decimal(self.printed)
         return 0.0 if parsed is None else float(parsed[1] / 2)
+
+    @property
+    def limit(self) -> float:
+        """The tolerance of a verdict, in the row's unit: at most half of the effect, at least half of the last digit."""
+        tolerance = self.tolerance or 0.0
+        if self.effect:
+            tolerance = min(tolerance, self.effect / 2.0)
+        return max(tolerance, self.last_digit)
+
+    @property
+    def undecidable(self) -> str | None:
+        """Why no network of ours can decide this size; None where one could."""
+        return next((reason for reason in UNDECIDABLE if self.note.startswith(reason)), None)
+
+    def agrees(self, value: float | Fraction) -> bool:
+        """Whether ``value`` (in the row's unit) rounded or cut to the printed digits is what was printed.
+
+        A value printed with ``~`` agrees within one unit of its last digit.  Raises ValueError where none was printed.
+        """
+        parsed = _decimal(self.printed)
+        if parsed is None:
+            raise ValueError(f"no published value of {self.metric} for {self.row} in {self.table}")
+        number, digit = parsed
+        # a float as it would be written: 16.945 is meant, not its binary neighbour
+        exact = value if isinstance(value, Fraction) else Fraction(repr(value))
+        if self.printed.startswith("~"):
+            return abs(exact - Fraction(number)) <= Fraction(digit)
+        steps = exact / Fraction(digit)
+        cut = int(steps)  # towards zero
+        rounded = int(abs(steps) + Fraction(1, 2)) * (1 if steps >= 0 else -1)
+        return int(number / digit) in (cut, rounded)
 
 
 def _entry(cells: dict[str, str], paper: str) -> Published:
@@ -85,6 +175,17 @@ def _entry(cells: dict[str, str], paper: str) -> Published:
         raise ValueError(f"tolerance {cells['tolerance']!r} is not a number; write one in the row's unit or nothing")
     if tolerance is not None and tolerance[0] < 0:
         raise ValueError(f"tolerance {cells['tolerance']!r} is negative; write a positive number or nothing")
+    effect = _decimal(cells["effect"])
+    if cells["effect"] and (effect is None or effect[0] < 0):
+        raise ValueError(f"effect {cells['effect']!r} is no positive number; write one in the row's unit or nothing")
+    if cells["kind"] not in KINDS:
+        raise ValueError(f"kind {cells['kind']!r} is unknown; use one of {', '.join(KINDS)}")
+    if cells["convention"] and cells["convention"] not in CONVENTIONS:
+        raise ValueError(
+            f"convention {cells['convention']!r} is unknown; use one of {', '.join(CONVENTIONS)}, other words are a note"
+        )
+    if cells["kind"] in ("size", "trained") and not cells["convention"]:
+        raise ValueError(f"a {cells['kind']} without a convention; use one of {', '.join(CONVENTIONS)}")
     if cells["direction"] not in DIRECTIONS:
         raise ValueError(f"direction {cells['direction']!r} is unknown; use one of {', '.join(DIRECTIONS)}")
     if cells["verified"] not in ("yes", "no"):
@@ -94,9 +195,10 @@ def _entry(cells: dict[str, str], paper: str) -> Published:
     return Published(
         value=None if value is None else float(value[0]),
         tolerance=None if tolerance is None else float(tolerance[0]),
+        effect=None if effect is None else float(effect[0]),
         verified=cells["verified"] == "yes",
         printed=cells["value"],
-        **{name: cells[name] for name in COLUMNS if name not in ("value", "tolerance", "verified")},
+        **{name: cells[name] for name in COLUMNS if name not in ("value", "tolerance", "effect", "verified")},
     )
 
 

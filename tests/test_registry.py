@@ -1,13 +1,30 @@
 """The committed registry files keep the schema, lose no row, and agree with themselves where arithmetic can tell."""
 
 import csv
+import re
 from collections import Counter
+from collections.abc import Iterable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.errors import UserError
-from bench.registry import COLUMNS, DIRECTIONS, Published, find, load
+from bench.registry import (
+    COLUMNS,
+    CONVENTIONS,
+    DIRECTIONS,
+    KINDS,
+    UNDECIDABLE,
+    OtherConvention,
+    Published,
+    converted,
+    find,
+    load,
+)
 
 FOLDER = Path(__file__).parents[1] / "reproductions" / "registry"
 COMMITTED = sorted(path.stem for path in FOLDER.glob("*.csv"))  # a new paper's file is checked without an edit here
@@ -30,6 +47,24 @@ UNVERIFIED = {
     "versatile_filters": 7,
 }
 
+# By kind, counted on the tables of the papers: read, and (behind it) those of them that are verified.
+KIND_COUNTS = {
+    "channel_pruning": {
+        "accuracy": (114, 74), "size": (2, 2), "time": (11, 1), "width": (87, 87), "check": (12, 12),
+    },
+    "thinet": {
+        "accuracy": (86, 62), "size": (88, 46), "time": (20, 4), "width": (87, 87), "check": (19, 19),
+    },
+    "discrimination_aware": {
+        "accuracy": (152, 152), "size": (118, 118), "time": (48, 48), "width": (16, 16), "check": (18, 18),
+    },
+    "fbs": {
+        "accuracy": (86, 51), "size": (22, 19), "trained": (14, 12), "setting": (1, 0), "check": (43, 43),
+    },
+    "localization_aware_ssd": {"accuracy": (1, 1), "size": (4, 4), "setting": (1, 0)},  # 6 accuracies are unread
+    "versatile_filters": {"accuracy": (19, 15), "size": (19, 16), "check": (16, 16)},
+}  # fmt: skip
+
 VGG16_CONV_MACS = 15_346_630_656
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 VGG16_LAYERS = tuple(f"conv{b}_{i}" for b, n in enumerate((2, 2, 3, 3, 3), start=1) for i in range(1, n + 1))
@@ -44,10 +79,13 @@ GOOD = {
     "metric": "top5_acc",
     "value": "89.9",
     "unit": "%",
+    "kind": "accuracy",
     "convention": "",
+    "note": "of the release",
     "protocol": "1-view",
     "direction": "higher",
     "tolerance": "0.5",
+    "effect": "1.2",
     "source": "paper, p. 5",
     "verified": "yes",
 }
@@ -94,18 +132,129 @@ def test_committed_files_are_plain_utf8_with_unix_line_ends(paper: str) -> None:
     assert b"\r" not in data and data.endswith(b"\n") and not data.startswith(b"\xef\xbb\xbf")
 
 
+@pytest.mark.parametrize("paper", KIND_COUNTS)
+def test_kinds_are_those_counted(paper: str) -> None:
+    read = [entry for entry in load(paper, FOLDER) if entry.value is not None]
+    counts = {
+        kind: (sum(e.kind == kind for e in read), sum(e.kind == kind and e.verified for e in read))
+        for kind in dict.fromkeys(entry.kind for entry in read)
+    }
+    assert counts == KIND_COUNTS[paper]
+
+
+def test_totals_of_the_six_papers() -> None:
+    """458 accuracies (355 verified, 104 on CIFAR-10), 253 sizes (205 verified), and 108 checks that count nowhere."""
+    entries = [entry for paper in ROWS for entry in load(paper, FOLDER) if entry.value is not None]
+    accuracies = [entry for entry in entries if entry.kind == "accuracy"]
+    sizes = [entry for entry in entries if entry.kind == "size"]
+    assert (len(accuracies), sum(entry.verified for entry in accuracies)) == (458, 355)
+    assert sum(entry.dataset == "CIFAR-10" for entry in accuracies) == 104
+    assert (len(sizes), sum(entry.verified for entry in sizes)) == (253, 205)
+    assert sum(entry.kind == "check" for entry in entries) == 108
+
+
+@pytest.mark.parametrize("paper", COMMITTED)
+def test_our_own_arithmetic_is_never_called_published(paper: str) -> None:
+    """What was derived or computed here is a check and counted by no other name, and nothing printed is a check."""
+    for entry in load(paper, FOLDER):
+        ours = entry.source.startswith(("derived", "computed")) or entry.table == "computed check"
+        # the abstract prints three of ThiNet-GAP's four changes
+        if entry.row == "ThiNet-GAP" and entry.metric != "top1_acc_change" and "; abstract" in entry.source:
+            ours = False
+        assert (entry.kind == "check") is ours, entry
+
+
+SIZE_WORDS = re.compile(
+    r"macs|flops?\b|flops_|flop |params|parameters|memory|model_size|multiplications|speed-?up|saving|weight reduction",
+    re.I,
+)
+
+
+@pytest.mark.parametrize("paper", COMMITTED)
+def test_kinds_fit_metrics_units_and_directions(paper: str) -> None:
+    for entry in load(paper, FOLDER):
+        assert entry.kind in KINDS
+        assert (entry.kind == "width") == (entry.unit == "channels")
+        assert (entry.kind == "time") == (entry.unit in ("ms", "s") or entry.metric == "gpu_speedup")
+        if entry.kind in ("size", "trained"):
+            assert SIZE_WORDS.search(entry.metric) and entry.convention in CONVENTIONS
+        elif entry.kind in ("accuracy", "time", "width", "setting"):
+            assert entry.convention == ""
+        if entry.kind == "accuracy":
+            assert entry.metric in ("top-1", "top-5") or re.search(r"acc|err|mAP|AP@|gap|delta|loss", entry.metric)
+            assert entry.direction in ("higher", "lower")
+        elif entry.kind in ("size", "width", "setting"):
+            assert entry.direction == "exact"
+        if entry.undecidable is not None:
+            assert entry.kind == "size"
+        else:
+            assert not any(reason in entry.note for reason in UNDECIDABLE)  # they stand first
+
+
 @pytest.mark.parametrize("paper", COMMITTED)
 def test_tolerances_follow_the_rule(paper: str) -> None:
     for entry in load(paper, FOLDER):
-        if entry.unit in ("ms", "s"):
-            assert entry.tolerance is None and entry.direction == "lower"
-        elif entry.unit in ("%", "pp", "points") and entry.direction != "exact":
-            wide = not entry.dataset.startswith(("ImageNet", "COCO", "MS COCO", "VOC"))
-            assert entry.tolerance == (1.0 if wide else 0.5)
-        elif entry.unit == "channels":
-            assert entry.tolerance is None and entry.direction == "exact" and entry.printed.isdigit()
-        elif entry.direction == "exact" and entry.tolerance is not None:
+        if entry.kind in ("time", "trained", "width", "setting"):
+            assert entry.tolerance is None
+        elif entry.kind == "accuracy" and entry.unit in ("%", "pp", "points"):
+            difference = re.search(r"change|gap|increase|drop|delta|loss", entry.metric)
+            narrow = difference or entry.dataset.startswith(("ImageNet", "COCO", "MS COCO", "VOC"))
+            assert entry.tolerance == (0.5 if narrow else 1.0)
+        elif entry.kind == "size" and entry.tolerance is not None:
             assert entry.tolerance == entry.last_digit
+        if entry.kind == "accuracy":
+            assert entry.limit <= max(entry.tolerance or 0.0, entry.last_digit)
+            if entry.effect:
+                assert entry.limit <= max(entry.effect / 2.0, entry.last_digit)
+
+
+# The rows that others of the same table are compared with.
+BASELINES = {
+    "baseline", "original", "Original", "original VGG16", "original ResNet50", "dense baseline", "dense baseline (docs)",
+    "eta=0%", "lambda=0 (L_M only)", "prune ratio 0 (baseline)",
+}  # fmt: skip
+FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"
+
+
+def baseline(entry: Published, entries: Iterable[Published]) -> Decimal | None:
+    """What the table, or the note, prints for the network that ``entry`` was made from; None where it prints nothing."""
+    if match := re.search(r"baseline ([\d.]+)(?:/([\d.]+))?$", entry.note):
+        return Decimal(match[2] if entry.metric == "top5_acc" else match[1])
+    table, rows, model, metric = entry.table, BASELINES, entry.model, entry.metric
+    if table in (FIGURE3, "Baselines of " + FIGURE3):  # one figure of the paper; the official documents are another run
+        table, rows = FIGURE3, {"dense baseline (docs)" if entry.row.endswith("(docs)") else "dense baseline"}
+    elif (entry.paper, table) == ("fbs", "Table 1"):
+        row = {"FBS d=0.7": "FBS", "Network Slimming (their impl.) (text)": "Network Slimming (their impl.)"}
+        rows, metric = {row.get(entry.row, entry.row)}, "baseline " + metric.removeprefix("accelerated ")
+    elif table == "Table 4 (transfer)":
+        rows, model = {"VGG-16"}, "VGG-16"
+    elif table == "Table 4 (LFW)":
+        rows = {"SphereNet-4"}
+    elif entry.row == "Train from scratch":
+        model = "VGG-16"
+    same = entry.row in rows and metric == entry.metric
+    if same or entry.row in BASELINES or entry.row == "AlexNet":  # the baseline itself, or another network
+        return None
+    found = [
+        e.printed for e in entries
+        if e.table == table and e.row in rows and (e.model, e.dataset, e.metric) == (model, entry.dataset, metric)
+    ]  # fmt: skip
+    assert len(found) < 2
+    return Decimal(found[0]) if found else None
+
+
+@pytest.mark.parametrize("paper", COMMITTED)
+def test_effects_are_the_distances_from_the_baselines(paper: str) -> None:
+    entries = load(paper, FOLDER)
+    for entry in entries:
+        expected = None
+        if entry.kind == "accuracy" and entry.value is not None:
+            value = Decimal(entry.printed.removeprefix("~"))
+            if re.search(r"change|gap|increase|drop|delta|loss", entry.metric):
+                expected = abs(value)
+            elif (other := baseline(entry, entries)) is not None:
+                expected = abs(value - other)
+        assert entry.effect == (None if expected is None else float(expected)), entry
 
 
 def test_the_unread_tables_of_the_detection_paper_are_listed_empty() -> None:
@@ -125,7 +274,7 @@ def test_known_numbers_arrived_in_their_columns() -> None:
     cp = load("channel_pruning", FOLDER)
     time = find(cp, "Table 3 (GPU time)", "original", "gpu_ms_per_image")
     assert time is not None and time.value == 8.144 and time.unit == "ms" and time.direction == "lower"
-    assert time.convention == "forward ms per image"
+    assert time.note == "forward ms per image" and time.convention == "" and time.kind == "time"
     assert time.protocol == "TITAN X (Pascal), batch 32, Caffe/cuDNN (setting also from memory)"
     failed = find(cp, "user report", "slothkong, VGG-16 channel pruning only, before fine-tuning", "top1_acc")
     assert failed is not None and failed.value == 2.45 and failed.verified
@@ -188,10 +337,13 @@ def test_printed_numbers_are_read_as_printed(
             metric="top5_acc",
             value=value,
             unit="%",
+            kind="accuracy",
             convention="",
+            note="of the release",
             protocol="1-view",
             direction="higher",
             tolerance=None,
+            effect=1.2,
             source="paper, p. 5",
             verified=False,
             printed=printed,
@@ -209,6 +361,11 @@ def test_printed_numbers_are_read_as_printed(
         ({"value": "8\n9"}, r"value '8\n9' is not a number"),
         ({"tolerance": "wide"}, "tolerance 'wide' is not a number"),
         ({"tolerance": "-0.5"}, "tolerance '-0.5' is negative"),
+        ({"effect": "large"}, "effect 'large' is no positive number"),
+        ({"effect": "-1"}, "effect '-1' is no positive number"),
+        ({"kind": "published"}, "kind 'published' is unknown"),
+        ({"convention": "MACs"}, "convention 'MACs' is unknown"),
+        ({"kind": "size"}, "a size without a convention"),
         ({"direction": "up"}, "direction 'up' is unknown"),
         ({"verified": "maybe"}, "verified is 'maybe'"),
         ({"verified": ""}, "verified is ''"),
@@ -234,11 +391,11 @@ def test_a_missing_column_is_told_with_file_and_line(tmp_path: Path, missing: st
 
 
 def test_other_headers_and_ragged_rows_are_told_with_file_and_line(tmp_path: Path) -> None:
-    write(tmp_path, GOOD, columns=(*COLUMNS, "note"))
+    write(tmp_path, GOOD, columns=(*COLUMNS, "remark"))
     with pytest.raises(UserError, match=r"toy\.csv, line 1: unknown, repeated or reordered columns; "):
         load("toy", tmp_path)
     (tmp_path / "toy.csv").write_text(",".join(COLUMNS) + "\ntoy,Table 1\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"toy\.csv, line 2: 2 cells instead of 14; "):
+    with pytest.raises(UserError, match=r"toy\.csv, line 2: 2 cells instead of 17; "):
         load("toy", tmp_path)
     (tmp_path / "toy.csv").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"toy\.csv, line 1: column paper, table, .* is missing; "):
@@ -254,10 +411,10 @@ def test_an_absent_or_unreadable_file_is_told(tmp_path: Path) -> None:
 
 
 def test_rows_that_differ_in_convention_only_are_two_entries(tmp_path: Path) -> None:
-    write(tmp_path, GOOD, GOOD | {"convention": "conv only"})
+    write(tmp_path, GOOD, GOOD | {"convention": "conv"})
     entries = load("toy", tmp_path)
     assert len(entries) == 2
-    assert find(entries, "Table 1", "ours", "top5_acc", convention="conv only") is entries[1]
+    assert find(entries, "Table 1", "ours", "top5_acc", convention="conv") is entries[1]
 
 
 def test_find_gives_the_one_match_or_none_and_refuses_several(tmp_path: Path) -> None:
@@ -268,3 +425,103 @@ def test_find_gives_the_one_match_or_none_and_refuses_several(tmp_path: Path) ->
     assert find(entries, "Table 1", "ours", "top5_acc", model="ResNet-50") is entries[1]
     with pytest.raises(LookupError, match="2 published values match"):
         find(entries, "Table 1", "ours", "top5_acc")
+
+
+def entry(printed: str, unit: str = "M", tolerance: float | None = None, effect: float | None = None) -> Published:
+    """A published value with the fields that agreement and limit read."""
+    value = float(printed.removeprefix("~")) if printed else None
+    return Published(
+        paper="toy", table="Table 1", row="ours", model="VGG-16", dataset="ImageNet", metric="params", value=value,
+        unit=unit, kind="size", convention="all", protocol="", direction="exact", tolerance=tolerance, effect=effect,
+        source="", verified=True, printed=printed,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("printed", "value", "agrees"),
+    [
+        ("16.94", 16.945, True),
+        ("16.95", 16.945, True),
+        ("16.96", 16.945, False),
+        ("16.93", 16.945, False),
+        ("8.66", 8.665, True),
+        ("2.20", 2.195, True),
+        ("2.19", 2.195, True),
+        ("2.2", 2.195, True),
+        ("2.1", 2.195, True),  # cut
+        ("2.3", 2.195, False),
+        ("15346630656", Fraction(15_346_630_656), True),
+        ("15346630656", Fraction(15_346_630_657), False),
+        ("174", Fraction(174_301_824, 10**6), True),
+        ("175", Fraction(174_301_824, 10**6), False),
+        ("~1", 1.99, True),
+        ("~1", 2.0, True),
+        ("~1", 2.01, False),
+        ("~1", 0.0, True),
+        ("-0.58", -0.585, True),
+        ("-0.59", -0.585, True),
+        ("-0.57", -0.585, False),
+        ("0.29", 0.29, True),  # 0.29 / 0.01 is 28.999... in binary
+    ],
+)
+def test_a_size_agrees_if_rounding_or_cutting_gives_what_is_printed(
+    printed: str, value: float | Fraction, agrees: bool
+) -> None:
+    assert entry(printed).agrees(value) is agrees
+
+
+@given(st.integers(0, 10**12), st.integers(0, 4))
+def test_every_printed_form_of_a_number_agrees_with_it_and_its_neighbours_do_not(count: int, digits: int) -> None:
+    value = Fraction(count, 10**6)
+    rounded = Decimal(count).scaleb(-6).quantize(Decimal(1).scaleb(-digits))
+    assert entry(format(rounded, "f")).agrees(value)
+    step = Decimal(1).scaleb(-digits)
+    assert not entry(format(rounded + 2 * step, "f")).agrees(value)
+    if rounded >= 2 * step:
+        assert not entry(format(rounded - 2 * step, "f")).agrees(value)
+
+
+def test_nothing_agrees_with_a_value_that_nobody_could_read() -> None:
+    with pytest.raises(ValueError, match="no published value of params"):
+        entry("").agrees(1.0)
+
+
+@pytest.mark.parametrize(
+    ("printed", "tolerance", "effect", "limit"),
+    [
+        ("90.00", 1.0, None, 1.0),
+        ("90.00", 1.0, 4.4, 1.0),
+        ("0.31", 0.5, 0.31, 0.155),
+        ("0.0", 0.5, 0.0, 0.5),  # about no difference
+        ("0.01", 0.5, 0.01, 0.005),
+        ("0.1", 0.5, 0.05, 0.05),  # half of the last printed digit
+        ("90", 0.1, None, 0.5),
+        ("90.00", None, None, 0.005),
+    ],
+)
+def test_no_verdict_tolerates_more_than_half_of_the_effect(
+    printed: str, tolerance: float | None, effect: float | None, limit: float
+) -> None:
+    assert entry(printed, "%", tolerance, effect).limit == pytest.approx(limit, rel=1e-12)
+
+
+def test_conventions_are_converted_where_that_is_exact_and_never_mixed() -> None:
+    vgg16 = Fraction(15_470_264_320)
+    assert converted(vgg16, "conv+fc", "2x conv+fc") == 30_940_528_640
+    assert converted(Fraction(30_940_528_640), "2x conv+fc", "conv+fc") == vgg16
+    assert converted(Fraction(138_344_128), "weights", "fp32 weights") == Fraction(138_344_128 * 4, 1_048_576)
+    assert converted(Fraction(9, 4), "conv+fc", "2x conv+fc", ratio=True) == Fraction(9, 4)
+    assert converted(vgg16, "conv", "conv") == vgg16
+    for ratio in (False, True):
+        for given_, wanted in (
+            ("conv", "conv+fc"),
+            ("conv+fc", "conv+fc+gates"),
+            ("all", "weights"),
+            ("all", "unstated"),
+        ):
+            with pytest.raises(OtherConvention, match=rf"other convention: {re.escape(given_)} cannot be converted"):
+                converted(vgg16, given_, wanted, ratio=ratio)
+    with pytest.raises(OtherConvention):
+        converted(vgg16, "unstated", "unstated")
+    with pytest.raises(ValueError, match="unknown convention"):
+        converted(vgg16, "flops", "conv")

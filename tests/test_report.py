@@ -69,12 +69,14 @@ class Runs:
     def __init__(self, place: Path) -> None:
         self.root, self.registry, self.count = place / "runs", place / "registry", 0
         self.registry.mkdir()
-        lines = [
-            (PAPER, TABLE, row, model, "ImageNet", name, value, unit, "", "", direction, tolerance, "", verified)
-            for row, model, name, value, unit, direction, tolerance, verified in REGISTRY
-        ]
+        names = ("row", "model", "metric", "value", "unit", "direction", "tolerance", "verified")
         with (self.registry / f"{PAPER}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *lines])
+            writer = csv.DictWriter(file, COLUMNS, restval="")
+            writer.writeheader()
+            for cells in REGISTRY:
+                line = {"paper": PAPER, "table": TABLE, "dataset": "ImageNet", **dict(zip(names, cells, strict=True))}
+                kind = {"kind": "size", "convention": "all"} if line["metric"] == "params" else {"kind": "accuracy"}
+                writer.writerow(line | kind)
 
     def row(self, name: str, records: list[dict[str, Any]], scale: str = "imagenet", **fields: Any) -> Path:
         """Writes a row file, at the paper's scale unless another is given."""

@@ -44,13 +44,12 @@ def test_points_and_figure(tmp_path: Path, scale: str) -> None:
     registry = tmp_path / "registry"
     registry.mkdir()
     with (registry / "toy.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(
-            [COLUMNS]
-            + [
-                ("toy", TABLE, r, "M", "C", m, v, u, "", "", d, "", "s", verified)
-                for r, m, v, u, d, verified in PUBLISHED
-            ]
-        )
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        for r, m, v, u, d, verified in PUBLISHED:
+            kind = {"kind": "size", "convention": "conv+fc+gates"} if u == "x" else {"kind": "accuracy"}
+            cells = {"paper": "toy", "table": TABLE, "row": r, "model": "M", "dataset": "C", "metric": m, "value": v}
+            writer.writerow({**cells, "unit": u, "direction": d, "source": "s", "verified": verified, **kind})
     root = tmp_path / "runs"
     row(root, 0, "dense", 1.0, 95.0, {"top1_acc": ["dense net", "top-1"]}, scale)
     row(
