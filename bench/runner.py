@@ -137,7 +137,7 @@ def _plan(row: Row, scale: str, job: Job) -> Planned:
         return Planned(row, scale, reason=row.missing or "not implemented")
     size = row.dense(scale, 10, job.weights is not None).input_shape[1]
     if bench.data.find(scale, job.data) is None and scale != "cifar10":
-        return Planned(row, scale, reason=f"needs {scale}")
+        return Planned(row, scale, reason=bench.data.needs(scale, job.data))
     try:
         images = _images(job, scale, size)
     except UserError as error:

@@ -19,6 +19,7 @@ images do.  A wide interval can therefore never earn a verdict; it takes one awa
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -108,10 +109,12 @@ def half_width(sigma: float, runs: int) -> float:
 def _what_settles(difference: float, tolerance: float, sigma: float, runs: int, slack: float) -> str:
     """How many runs of this spread would decide if their mean were the one measured; or that none would."""
     margin = abs(difference + tolerance) - slack
-    for count in range(max(runs + 1, LEAST_RUNS), _MOST_RUNS + 1):
-        if half_width(sigma, count) < margin:
-            return f"{count} runs would settle it"
-    return "no number of runs settles it"
+    if half_width(sigma, _MOST_RUNS) >= margin:
+        return "no number of runs settles it"
+    # the half-width falls with the number of runs
+    counts = range(max(runs + 1, LEAST_RUNS), _MOST_RUNS + 1)
+    place = bisect.bisect_right(counts, -margin, key=lambda count: -half_width(sigma, count))
+    return f"{counts[place]} runs would settle it"
 
 
 def power(published: Published, sigma: float, runs: int) -> float:

@@ -190,7 +190,10 @@ def test_doing_better_never_makes_the_verdict_worse(
 @given(st.floats(0, 100), SIGMAS, st.floats(0, 10), RUNS)
 def test_more_noise_only_takes_verdicts_away(measured: float, sigma: float, more: float, runs: int) -> None:
     """With more noise a verdict stays, becomes ``inconclusive``, or goes from ``better`` to ``reproduced``."""
-    before, after = word(measured, published("50.0"), sigma, runs), word(measured, published("50.0"), sigma + more, runs)
+    before, after = (
+        word(measured, published("50.0"), sigma, runs),
+        word(measured, published("50.0"), sigma + more, runs),
+    )
     assert after in (before, "inconclusive") or (before, after) == ("better", "reproduced")
 
 

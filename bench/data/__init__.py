@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bench.data import coco, detection, scenes, voc
+from bench.data import coco, detection, known, scenes, voc
 from bench.data.annotations import DetectionSet
 from bench.data.cifar10 import cifar10_images
 from bench.data.digits import digits_images
@@ -32,28 +32,44 @@ def data_root(given: Path | None) -> Path:
 
 
 def find(scale: str, root: Path) -> Path | None:
-    """The folder that holds the data of ``scale``, or None where it is absent (embedded data need none)."""
+    """The folder that holds all the data of ``scale``, or None where they are absent (embedded data need none)."""
     if scale in EMBEDDED:
         return Path()
-    if scale in ("voc", "coco"):
-        return voc.find(root) if scale == "voc" else coco.find(root)
     if scale not in SCALES:
         return Path(scale) if Path(scale).is_dir() else None
-    places = {
-        "cifar10": [root, root / "cifar10"],
-        "imagenet": [root / "imagenet", root / "ILSVRC2012", root],
-    }[scale]
-    mark = {"cifar10": "cifar-10-batches-py", "imagenet": "train"}[scale]
-    return next((place for place in places if (place / mark).is_dir()), None)
+    return next((place for place in _places(scale, root) if known.shortfall(scale, place) is None), None)
 
 
 def missing(scale: str, root: Path) -> str:
-    """What to put where so that :func:`find` finds the data of ``scale``."""
+    """What to put where so that :func:`find` finds the data of ``scale``, or what a folder that looks like them lacks."""
+    for place in _places(scale, root):
+        if (lacking := known.shortfall(scale, place)) is not None:
+            return known.advice(scale, place, lacking)
     if scale in ("voc", "coco"):
         return voc.missing(root) if scale == "voc" else coco.missing(root)
     if scale == "cifar10":
         return f"put cifar-10-batches-py into {root}, or let `bench run` download it"
     return f"put train/ and val/ (one folder a class) into {root / 'imagenet'}, or name the folder that holds them with --data"
+
+
+def needs(scale: str, root: Path) -> str:
+    """Why a row at ``scale`` cannot run, in a few words: nothing is there, or what the folder that is there lacks."""
+    for place in _places(scale, root):
+        if (lacking := known.shortfall(scale, place)) is not None:
+            return f"needs all of {scale}: {lacking}"
+    return f"needs {scale}"
+
+
+def _places(scale: str, root: Path) -> list[Path]:
+    """The folders below ``root`` that look like ``scale``, complete or not."""
+    if scale in ("voc", "coco"):
+        place = voc.find(root) if scale == "voc" else coco.find(root)
+        return [] if place is None else [place]
+    places, mark = {
+        "cifar10": ([root, root / "cifar10"], "cifar-10-batches-py"),
+        "imagenet": ([root / "imagenet", root / "ILSVRC2012", root], "train"),
+    }.get(scale, ([], ""))
+    return [place for place in places if (place / mark).is_dir()]
 
 
 def check_scale(scale: str) -> None:

@@ -221,7 +221,7 @@ FULL = [
 
 
 @pytest.mark.parametrize(
-    ("grid", "trials"), [(FAST, 1500), pytest.param(FULL, 3000, marks=pytest.mark.slow)], ids=["fast", "full"]
+    ("grid", "trials"), [(FAST, 1500), pytest.param(FULL, 1500, marks=pytest.mark.slow)], ids=["fast", "full"]
 )
 def test_coverage_over_several_seeds(grid: list[tuple[int, int, float, float, float, float]], trials: int) -> None:
     """New images and new seeds, every combination of the grid; simulation noise is allowed for at four sigmas."""
