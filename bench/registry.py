@@ -68,7 +68,7 @@ _FACTORS = {
     ("fp32 weights", "weights"): Fraction(2**20, 4),
 }
 # why no network of ours can decide a size: what its note then begins with
-UNDECIDABLE = ("other method's network", "network not published")
+UNDECIDABLE = ("other method's network", "network not published", "follows from a rounded value")
 # how many counts one unit holds
 UNITS = {"": 1, "MACs": 1, "k": 10**3, "M": 10**6, "1e8": 10**8, "G": 10**9, "GMACs": 10**9, "B": 10**9}
 _PRINTED = re.compile(r"~?(?P<number>[+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,2})?)(?P<suffix>[kMGB]?)")

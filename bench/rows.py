@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.data import LABELS
 from bench.models.recipe import Recipe
 from bench.steps import Step
+
+# why a row does not run whose network is only counted
+SIZE_ALONE = "its size alone is judged, without data"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Row:
     ``scale`` is the row's own; elsewhere it is an analogue.  ``shape`` is the pruned network at the paper's own shape
     (or what makes it, where that takes time) and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
     dense network's recipe at a scale (``given``: the user brings weights).  ``chain`` makes the steps.  ``published``
-    maps our metrics to (row, metric) of the same table in the registry.  ``missing`` says why a row cannot run yet.
+    maps our metrics to (row, metric) of the same table in the registry, and ``sizes`` our metrics of :mod:`bench.sizes` to
+    all printed sizes that the network ``sized`` (``shape`` where there is none) decides without data, each as (row, metric)
+    or (row, metric, model) of that table.  ``missing`` says why a row cannot run yet.
     ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for, besides folders;
     ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.
     """
@@ -61,6 +66,8 @@ class Row:
     dense: Callable[[str, int, bool], Recipe] | None = None
     chain: Callable[[Setting, Recipe], Chain] | None = None
     published: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    sizes: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
+    sized: Recipe | None = None
     missing: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     scales: tuple[str, ...] | None = None

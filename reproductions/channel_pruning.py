@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
 from bench.pruning import steps as pruning
 from bench.pruning import surgery
-from bench.rows import Chain, Paper, Row, Setting
+from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
 from bench.steps import Step
 from bench.train import steps as training
 from bench.train.fit import Schedule
@@ -448,6 +449,17 @@ def _half(recipe: Recipe) -> dict[str, int]:
     return {name: surgery.convolution(model, name).out_channels // 2 for name in producers}
 
 
+def released_code() -> list[Row]:
+    """The two counts that the released code holds: of VGG-16, and of ResNet-50 on images of 256x256."""
+    large = replace(RESNET50_SHAPE, input_shape=(3, 256, 256))
+    return [
+        Row("released code", "VGG-16", "imagenet", VGG_SHAPE, missing=SIZE_ALONE,
+            sizes={"macs": [("VGG-16", "conv_MACs (224x224)")]}),
+        Row("released code", "ResNet-50 at 256x256", "imagenet", large, missing=SIZE_ALONE,
+            sizes={"macs": [("ResNet-50", "conv_MACs")]}),
+    ]  # fmt: skip
+
+
 def not_yet() -> list[Row]:
     """The paper's tables whose method is not implemented."""
     reason = "method not implemented yet"
@@ -462,7 +474,7 @@ def paper() -> Paper:
     """The paper as the harness sees it."""
     rows = [
         *table1(), *table4(), *table6(), *table8(), *figure4(), *selection_and_widths(), *what_each_part_is_worth(),
-        *not_yet(),
+        *released_code(), *not_yet(),
     ]  # fmt: skip
     title = "Channel Pruning for Accelerating Very Deep Neural Networks"
     return Paper("channel_pruning", title, "He, Zhang, Sun; ICCV 2017; arXiv 1707.06168", rows, DEVIATIONS)

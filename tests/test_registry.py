@@ -27,7 +27,8 @@ from bench.registry import (
 )
 
 FOLDER = Path(__file__).parents[1] / "reproductions" / "registry"
-COMMITTED = sorted(path.stem for path in FOLDER.glob("*.csv"))  # a new paper's file is checked without an edit here
+# a new paper's file is checked without an edit here
+COMMITTED = sorted(path.stem for path in FOLDER.glob("*.csv") if path.stem != "claims")
 
 # Counted on the papers' own lists of numbers, not on the files here.
 ROWS = {

@@ -107,16 +107,20 @@ class Flow:
         """Channels of the node's output."""
         return int(self.shapes[node.name][1])
 
-    def masks(self, winners: Mapping[str, Tensor]) -> dict[fx.Node, Tensor | None]:
+    def masks(
+        self, winners: Mapping[str, Tensor], lost: tuple[type[nn.Module], ...] = ()
+    ) -> dict[fx.Node, Tensor | None]:
         """The mask (B x C, float64; None: all active) of every node's output.
 
-        ``winners`` gives those of the gated layers by name.
+        ``winners`` gives those of the gated layers by name; modules of the types ``lost`` lose the mask.
         """
         found: dict[fx.Node, Tensor | None] = {}
         for node in self.nodes:
             sources = [found[source] for source in node.all_input_nodes]
             if isinstance(module_of(self.model, node), GatedConv2d):
                 found[node] = winners[str(node.target)].double()
+            elif isinstance(module_of(self.model, node), lost):
+                found[node] = None
             elif len(sources) == 1 and (keeps_zeros(self.model, node) or is_flatten(self.model, node)):
                 found[node] = sources[0]
             elif is_addition(node) and sources[0] is not None and sources[1] is not None:

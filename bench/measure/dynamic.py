@@ -98,9 +98,13 @@ class Dynamic:
 
 
 class Counter:
-    """Counts images of one network; ``input_shape`` is (C, H, W)."""
+    """Counts images of one network; ``input_shape`` is (C, H, W).
 
-    def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
+    Modules of the types ``lost`` lose the masks, as in estimates that do not carry them through (an artefact of theirs).
+    """
+
+    def __init__(self, model: nn.Module, input_shape: Sequence[int], lost: tuple[type[nn.Module], ...] = ()) -> None:
+        self.lost = lost
         self.flow = Flow(model, input_shape)
         self.nodes = self.flow.layers()
         self.layers: list[Layer] = []
@@ -117,7 +121,7 @@ class Counter:
 
     def add(self, winners: Mapping[str, Tensor], images: int) -> None:
         """A batch of ``images`` with the masks (B x C) of the gated layers."""
-        masks = self.flow.masks(winners)
+        masks = self.flow.masks(winners, self.lost)
         columns: list[tuple[Tensor, ...]] = []
         seen = []
         for place, node in enumerate(self.nodes):
@@ -177,9 +181,9 @@ def applied(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def expected(model: nn.Module, input_shape: Sequence[int]) -> Dynamic:
+def expected(model: nn.Module, input_shape: Sequence[int], lost: tuple[type[nn.Module], ...] = ()) -> Dynamic:
     """The MACs that the densities alone tell, masks being independent of each other; works on ``meta``."""
-    counter = Counter(model, input_shape)
+    counter = Counter(model, input_shape, lost)
     shares = {
         name: torch.full((1, layer.out_channels), layer.k / layer.out_channels, dtype=torch.float64)
         for name, layer in gated_layers(model).items()

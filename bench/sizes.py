@@ -1,0 +1,142 @@
+"""Printed sizes decided without data: a row's network is built on the ``meta`` device and counted as the paper counts.
+
+Our metrics: ``macs``; ``speedup``, dense over pruned MACs; ``macs_removed``, the share of the MACs that is gone, in per
+cent; ``params``; ``params_reduction``, dense over pruned parameters; ``params_growth``, ours over dense; ``params_removed``
+in per cent; ``memory`` of the weights. Which convention they are counted by is the published value's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from torch import nn
+
+from bench.measure import dynamic, macs
+from bench.models.recipe import Recipe
+from bench.registry import UNITS, OtherConvention, Published, converted, find
+from bench.rows import Paper, Row
+from bench.verdict import OTHER_CONVENTION, Verdict
+
+POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+# the modules behind which the masks of a gated network are lost, by convention
+LOST: dict[str, tuple[type[nn.Module], ...]] = {
+    "conv+fc+gates": (),
+    "conv+fc+gates, masks lost at dropout": (nn.Dropout, nn.Dropout2d),
+    "conv+fc+gates, masks lost at pools": POOLS,
+}
+# (metric over dense, its form): plain counts, ratios of two, per cent of the dense network that is gone
+RATIOS = {
+    "speedup": ("macs", "dense/ours"),
+    "macs_removed": ("macs", "removed"),
+    "params_reduction": ("params", "dense/ours"),
+    "params_growth": ("params", "ours/dense"),
+    "params_removed": ("params", "removed"),
+}
+COUNTS = ("macs", "params", "memory")
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A printed size with what the network ``row`` stands for has, in the published unit, and the verdict.
+
+    ``value`` is None where the network cannot be counted as the paper counts.
+    """
+
+    published: Published
+    row: str
+    value: Fraction | None
+    verdict: Verdict
+
+
+def of_paper(paper: Paper, published: Sequence[Published]) -> list[Decided]:
+    """All printed sizes that the paper's rows link to, in the rows' order.
+
+    Raises ValueError for a link to no published size or to one that is linked already, LookupError for one to several.
+    """
+    found = [decided for row in paper.rows for decided in of_row(row, published)]
+    seen: set[Published] = set()
+    for decided in found:
+        if decided.published in seen:
+            raise ValueError(f"{decided.row}: {decided.published.metric} of {decided.published.row} is linked twice")
+        seen.add(decided.published)
+    return found
+
+
+def of_row(row: Row, published: Sequence[Published]) -> list[Decided]:
+    """The printed sizes that a row links to.  Raises ValueError for a link to no published size, LookupError to several."""
+    found = []
+    recipe = None
+    for metric, links in row.sizes.items():
+        for name, printed, *model in links:
+            entry = find(published, row.table, name, printed, **({"model": model[0]} if model else {}))
+            if entry is None or entry.kind != "size":
+                raise ValueError(f"{row.table}, {row.name}: no published size {printed!r} of {name!r} in this table")
+            recipe = recipe or row.sized or row.own_shape()
+            if recipe is None:
+                raise ValueError(
+                    f"{row.table}, {row.name}: sizes are linked and there is no network of the paper's shape"
+                )
+            found.append(_decide(entry, row.name, metric, recipe))
+    return found
+
+
+def _decide(entry: Published, row: str, metric: str, recipe: Recipe) -> Decided:
+    try:
+        value = size(recipe, metric, entry.convention)
+    except OtherConvention:
+        return Decided(entry, row, None, Verdict(OTHER_CONVENTION, verified=entry.verified))
+    if metric in COUNTS and metric != "memory":
+        value /= UNITS[entry.unit]
+    return Decided(entry, row, value, Verdict("exact" if entry.agrees(value) else "wrong", verified=entry.verified))
+
+
+def size(recipe: Recipe, metric: str, convention: str) -> Fraction:
+    """One of our metrics of the network of ``recipe``: counts, MiB for memory, ratios, or per cent.
+
+    Raises :class:`bench.registry.OtherConvention` where the network cannot be counted by ``convention``, and ValueError
+    for an unknown metric.
+    """
+    if metric in COUNTS:
+        return _count(recipe, "params" if metric == "memory" else metric, convention)
+    if metric not in RATIOS:
+        raise ValueError(f"unknown size {metric!r}: use one of {', '.join((*COUNTS, *RATIOS))}")
+    counted, form = RATIOS[metric]
+    ours, dense = _count(recipe, counted, convention), _dense(recipe, counted, convention)
+    if form == "removed":
+        return 100 * (1 - ours / dense)
+    return dense / ours if form == "dense/ours" else ours / dense
+
+
+def original(recipe: Recipe) -> Recipe:
+    """The dense, ungated network behind a recipe."""
+    while recipe.builder == "gated":
+        recipe = Recipe.from_json(recipe.arguments["base"])
+    return recipe.dense()
+
+
+def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
+    # a network without gates has none to count
+    return _count(original(recipe), counted, "conv+fc" if convention in LOST else convention)
+
+
+def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
+    model = recipe.build("meta")
+    if counted == "params":
+        return _params(model, convention)
+    if convention in LOST:
+        if recipe.builder != "gated":
+            raise OtherConvention(f"other convention: {convention}, and the network has no gates")
+        return Fraction(float(dynamic.expected(model, recipe.input_shape, LOST[convention]).totals[0]))
+    if recipe.builder == "gated":
+        raise OtherConvention(f"other convention: {convention}, and the network's gates cost something")
+    known = "conv" if convention == "conv" else "conv+fc"
+    return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)
+
+
+def _params(model: nn.Module, convention: str) -> Fraction:
+    if convention == "all":
+        return Fraction(sum(parameter.numel() for parameter in model.parameters()))
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    return converted(Fraction(sum(layer.weight.numel() for layer in layers)), "weights", convention)
