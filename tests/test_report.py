@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from bench.claims import COLUMNS as CLAIM_COLUMNS
 from bench.errors import UserError
 from bench.registry import COLUMNS
 from bench.report import figures, render
@@ -26,9 +27,11 @@ REGISTRY = [
     ("baseline", "VGG", "top1_acc", "90.0", "%", "higher", "0.5", "yes"),
     ("ours 2x", "VGG", "top1_acc", "92.5", "%", "higher", "0.5", "no"),
     ("ours 2x", "VGG", "params", "1.47", "M", "exact", "0.005", "yes"),
-    ("ours 4x", "VGG", "err_increase", "1.0", "pp", "lower", "0.5", "yes"),
+    ("ours 4x", "VGG", "top1_err_increase", "1.0", "pp", "lower", "0.5", "yes"),
     ("theirs", "VGG", "top1_acc", "88.0", "%", "higher", "0.5", "no"),
     ("theirs", "VGG", "params", "", "M", "exact", "", "yes"),
+    ("sized", "VGG", "FLOPs", "30.94", "B", "exact", "0.005", "yes"),
+    ("checked", "VGG", "MACs", "5.0", "M", "exact", "0.05", "yes"),
     ("several", "VGG", "top1_acc", "1", "%", "higher", "", "yes"),
     ("several", "ResNet", "top1_acc", "2", "%", "higher", "", "yes"),
 ]
@@ -75,7 +78,12 @@ class Runs:
             writer.writeheader()
             for cells in REGISTRY:
                 line = {"paper": PAPER, "table": TABLE, "dataset": "ImageNet", **dict(zip(names, cells, strict=True))}
-                kind = {"kind": "size", "convention": "all"} if line["metric"] == "params" else {"kind": "accuracy"}
+                kinds = {
+                    "params": {"kind": "size", "convention": "all"},
+                    "FLOPs": {"kind": "size", "convention": "2x conv+fc"},
+                    "MACs": {"kind": "check"},
+                }
+                kind = kinds.get(line["metric"], {"kind": "accuracy"})
                 writer.writerow(line | kind)
 
     def row(self, name: str, records: list[dict[str, Any]], scale: str = "imagenet", **fields: Any) -> Path:
@@ -91,6 +99,17 @@ class Runs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({**value, **fields}))
         return path
+
+    def claims(self, **fields: str) -> None:
+        """One claim, that row A beats row B."""
+        cells = {
+            "claim": "a-beats-b", "paper": PAPER, "statement": "A beats B", "table": TABLE, "first": "A", "second": "B",
+            "metric": "top1", "published": "1.5", "smallest": "0.5", "source": "Table 1", "verified": "yes",
+        }  # fmt: skip
+        with (self.registry / "claims.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, CLAIM_COLUMNS, restval="")
+            writer.writeheader()
+            writer.writerow({**cells, **fields})
 
     def lines(self) -> list[Line]:
         """All lines, in order."""
@@ -120,8 +139,8 @@ def text_of(table: Table, row: str, column: str) -> str:
     return str(frame.loc[frame["row"] == row, column].item())
 
 
-def test_seeds_are_averaged(runs: Runs) -> None:
-    """92, 93, 95: mean 280/3, squared deviations 16/9 + 1/9 + 25/9 = 42/9, over 2: sd = sqrt(7/3)."""
+def test_values_of_several_seeds_have_no_narrow_interval(runs: Runs) -> None:
+    """92, 93, 95 of 2 points each: sd = sqrt(7/3); what seeds and images leave open is added, as an upper bound."""
     runs.row("dense", accuracies(92.0, 93.0, 95.0))
     cell = runs.lines()[0].cells["top1_acc"]
     assert cell.value == pytest.approx(280 / 3, abs=1e-12)
@@ -129,10 +148,29 @@ def test_seeds_are_averaged(runs: Runs) -> None:
     assert cell.seeds == 3
     # Student's t for 2 degrees of freedom at 97.5 %: 4.302653
     assert cell.high is not None
-    assert cell.high - cell.value == pytest.approx(4.302653 * (7 / 9) ** 0.5, abs=1e-5)
+    assert cell.high - cell.value == pytest.approx((4.302653**2 * 7 / 9 + 2**2) ** 0.5, abs=1e-5)
+
+
+def test_what_was_measured_over_the_seeds_counts(runs: Runs) -> None:
+    """Its own interval, the spread of single networks, and how many different ones there were."""
+    over = record("top1_acc", 93.0, low=91.5, high=94.2, n=360, networks=3, spread=1.25)
+    runs.row("dense", [*accuracies(92.0, 93.0, 94.0), over])
+    cell = runs.lines()[0].cells["top1_acc"]
+    assert (cell.value, cell.low, cell.high, cell.sd, cell.seeds) == (93.0, 91.5, 94.2, 1.25, 3)
     table = runs.table()
-    assert text_of(table, "dense", "top-1 (%)") == "93.33 ± 1.53"
-    assert any("n = 3 seeds" in note for note in table.notes)
+    assert text_of(table, "dense", "top-1 (%)") == "93.00 [91.50, 94.20]"
+    assert any("of 3 seeds" in note and "new seeds" in note for note in table.notes)
+
+
+def test_one_network_is_one_network(runs: Runs) -> None:
+    """Given weights, evaluated once for all seeds: the interval of that network, and a verdict on one run."""
+    over = record("top1_acc", 92.0, low=90.5, high=93.3, n=1000, networks=1)
+    runs.row("dense", [*accuracies(92.0), over], published={"top1_acc": ["baseline", "top1_acc"]})
+    line = runs.lines()[0]
+    cell = line.cells["top1_acc"]
+    assert (cell.seeds, cell.low, cell.high) == (1, 90.5, 93.3)
+    assert line.verdicts["top1_acc"].stand_in
+    assert any("of one network" in note for note in runs.table().notes)
 
 
 def test_one_seed_keeps_its_interval(runs: Runs) -> None:
@@ -159,28 +197,104 @@ def test_two_values_of_one_seed_are_refused(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("measured", "expected"), [(92.6, "reproduced"), (92.0, "reproduced"), (94.0, "better"), (91.0, "not reproduced")]
+    ("measured", "expected"),
+    [(90.6, "reproduced"), (89.6, "inconclusive"), (92.0, "better"), (88.0, "not reproduced")],
 )
 def test_verdicts_at_the_paper_s_scale(runs: Runs, measured: float, expected: str) -> None:
-    """The published 92.5 with a tolerance of 0.5, better above."""
-    runs.row(
-        "ours",
-        [record("top1_acc", measured, low=measured, high=measured)],
-        published={"top1_acc": ["ours 2x", "top1_acc"]},
-    )
+    """The published 90.0 with a tolerance of 0.5, better above; three runs of spread 0.1."""
+    records = [record("top1_acc", measured, low=measured - 1, high=measured + 1, n=9980, networks=3, spread=0.1)]
+    runs.row("ours", records, published={"top1_acc": ["baseline", "top1_acc"]})
     table = runs.table()
-    assert text_of(table, "ours", "verdict") == expected
-    colour = "bad" if expected == "not reproduced" else "good"
-    assert f'<span class="{colour}">{expected}</span>' in render.html_page(table)
+    assert text_of(table, "ours", "verdict").partition(" (")[0] == expected
+    colour = {"not reproduced": "bad", "inconclusive": "open"}.get(expected, "good")
+    assert f'<span class="{colour}">{expected}' in render.html_page(table)
 
 
-def test_units_are_converted_before_judging(runs: Runs) -> None:
-    """1,472,000 parameters against 1.47 M +- 0.005; points against nats cannot be compared."""
-    links = {"params": ["ours 2x", "params"], "kl": ["ours 4x", "err_increase"]}
+def test_a_value_that_nobody_verified_has_its_verdict_in_brackets_and_enters_no_count(runs: Runs) -> None:
+    records = [record("top1_acc", 92.6, low=92.0, high=93.0, n=9980, networks=3, spread=0.1)]
+    runs.row("ours", records, published={"top1_acc": ["ours 2x", "top1_acc"]})
+    table = runs.table()
+    assert text_of(table, "ours", "verdict") == "[reproduced]"
+    assert "<span" not in render.html_page(table)
+    write(runs.root, runs.registry, ABOUT)
+    assert "| [A toy](toy/README.md) | imagenet | 1 |" in (runs.root / "README.md").read_text()
+    assert "reproduced |" not in (runs.root / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("dense", "expected"), [(89.0, "not reproduced"), (85.9, "inconclusive (other base)")])
+def test_a_change_is_judged_where_the_dense_networks_are_alike(runs: Runs, dense: float, expected: str) -> None:
+    """The paper's dense network has 90.0; 4.1 points below it is another base."""
+    records = [
+        record("top1_acc", dense - 3.0, low=80.0, high=92.0, networks=3, spread=0.1),
+        record("top1_change", -3.0, "pp", low=-3.3, high=-2.7, networks=3, spread=0.1),
+        record("top1_err_increase", 3.0, "pp", low=2.7, high=3.3, networks=3, spread=0.1),
+    ]
+    runs.row("ours", records, published={"top1_err_increase": ["ours 4x", "top1_err_increase"]})
+    assert text_of(runs.table(), "ours", "verdict") == expected
+    assert f"Dense network: {dense:.2f} % here, 90 % in the paper." in runs.table().notes
+
+
+def test_sizes_are_judged_in_the_published_unit(runs: Runs) -> None:
+    """1,472,000 parameters against 1.47 M; points against nats cannot be compared."""
+    links = {"params": ["ours 2x", "params"], "kl": ["ours 4x", "top1_err_increase"]}
     runs.row("ours", [record("params", 1_472_000, ""), record("kl", 0.1, "nats")], published=links)
     line = runs.lines()[0]
-    assert line.verdicts == {"params": "exact", "kl": "not comparable (nats with pp)"}
+    assert {name: str(found) for name, found in line.verdicts.items()} == {
+        "params": "exact",
+        "kl": "not comparable (nats with pp)",
+    }
     assert text_of(runs.table(), "ours", "verdict") == "params: exact; KL: not comparable (nats with pp)"
+
+
+def test_sizes_of_other_conventions_are_not_mixed(runs: Runs) -> None:
+    """15.47 G conv+fc are 30.94 B in 2x, and conv alone is neither."""
+    for name, convention, macs in (("a", "conv+fc", 15_470_264_320), ("b", "conv", 15_346_630_656)):
+        counted = [record("macs", macs, "MACs", convention=convention)]
+        runs.row(name, counted, published={"macs": ["sized", "FLOPs"]})
+    found = [str(line.verdicts["macs"]) for line in runs.lines()]
+    assert found == ["exact", "other convention"]
+
+
+def test_a_check_of_our_own_arithmetic_is_no_verdict(runs: Runs) -> None:
+    runs.row("a", [record("macs", 5.0e6, "MACs", convention="conv")], published={"macs": ["checked", "MACs"]})
+    assert text_of(runs.table(), "a", "verdict") == "check agrees"
+    write(runs.root, runs.registry, ABOUT)
+    assert "exact" not in (runs.root / "README.md").read_text().split("Verdicts are")[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "scale", "expected"),
+    [
+        (0.4, 1.2, "imagenet", "holds"),
+        (-1.2, 0.1, "imagenet", "does not hold"),
+        (-0.2, 1.2, "imagenet", "undecided"),
+        (0.4, 1.2, "digits", "holds (analogue)"),
+    ],
+)
+def test_claims_are_rows_of_the_page(runs: Runs, low: float, high: float, scale: str, expected: str) -> None:
+    """A's top-1 beats B's, printed with 1.5 points; the contrast's interval decides."""
+    runs.claims()
+    runs.row(
+        "a-beats-b", [record("top1_difference", (low + high) / 2, "pp", low=low, high=high, networks=3)], scale,
+        table="Claims",
+    )  # fmt: skip
+    (line,) = runs.lines()
+    assert line.claim is not None and line.outcomes == [expected]
+    table = runs.table()
+    (row,) = table.frame.to_dict("records")
+    assert row["claim"] == "A beats B" and row["verdict"] == expected and row["published"] == "1.5 pp"
+    write(runs.root, runs.registry, ABOUT)
+    assert "A beats B" in (runs.root / PAPER / "README.md").read_text()
+    counted = "| holds |" in (runs.root / "README.md").read_text()
+    assert counted == (expected == "holds")
+
+
+def test_the_sign_of_a_divergence_is_turned(runs: Runs) -> None:
+    """A KL 20 % [10, 30] smaller is an effect in the first row's favour."""
+    runs.claims(metric="kl", published="", smallest="5")
+    runs.row("a-beats-b", [record("kl_ratio", -20.0, "%", low=-30.0, high=-10.0)], table="Claims")
+    decision = runs.lines()[0].decision
+    assert decision is not None and (decision.word, decision.low, decision.high) == ("holds", 10.0, 30.0)
 
 
 def test_a_dagger_marks_what_nobody_checked(runs: Runs) -> None:
@@ -267,13 +381,17 @@ def test_rows_that_did_not_run_stay_with_their_sizes(runs: Runs) -> None:
 
 def test_columns_that_say_the_same_twice_are_left_out(runs: Runs) -> None:
     """An error's increase beside the change, unless it is what was published; all stay in the CSV."""
-    both = [record("top1_change", -1.2, "pp"), record("top1_err_increase", 1.2, "pp"), record("top5_acc", 99.0)]
+    both = [
+        record("top1_change", -1.2, "pp", low=-1.4, high=-1.0),
+        record("top1_err_increase", 1.2, "pp", low=1.0, high=1.4),
+        record("top5_acc", 99.0),
+    ]
     runs.row("a", [*both, record("kl_control", 0.1, "nats")])
     assert list(runs.table().frame.columns) == ["row", "top-1 change (pp)", "verdict"]
     assert raw(runs.table())[0]["kl_control"] == 0.1
-    runs.row("b", both, published={"top1_err_increase": ["ours 4x", "err_increase"]})
+    runs.row("b", both, published={"top1_err_increase": ["ours 4x", "top1_err_increase"]})
     assert "top-1 error increase (pp)" in runs.table().frame.columns
-    assert text_of(runs.table(), "b", "verdict") == "reproduced"
+    assert text_of(runs.table(), "b", "verdict") == "reproduced (one run)"
 
 
 def test_unknown_metrics_are_printed(runs: Runs) -> None:
@@ -365,7 +483,7 @@ def test_dot_plots_need_four_lines(runs: Runs, tmp_path: Path) -> None:
         if number:
             assert figures.draw(runs.table(), tmp_path / "figures") == []
         values = [record("top1_change", -number, "pp", low=-number - 1, high=0.5), record("kl", 0.1 * number, "nats")]
-        runs.row(f"row {number}", values, published={"top1_err_increase": ["ours 4x", "err_increase"]})
+        runs.row(f"row {number}", values, published={"top1_err_increase": ["ours 4x", "top1_err_increase"]})
     (picture,) = figures.draw(runs.table(), tmp_path / "figures")
     assert picture.stat().st_size > 5000
     # an increase of the error by 1.0 is a change of the accuracy by -1.0
@@ -403,7 +521,7 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
         assert str(part) in text
     assert "**KL" not in text
     index = (runs.root / "README.md").read_text()
-    assert "| paper | scale | rows | reproduced | analogue | not run |" in index
+    assert "| paper | scale | rows | inconclusive | analogue | not run |" in index
     assert "| [A toy](toy/README.md) | imagenet | 3 | 1 |  | 1 |" in index
     assert "- No rows" in index
     before = {path: path.read_bytes() for path in written}

@@ -223,6 +223,8 @@ def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
     if len(values) == 1 or (not single and len(set(values)) == 1):
         return Cell(name, values[0], unit, first.get("low"), first.get("high"), None, 1, n, convention)
     mean, sd = statistics.fmean(values), statistics.stdev(values)
+    if any(record.get("low") is None for record in single or over):
+        return Cell(name, mean, unit, None, None, sd, len(values), n, convention)
     seeds = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
     # what one network's images leave open is open for the mean of networks on the same images: an upper bound
     images = max(_half(record) for record in single or over)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor, nn
 
 from bench.data.images import MemorySplit
@@ -73,18 +74,17 @@ def test_logits_of_every_image_in_order(images: int, batch: int) -> None:
 
 
 def test_records_of_a_last_partial_batch_count_every_image() -> None:
-    """Top-1 and top-5 with their Wilson intervals; top-5 only where it means something."""
+    """Top-1 and top-5 with their exact intervals; top-5 only where it means something."""
     outputs, labels = scores(301, 9, 2), labels_of(301, 9, 3)
     found = by_name(records(outputs, labels, seed=4))
     assert set(found) == {"top1_acc", "top5_acc"}
     for k in (1, 5):
         record, p = found[f"top{k}_acc"], plain_hits(outputs, labels, k).mean()
         assert record.value == pytest.approx(100.0 * p)
-        z, n = 1.959963984540054, 301
-        half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        right = round(301 * p)  # Clopper and Pearson's ends are quantiles of beta distributions
         ends = (
-            100 * (p + z * z / (2 * n) - half) / (1 + z * z / n),
-            100 * (p + z * z / (2 * n) + half) / (1 + z * z / n),
+            100 * stats.beta.ppf(0.025, right, 301 - right + 1),
+            100 * stats.beta.ppf(0.975, right + 1, 301 - right),
         )
         assert (record.low, record.high) == pytest.approx(ends)
         assert (record.unit, record.n, record.seed) == ("%", 301, 4)
@@ -156,4 +156,7 @@ def test_contrast_equals_plain_means() -> None:
     assert found["kl_ratio"].value == pytest.approx(100.0 * (one / two - 1.0))
     assert found["kl_ratio"].high is not None
     assert found["kl_ratio"].high < 0.0
-    assert len(found) == 4
+    top5 = np.mean([plain_hits(a, labels, 5) - plain_hits(b, labels, 5) for a, b, _ in rows])
+    assert found["top5_difference"].value == pytest.approx(100.0 * top5)
+    assert len(found) == 5
+    assert {record.networks for record in found.values()} == {3}
