@@ -28,6 +28,8 @@ METRICS = {
     "kl": "Kullback-Leibler divergence from the dense network's outputs, less is better",
 }
 FILE = "claims.csv"
+# the table of a paper that holds the contrasts of its claims' rows, one row a claim
+TABLE = "Claims"
 # the most that a smallest effect of interest may be, in points; for the divergence in per cent
 _MOST, _MOST_KL = Decimal("0.5"), Decimal(5)
 _NUMBER = re.compile(r"\d+(\.\d+)?")

@@ -250,3 +250,25 @@ def find(entries: Iterable[Published], table: str, row: str, metric: str, **wher
     if len(found) > 1:
         raise LookupError(f"{len(found)} published values match {wanted}; narrow by model, dataset or convention")
     return found[0] if found else None
+
+
+# how the tables call the dense network that a change, a gap or an increase starts from
+BASELINES = ("baseline", "Original", "original", "ResNet-50 original", "dense", "base")
+
+
+def base_of(entry: Published, entries: Iterable[Published]) -> float | None:
+    """The accuracy (%) of the dense network that a published change starts from; None where the table prints none.
+
+    Of the same table, model and data set; an error becomes an accuracy.
+    """
+    order = "top5" if "top5" in entry.metric or "top-5" in entry.metric else "top1"
+    for other in entries:
+        same = (other.table, other.model, other.dataset) == (entry.table, entry.model, entry.dataset)
+        if not same or other.row not in BASELINES or other.value is None or other.kind != "accuracy":
+            continue
+        name = other.metric.replace("top-", "top")
+        if "gap" in name or "increase" in name or "change" in name:
+            continue
+        if name.startswith(order) or (order == "top1" and name in ("test_err", "baseline_err")):
+            return 100.0 - other.value if "err" in name else other.value
+    return None

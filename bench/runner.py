@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import provenance
+from bench import claims, contrasts, provenance
 from bench.data.annotations import DetectionSet
 from bench.data.images import ImageSet
 from bench.errors import UserError
@@ -77,7 +77,8 @@ def papers() -> dict[str, Paper]:
         if not module.ispkg:
             paper = importlib.import_module(f"reproductions.{module.name}").paper()
             found[paper.key] = paper
-    return found
+    known = claims.load(Path(package.__path__[0]) / "registry")
+    return {key: contrasts.with_claims(paper, known) for key, paper in found.items()}
 
 
 def choose(names: Sequence[str], table: str | None, row: str | None) -> list[tuple[Paper, list[Row]]]:

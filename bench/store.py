@@ -35,7 +35,8 @@ class Record:
     ``low`` and ``high`` bound the 95 % interval in the value's own ``unit`` (None: exact); ``n`` is the number of
     images or rows behind it; ``seed`` is None for a value over several seeds; ``convention`` says how MACs are counted;
     ``x`` places a value on a curve (a speed-up, a density).  ``networks`` is the number of different networks (seeds)
-    that a mean is over: with 1 the interval is about that network on new images, with more about new seeds too.
+    that a mean is over: with 1 the interval is about that network on new images, with more about new seeds too, and
+    ``spread`` is the standard deviation of the networks' values on the same images.
     """
 
     metric: str
@@ -48,6 +49,7 @@ class Record:
     convention: str | None = None
     x: float | None = None
     networks: int | None = None
+    spread: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values without the empty fields."""

@@ -13,6 +13,7 @@ from bench.measure.statistics import (
     interval_of_ratio,
     interval_of_share,
     proportion,
+    spread,
 )
 from bench.store import Record
 
@@ -89,18 +90,20 @@ def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor) -> lis
 def contrast(first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor) -> list[Record]:
     """What one method is worth against another: first minus second, paired by image and seed.
 
-    Gives the differences of top-1 accuracy (points), agreement with the reference (points) and KL (nats), and the ratio
+    Gives the differences of top-1 and top-5 accuracy (points), agreement with the reference (points) and KL (nats), and the ratio
     of the KL divergences minus one (%), with intervals as in :func:`compare`; no ratio to a KL of zero.
     """
     rows = list(zip(first, second, references, strict=True))
-    top1 = torch.stack([hits(a, labels, 1).double() - hits(b, labels, 1).double() for a, b, _ in rows])
+    found = []
+    for k in (1, 5) if first[0].shape[1] > 5 else (1,):
+        right = torch.stack([hits(a, labels, k).double() - hits(b, labels, k).double() for a, b, _ in rows])
+        found.append(_record(f"top{k}_difference", interval_of_change(right), "pp", right, 100.0))
     agree = torch.stack(
         [(a.argmax(1) == r.argmax(1)).double() - (b.argmax(1) == r.argmax(1)).double() for a, b, r in rows]
     )
     kl_first = torch.stack([divergence(r, a) for a, _, r in rows])
     kl_second = torch.stack([divergence(r, b) for _, b, r in rows])
-    found = [
-        _record("top1_difference", interval_of_change(top1), "pp", top1, 100.0),
+    found += [
         _record("agreement_difference", interval_of_change(agree), "pp", agree, 100.0),
         _record("kl_difference", interval_of_mean(kl_first - kl_second), "nats", kl_first),
     ]
@@ -114,4 +117,8 @@ def _record(name: str, found: tuple[float, float, float], unit: str, values: Ten
     """A mean over the seeds x images ``values`` with its interval, times ``scale``."""
     networks, images = values.shape
     value, low, high = (scale * end for end in found)
-    return Record(name, value, unit, low, high, images, networks=networks)
+    deviation = spread(values.double().mean(1).tolist())
+    return Record(
+        name, value, unit, low, high, images, networks=networks,
+        spread=None if deviation is None else scale * deviation,
+    )  # fmt: skip

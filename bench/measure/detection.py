@@ -30,7 +30,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from bench.errors import UserError
-from bench.measure.statistics import interval_of_statistic
+from bench.measure.statistics import interval_of_statistic, spread
 from bench.store import Record
 
 Array = npt.NDArray[Any]
@@ -277,7 +277,11 @@ def _record(name: str, values: Sequence[float], unit: str, draws: Array, n: int,
     mean, low, high = interval_of_statistic(values, draws)
     if unit == "%":  # an AP, not a difference of two
         low, high = max(low, 0.0), min(high, 1.0)
-    return Record(name, 100.0 * mean, unit, 100.0 * low, 100.0 * high, n, seed, networks=len(values))
+    deviation = spread(values)
+    return Record(
+        name, 100.0 * mean, unit, 100.0 * low, 100.0 * high, n, seed, networks=len(values),
+        spread=None if deviation is None else 100.0 * deviation,
+    )  # fmt: skip
 
 
 def _mean(table: MatchTable, mode: str) -> float:

@@ -145,6 +145,9 @@ GLOSSARY: dict[str, Metric] = {
             "top1_difference", "top-1 difference", "pp", 2, "Top-1 accuracy, first method minus second.", "higher", True
         ),
         Metric(
+            "top5_difference", "top-5 difference", "pp", 2, "Top-5 accuracy, first method minus second.", "higher", True
+        ),
+        Metric(
             "agreement_difference", "agreement difference", "pp", 2,
             "Agreement with the dense network, first method minus second.", "higher", True,
         ),

@@ -7,28 +7,39 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from scipy.special import stdtrit
 
-from bench import registry, verdict
+from bench import claims, registry, verdict
+from bench.claims import Claim
 from bench.errors import UserError
 from bench.registry import Published
+from bench.verdict import Verdict
 
 RAN = "ran"
-# how many of our units (counts; percent or points; ratios) one published unit holds
-_COUNTS = {"": 1.0, "MACs": 1.0, "k": 1e3, "M": 1e6, "1e8": 1e8, "G": 1e9, "GMACs": 1e9, "B": 1e9}
 _POINTS = ("%", "pp", "points")
+# the contrast of two rows that decides a claim by metric, and the sign that makes it positive where the first is better
+CONTRASTS = {
+    "top1": ("top1_difference", 1.0),
+    "top5": ("top5_difference", 1.0),
+    "map": ("map_voc07_difference", 1.0),
+    "kl": ("kl_ratio", -1.0),
+}
+# differences are judged only where the dense network is about as good as the paper's
+_CHANGES = ("err_increase", "change")
 
 
 @dataclass(frozen=True)
 class Cell:
     """One metric of one row.
 
-    ``low`` and ``high`` bound the 95 % interval (None: exact).  Over several seeds ``value`` is the mean, ``sd`` the
-    sample standard deviation and the interval Student's t for the mean; ``seeds`` is their number (1 for one value).
+    ``low`` and ``high`` bound the 95 % interval (None: exact).  ``seeds`` is the number of different networks behind the
+    value.  With one the interval is about that network on new images; with several it is about new seeds too, ``value``
+    is their mean and ``sd`` the standard deviation of one of them on the same images (None where it was not kept).
     """
 
     metric: str
@@ -55,8 +66,9 @@ class Point:
 class Line:
     """One row at one scale.
 
-    ``links`` are the published values by our metric, ``verdicts`` what the measured ones among them say; ``data`` is
-    the row file as read (shape, steps, command).
+    ``links`` are the published values by our metric, ``verdicts`` what the measured ones among them say; ``claim`` is
+    what the row decides where it is the contrast of two others, ``decision`` the verdict on it.  ``bases`` are the dense
+    network's accuracy here and in the paper (%), where the row is about a change of it.
     """
 
     paper: str
@@ -76,7 +88,10 @@ class Line:
     cells: Mapping[str, Cell]
     points: Sequence[Point]
     links: Mapping[str, Published]
-    verdicts: Mapping[str, str] = field(default_factory=dict)
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    claim: Claim | None = None
+    decision: Verdict | None = None
+    bases: tuple[float, float] | None = None
 
     @property
     def ran(self) -> bool:
@@ -85,10 +100,12 @@ class Line:
 
     @property
     def outcomes(self) -> list[str]:
-        """The verdicts on this row: its status where it did not run, ``analogue``, or one for each published value."""
+        """What the row says: its status where it did not run, its claim's verdict, ``analogue``, or the verdicts."""
         if not self.ran:
             return [self.status]
-        return ["analogue"] if self.analogue else list(self.verdicts.values())
+        if self.decision is not None:
+            return [f"{self.decision}{' (analogue)' if self.analogue else ''}"]
+        return [verdict.ANALOGUE] if self.analogue else [str(found) for found in self.verdicts.values()]
 
 
 def read(root: Path, folder: Path) -> dict[str, list[Line]]:
@@ -97,12 +114,13 @@ def read(root: Path, folder: Path) -> dict[str, list[Line]]:
     Raises :class:`UserError` for a row file that cannot be read, or that links to no published value or to several.
     """
     found: dict[str, list[Line]] = {}
+    known = {claim.claim: claim for claim in claims.load(folder)} if (folder / claims.FILE).exists() else {}
     for path in sorted(root.glob("*/rows/*/*.json")):
         paper = path.parts[-4]
         if paper not in found:
             found[paper] = []
             published = registry.load(paper, folder)
-        found[paper].append(_line(path, published))
+        found[paper].append(_line(path, published, known))
     for lines in found.values():
         lines.sort(key=lambda line: (line.order, line.name, line.scale))
     return found
@@ -123,7 +141,7 @@ def _broken(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is not a readable row file ({error!r}): remove it and run the row again")
 
 
-def _line(path: Path, published: Sequence[Published]) -> Line:
+def _line(path: Path, published: Sequence[Published], known: Mapping[str, Claim]) -> Line:
     value = content(path)
     try:
         table, name = value["table"], value["row"]
@@ -132,11 +150,14 @@ def _line(path: Path, published: Sequence[Published]) -> Line:
         analogue = bool(value["analogue"]) or value["scale"] != value["own_scale"]
         links = {metric: _linked(path, published, table, where) for metric, where in value["published"].items()}
         ran = value["status"] == RAN
+        claim = known.get(name) if table == claims.TABLE else None
+        bases = _bases(cells, links, published) if ran else None
         return Line(
             value["paper"], table, name, int(value["order"]), value["scale"], value["own_scale"], analogue,
             bool(value["ours"]), value["claimed_speedup"], str(value["status"]), value.get("recipe", ""),
             value["command"], value["shape"], value["steps"], cells, points, links,
-            {m: judge(cells[m], entry, analogue) for m, entry in links.items() if ran and m in cells},
+            {} if analogue or not ran else judge_all(cells, links, bases),
+            claim, decide(claim, cells) if ran and claim is not None else None, bases,
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None
@@ -175,35 +196,148 @@ def aggregate(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Cell], li
 
 
 def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
-    seeds = [record["seed"] for record in records if record.get("seed") is not None]
-    if len(set(seeds)) < len(seeds):
+    """One cell from the records of a metric: one for each network, and what was found over all of them."""
+    single = [record for record in records if record.get("seed") is not None]
+    if len({record["seed"] for record in single}) < len(single):
         raise ValueError(f"{name} has two values of one seed")
+    over = [record for record in records if record.get("seed") is None]
     first = records[0]
-    values = [record["value"] for record in records]
     unit, n, convention = first["unit"], first.get("n"), first.get("convention")
+    values = [record["value"] for record in single or over]
+    if len(over) == 1:  # measured over all networks, in one comparison
+        (record,) = over
+        networks = int(record.get("networks") or max(len(single), 1))
+        sd = record.get("spread", statistics.stdev(values) if len(values) > 1 else None)
+        return Cell(
+            name,
+            record["value"],
+            unit,
+            record.get("low"),
+            record.get("high"),
+            sd,
+            networks,
+            record.get("n"),
+            convention,
+        )
     # one value as it is; so are sizes, which have no seed but one value for each network, where all are the same
-    if len(values) == 1 or (not seeds and len(set(values)) == 1):
+    if len(values) == 1 or (not single and len(set(values)) == 1):
         return Cell(name, values[0], unit, first.get("low"), first.get("high"), None, 1, n, convention)
     mean, sd = statistics.fmean(values), statistics.stdev(values)
-    half = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
+    seeds = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
+    # what one network's images leave open is open for the mean of networks on the same images: an upper bound
+    images = max(_half(record) for record in single or over)
+    half = math.hypot(seeds, images)
     return Cell(name, mean, unit, mean - half, mean + half, sd, len(values), n, convention)
 
 
-def judge(cell: Cell, published: Published, analogue: bool) -> str:
-    """The verdict on a measured value, converted into the published one's unit; says so where that is impossible."""
-    factor = _factor(cell, published)
-    if published.value is None and not analogue:
-        return "no published value"
-    if factor is None and not analogue:
-        return f"not comparable ({cell.unit or 'count'} with {published.unit or 'count'})"
-    value, low, high = (None if v is None else v / (factor or 1.0) for v in (cell.value, cell.low, cell.high))
-    assert value is not None
-    return verdict.verdict(value, low, high, published, analogue=analogue)
+def _half(record: Mapping[str, Any]) -> float:
+    return 0.0 if record.get("low") is None else (record["high"] - record["low"]) / 2.0
 
 
-def _factor(cell: Cell, published: Published) -> float | None:
-    if cell.metric in ("macs", "params") or cell.unit == "MACs":
-        return _COUNTS.get(published.unit)
-    if cell.unit == published.unit or (cell.unit in _POINTS and published.unit in _POINTS):
-        return 1.0
+def judge_all(
+    cells: Mapping[str, Cell], links: Mapping[str, Published], bases: tuple[float, float] | None
+) -> dict[str, Verdict]:
+    """The verdicts on the measured values that are linked to published ones, by metric."""
+    return {
+        name: found
+        for name, entry in links.items()
+        if name in cells and (found := judge(cells, name, entry, bases)) is not None
+    }
+
+
+def judge(
+    cells: Mapping[str, Cell], name: str, published: Published, bases: tuple[float, float] | None = None
+) -> Verdict | None:
+    """The verdict on the measured ``name`` of a row; None where there is nothing to judge.
+
+    Nothing is judged where no value could be read, for times, and for sizes that were realised by somebody's training.
+    Sizes that the network decides are judged by :mod:`bench.sizes`.  Values whose units do not belong together are
+    ``not comparable``.
+    """
+    cell = cells[name]
+    if published.value is None or published.kind in ("time", "trained", "width", "setting"):
+        return None
+    if published.kind in ("size", "check"):
+        return _judge_size(cell, published)
+    factor = 1.0 if cell.unit == published.unit else 100.0 if published.unit == "" else 1.0
+    if cell.unit != published.unit and not (cell.unit in _POINTS and published.unit in (*_POINTS, "")):
+        return Verdict("not comparable", f"{cell.unit or 'count'} with {published.unit or 'count'}")
+    if bases is not None and abs(bases[0] - bases[1]) > verdict.LARGEST_BASE_DIFFERENCE and _is_change(name):
+        return Verdict("inconclusive", verdict.OTHER_BASE, verified=published.verified)
+    least = 100.0 / cell.n if cell.n else 0.0
+    sigma = _sigma(cells, name)
+    if sigma is None:
+        return Verdict("not comparable", "no interval")
+    return verdict.of_value(
+        cell.value / factor, published, sigma=sigma / factor, runs=cell.seeds if cell.sd is not None else 1,
+        least_sigma=least / factor,
+    )  # fmt: skip
+
+
+def _is_change(name: str) -> bool:
+    return any(word in name for word in _CHANGES)
+
+
+def _sigma(cells: Mapping[str, Cell], name: str) -> float | None:
+    """The spread of one run: measured over three or more, else the images' noise, paired with the dense network."""
+    cell = cells[name]
+    if cell.sd is not None and cell.seeds >= verdict.LEAST_RUNS:
+        return cell.sd
+    paired = name.replace("_acc", "_change").replace("_err", "_change") if not _is_change(name) else name
+    chosen = cells.get(paired, cell)
+    if chosen.low is None or chosen.high is None:
+        chosen = cell
+    if chosen.low is None or chosen.high is None:
+        return None
+    return (chosen.high - chosen.low) / (2.0 * 1.959964)
+
+
+def _judge_size(cell: Cell, published: Published) -> Verdict:
+    """A count of ours against a printed one, in its unit and convention."""
+    factor = registry.UNITS.get(published.unit, None) if cell.unit in ("", "MACs") else 1
+    if factor is None or (factor == 1 and cell.unit not in ("", "MACs", published.unit)):
+        return Verdict("not comparable", f"{cell.unit or 'count'} with {published.unit or 'count'}")
+    value = Fraction(cell.value) if float(cell.value).is_integer() else Fraction(repr(cell.value))
+    given = _convention(cell)
+    if given and published.convention and given != published.convention:
+        try:
+            value = registry.converted(value, given, published.convention, ratio=cell.unit == "x")
+        except registry.OtherConvention:
+            return Verdict(verdict.OTHER_CONVENTION, verified=published.verified)
+    agrees = published.agrees(value / factor)
+    if published.kind == "check":
+        return Verdict("check agrees" if agrees else "check differs")
+    return Verdict("exact" if agrees else "wrong", verified=published.verified)
+
+
+def _convention(cell: Cell) -> str:
+    """Our records' convention as the registry names it; parameters are all parameters."""
+    if cell.convention is None:
+        return "all" if cell.metric == "params" else ""
+    return {"2x": "2x conv+fc"}.get(cell.convention, cell.convention)
+
+
+def _bases(
+    cells: Mapping[str, Cell], links: Mapping[str, Published], published: Sequence[Published]
+) -> tuple[float, float] | None:
+    """The dense network's accuracy (%) here and in the paper, for the change that the row is linked by."""
+    for name, entry in links.items():
+        if not _is_change(name):
+            continue
+        k = name.split("_")[0]
+        accuracy, change = cells.get(f"{k}_acc"), cells.get(f"{k}_change")
+        theirs = registry.base_of(entry, published)
+        if accuracy is not None and change is not None and theirs is not None:
+            return accuracy.value - change.value, theirs
     return None
+
+
+def decide(claim: Claim, cells: Mapping[str, Cell]) -> Verdict | None:
+    """The verdict on a claim from the contrast of its two rows; None where the contrast was not measured."""
+    name, sign = CONTRASTS[claim.metric]
+    cell = cells.get(name)
+    if cell is None or cell.low is None or cell.high is None:
+        return None
+    low, high = sorted((sign * cell.low, sign * cell.high))
+    found = verdict.of_claim(sign * cell.value, low, high, claim.smallest, claim.published)
+    return replace(found, verified=claim.verified)

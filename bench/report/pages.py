@@ -17,7 +17,11 @@ from bench.report.tables import DAGGER, Table, build_all
 from bench.store import disk_errors, write_text
 
 _FORMATS = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
-_OUTCOMES = ("exact", "reproduced", "better", "inconclusive", "not reproduced", "wrong", "analogue", "not run")
+# verdicts on verified published values, on claims, and what has none
+_OUTCOMES = (
+    *("exact", "wrong", "reproduced", "better", "not reproduced", "inconclusive"),
+    *("holds", "does not hold", "undecided", "analogue", "not run"),
+)
 _GENERATED = "This page is generated from the row files; edits are overwritten."
 
 
@@ -160,9 +164,10 @@ def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]]) -> 
             text.append("| " + " | ".join(row) + " |")
         text += [
             "",
-            "Verdicts are counted by published value; rows that no published value belongs to have none. An analogue "
-            "ran on other data than the paper's: its published value is quoted and not compared. Published values "
-            f"marked {DAGGER} on the pages were not checked against the publication.",
+            "Verdicts are counted by published value and by claim; rows that neither belongs to have none. An analogue "
+            "ran on other data than the paper's: its published value is quoted and not compared. Values and claims "
+            f"marked {DAGGER} on the pages were not checked against the publication: their verdicts stand in brackets "
+            "and are not counted, nor are checks of our own arithmetic.",
             "",
         ]
     absent = [papers[paper].title for paper in papers if paper not in found]
@@ -172,10 +177,18 @@ def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]]) -> 
 
 
 def _count(lines: Iterable[Line]) -> Counter[str]:
-    """How often each outcome occurs; ``not run`` with any reason is one, ``rows`` counts the lines."""
+    """How often each outcome occurs, with ``rows`` for the lines.
+
+    Verdicts on unverified values and claims, and our own checks, are counted as none of them.
+    """
     counted: Counter[str] = Counter()
     for line in lines:
         counted["rows"] += 1
-        for outcome in line.outcomes:
-            counted["not run" if outcome.startswith("not run") else outcome] += 1
+        if not line.ran:
+            counted["not run"] += 1
+        elif line.analogue:
+            counted["analogue"] += 1
+        else:
+            found = [line.decision] if line.decision is not None else list(line.verdicts.values())
+            counted.update(one.word for one in found if one.verified)
     return counted

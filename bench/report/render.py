@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from bench.report.tables import VERDICT, Table, raw
 
 UNLINKED = "Published, not run here"
-_GOOD = ("reproduced", "better", "exact")
-_BAD = ("not reproduced", "wrong")
-_OPEN = ("inconclusive",)
+_GOOD = ("reproduced", "better", "exact", "holds")
+_BAD = ("not reproduced", "wrong", "does not hold")
+_OPEN = ("inconclusive", "undecided")
 # blue and orange, which colour-blind readers tell apart; the word says it too
 _CSS = """
 body { font: 15px/1.4 sans-serif; margin: 2em; color: #1a1a1a; }
@@ -114,7 +114,8 @@ def _verdict(text: str) -> str:
     """Each of a cell's verdicts (``top-1: better; top-5: exact``) in its colour."""
     parts = []
     for part in text.split("; "):
-        word = part.rsplit(": ", 1)[-1]
+        # neither analogues nor verdicts in brackets (on unverified values) have a colour
+        word = "" if "(analogue)" in part else part.rsplit(": ", 1)[-1].partition(" (")[0]
         colour = "good" if word in _GOOD else "bad" if word in _BAD else "open" if word in _OPEN else ""
         escaped = html.escape(part)
         parts.append(f'<span class="{colour}">{escaped}</span>' if colour else escaped)

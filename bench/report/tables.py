@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from bench import claims
 from bench.registry import Published
 from bench.report.glossary import metric, position, size
-from bench.report.load import Cell, Line
+from bench.report.load import CONTRASTS, Cell, Line
 
 DAGGER = "†"
 ROW, VERDICT = "row", "verdict"
@@ -65,6 +66,8 @@ def build_all(lines: Iterable[Line], published: Sequence[Published]) -> list[Tab
 def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
     """The table of these lines (one paper, table and scale); ``published`` are all values of the paper's registry."""
     first = lines[0]
+    if first.table == claims.TABLE:
+        return _claims(lines)
     chosen = columns(lines)
     mixed = len({line.recipe for line in lines if line.ran}) > 1
     all_ours = all(line.ours for line in lines)
@@ -116,14 +119,51 @@ def columns(lines: Sequence[Line]) -> dict[str, str]:
     return {name: metric(name, present[name]).title for name in sorted(present, key=position) if wanted(name)}
 
 
+def _claims(lines: Sequence[Line]) -> Table:
+    """What the paper claims of two of its rows each: their paired contrast, the published effect, the verdict."""
+    body, notes = [], []
+    for line in lines:
+        claim = line.claim
+        text = {"claim": line.name if claim is None else claim.statement, "first": "", "second": "", "contrast": ""}
+        text |= {"published": "", "smallest of interest": "", VERDICT: "; ".join(line.outcomes)}
+        if claim is not None:
+            name, _ = CONTRASTS[claim.metric]
+            shown = metric(name)
+            text |= {"first": claim.first, "second": claim.second}
+            if name in line.cells:
+                text["contrast"] = f"{shown.heading} {cell_text(line.cells[name])} {shown.unit}"
+            unit = "%" if claim.metric == "kl" else "pp"
+            mark = "" if claim.verified else DAGGER
+            text["published"] = "" if claim.published is None else f"{claim.published:g} {unit}{mark}"
+            text["smallest of interest"] = f"{claim.smallest:g} {unit}"
+        body.append(text)
+    first = lines[0]
+    ran = [line for line in lines if line.ran]
+    notes.append(
+        "Contrast: first minus second, paired by image and seed, with its 95 % interval. A claim holds where the interval "
+        "lies above zero and reaches the smallest effect of interest in the claimed direction, does not hold where it "
+        "lies below that effect and does not contain the published one, and is undecided otherwise."
+    )
+    if any(line.claim is not None and not line.claim.verified for line in lines):
+        notes.append(
+            f"[brackets] and {DAGGER}: the claim or its published effect was not checked against the publication."
+        )
+    for own in dict.fromkeys(line.own_scale for line in ran if line.analogue):
+        notes.append(f"analogue: measured on {first.scale}, not on {own}.")
+    notes += _interval_notes([cell for line in ran for cell in line.cells.values()])
+    frame = pd.DataFrame(body, dtype=object)
+    filled = [name for name in frame.columns if name == VERDICT or bool((frame[name] != "").any())]
+    return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], notes, ())
+
+
 def cell_text(cell: Cell) -> str:
-    """Mean ± standard deviation over seeds, or one value with its interval where it has one."""
+    """A value with its interval; mean ± standard deviation over seeds where no interval is known."""
     shown = metric(cell.metric, cell.unit)
+    if cell.low is not None and cell.high is not None:
+        return f"{shown.number(cell.value)} [{shown.number(cell.low)}, {shown.number(cell.high)}]"
     if cell.sd is not None:
         return f"{shown.number(cell.value)} ± {shown.number(cell.sd, plus=False)}"
-    if cell.low is None or cell.high is None:
-        return shown.number(cell.value)
-    return f"{shown.number(cell.value)} [{shown.number(cell.low)}, {shown.number(cell.high)}]"
+    return shown.number(cell.value)
 
 
 def printed(entry: Published) -> str:
@@ -170,14 +210,17 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         quoted = any(line.links for line in lines if line.analogue and line.own_scale == own)
         end = "; the published value is quoted, not compared" if quoted else ""
         notes.append(f"analogue: measured on {lines[0].scale}, not on {own}{end}.")
-    if any(cell.low is not None and cell.sd is None for cell in cells):
-        notes.append("[low, high] is a 95 % interval.")
-    spread = sorted({cell.seeds for cell in cells if cell.sd is not None})
-    if spread:
-        numbers = " or ".join(str(n) for n in spread)
+    notes += _interval_notes(cells)
+    for ours, theirs in dict.fromkeys(line.bases for line in ran if line.bases is not None and not line.analogue):
+        notes.append(f"Dense network: {ours:.2f} % here, {theirs:g} % in the paper.")
+    verdicts = [found for line in lines for found in line.verdicts.values()]
+    if any(found.stand_in for found in verdicts):
         notes.append(
-            f"± is the sample standard deviation over n = {numbers} seeds; 95 % intervals are in the CSV file."
+            "Verdicts on fewer than three seeds take the noise of the images, paired with the dense network, for the spread "
+            "of a run."
         )
+    if any(not found.verified for found in verdicts):
+        notes.append("[verdict]: on a published value that nobody could verify; it enters no count.")
     images = sorted(
         {cell.n for cell in cells if cell.n is not None and cell.metric not in _NOT_IMAGES and not _timed(cell.metric)}
     )
@@ -196,6 +239,20 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         notes.append(f"Network of the run: {recipes.pop()}.")
     if all_ours:
         notes.append("All rows go beyond the paper: there are no published values.")
+    return notes
+
+
+def _interval_notes(cells: Sequence[Cell]) -> list[str]:
+    """What the intervals are about."""
+    networks = sorted({cell.seeds for cell in cells if cell.low is not None and not _timed(cell.metric)})
+    notes = []
+    if 1 in networks:
+        notes.append("[low, high]: 95 % interval for new images, of one network.")
+    several = [str(n) for n in networks if n > 1]
+    if several:
+        notes.append(
+            f"[low, high] of {' or '.join(several)} seeds: 95 % interval of their mean for new images and new seeds."
+        )
     return notes
 
 
@@ -243,6 +300,6 @@ def raw(table: Table) -> list[dict[str, Any]]:
                 row[column] = None if entry is None else entry.value
                 row[f"{column}_unit"] = None if entry is None else entry.unit
                 row[f"{column}_verified"] = None if entry is None else entry.verified
-        row |= {f"verdict_{name}": line.verdicts.get(name) for name in links}
+        row |= {f"verdict_{name}": str(line.verdicts[name]) if name in line.verdicts else None for name in links}
         rows.append({**row, "verdict": "; ".join(line.outcomes)})
     return rows
