@@ -17,14 +17,18 @@ import torch
 
 import bench.data
 from bench import api, provenance, runner
+from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
 from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
 from bench.models import weights
 from bench.models.recipe import BUILDERS, Recipe, find_builder
+from bench.registry import Published, find
 from bench.registry import load as load_registry
+from bench.registry import papers as registered
 from bench.report import accept as accepting
+from bench.report import coverage as covering
 from bench.report import load as loading
 from bench.report import pages, render
 from bench.report import tables as building
@@ -137,9 +141,7 @@ def _plan(chosen: Any, job: Job) -> Output:
 
 def tables(options: argparse.Namespace) -> Output:
     """Prints the tables of a folder of results."""
-    source = options.source
-    if source is None:
-        source = Path("runs") if any(Path("runs").glob("*/rows/*/*.json")) else Path("results")
+    source = options.source or _results()
     known = runner.papers()
     for name in options.paper:
         if name not in known:
@@ -152,12 +154,58 @@ def tables(options: argparse.Namespace) -> Output:
     return value, "\n\n".join(forms[options.format](table) for table in found)
 
 
+def _results() -> Path:
+    """The folder that is read where none is named: what was run here, else what was accepted."""
+    return Path("runs") if any(Path("runs").glob("*/rows/*/*.json")) else Path("results")
+
+
 def _tables(source: Path, papers: Sequence[str]) -> builtins.list[building.Table]:
     """The tables of a folder of results, for the named papers or all."""
     lines = loading.read(source, registry_folder())
     found = []
     for paper in papers or lines:
         found += building.build_all(lines.get(paper, []), load_registry(paper, registry_folder()))
+    return found
+
+
+def coverage(options: argparse.Namespace) -> Output:
+    """How many published values are decided, and why the others are not."""
+    folder = registry_folder()
+    known = registered(folder)
+    for name in options.paper:
+        if name not in known:
+            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
+    source = options.source or _results()
+    found = coverages(options.paper or known, source, folder, bench.data.data_root(options.data))
+    value: dict[str, Any] = {"papers": {name: covering.to_json(one) for name, one in found.items()}}
+    value["total"] = covering.to_json(sum(found.values(), covering.EMPTY))["kinds"]
+    return value, covering.text(found)
+
+
+def coverages(names: Sequence[str], source: Path, folder: Path, data_root: Path) -> dict[str, covering.Coverage]:
+    """The coverage of the named papers: sizes are decided on the spot, accuracies are read from the rows in ``source``."""
+    lines = loading.read(source, folder)
+    scripts = runner.papers()
+    gpu = torch.cuda.is_available()
+
+    def absent(scale: str) -> str:
+        if bench.data.find(scale, data_root) is None:
+            return covering.DATA
+        return covering.NOT_RUN if gpu or scale in bench.data.EMBEDDED else covering.GPU
+
+    found = {}
+    for name in names:
+        published = load_registry(name, folder)
+        sized: dict[Published, str] = {}
+        scales: dict[Published, str] = {}
+        if name in scripts:
+            sized = {one.published: str(one.verdict) for one in sizing.of_paper(scripts[name], published)}
+            for row in (row for row in scripts[name].rows if row.missing is None):
+                for row_name, metric in row.published.values():
+                    entry = find(published, row.table, row_name, metric)
+                    if entry is not None:
+                        scales.setdefault(entry, row.scale)
+        found[name] = covering.of_paper(published, sized, scales, lines.get(name, []), absent)
     return found
 
 

@@ -202,6 +202,11 @@ def _entry(cells: dict[str, str], paper: str) -> Published:
     )
 
 
+def papers(folder: Path) -> list[str]:
+    """The papers with a registry file, by name."""
+    return sorted(path.stem for path in folder.glob("*.csv") if path.stem != "claims")
+
+
 def load(paper: str, folder: Path) -> list[Published]:
     """All published values of ``folder/<paper>.csv``, in its order; UserError where the file breaks the schema."""
     path = folder / f"{paper}.csv"

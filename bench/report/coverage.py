@@ -1,0 +1,180 @@
+"""How many published values are decided, by which verdict, and why each of the others is not.
+
+Counted are accuracies and sizes that somebody could read and verify.  Values that nobody could verify stand apart with
+their verdicts in brackets; so do unread ones, times, sizes of trained networks, widths, settings and our own checks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.registry import KINDS, Published
+from bench.report.load import Line
+
+JUDGED = ("accuracy", "size")
+DECIDED = ("reproduced", "better", "not reproduced", "exact", "wrong")
+# why a value is not decided
+METHOD, DATA, GPU, NOT_RUN, POWER = "method", "data", "GPU", "not run", "power"
+REASONS = {
+    METHOD: "no row of ours implements it",
+    DATA: "its data set is not at hand",
+    GPU: "its data are at hand, a GPU is not",
+    NOT_RUN: "it can run here and has not",
+    POWER: "measured, and too noisy to decide",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A published accuracy or size with its verdict, or why there is none."""
+
+    published: Published
+    text: str
+    decided: bool
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The outcomes of a paper's accuracies and sizes that were read, and how many values there are of each kind.
+
+    ``kinds`` counts all that was read, ``verified`` what of it was checked, ``unread`` what was not read.
+    """
+
+    outcomes: Sequence[Outcome]
+    kinds: Counter[str]
+    verified: Counter[str]
+    unread: Counter[str]
+
+    def decided(self, kind: str, verified: bool = True) -> Counter[str]:
+        """Verdicts on the values of a kind."""
+        return self._count(kind, verified, decided=True)
+
+    def open(self, kind: str) -> Counter[str]:
+        """Reasons why values of a kind are not decided."""
+        return self._count(kind, verified=True, decided=False)
+
+    def _count(self, kind: str, verified: bool, decided: bool) -> Counter[str]:
+        return Counter(
+            outcome.text
+            for outcome in self.outcomes
+            if (outcome.published.kind, outcome.published.verified, outcome.decided) == (kind, verified, decided)
+        )
+
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(
+            [*self.outcomes, *other.outcomes], self.kinds + other.kinds, self.verified + other.verified,
+            self.unread + other.unread,
+        )  # fmt: skip
+
+
+EMPTY = Coverage([], Counter(), Counter(), Counter())
+
+
+def of_paper(
+    published: Sequence[Published],
+    sized: Mapping[Published, str],
+    scales: Mapping[Published, str],
+    lines: Sequence[Line],
+    absent: Callable[[str], str],
+) -> Coverage:
+    """The coverage of one paper.
+
+    ``sized`` are the verdicts on the sizes that were decided from built networks, ``scales`` the own scale of the first
+    row that can run and links to a value, ``lines`` the rows as they ran, and ``absent(scale)`` one of ``REASONS``: why a
+    row with that scale has not.  Where several rows link to one value, the first in the script's order that ran counts.
+    """
+    read = [entry for entry in published if entry.value is not None]
+    verdicts: dict[Published, str] = {}
+    for line in lines:
+        if line.ran and not line.analogue:
+            for metric, verdict in line.verdicts.items():
+                verdicts.setdefault(line.links[metric], str(verdict))
+    outcomes = []
+    for entry in read:
+        if entry.kind == "size":
+            outcomes.append(_outcome(entry, sized.get(entry), entry.undecidable or METHOD))
+        elif entry.kind == "accuracy":
+            reason = absent(scales[entry]) if entry in scales else METHOD
+            outcomes.append(_outcome(entry, verdicts.get(entry), reason))
+    return Coverage(
+        outcomes,
+        Counter(entry.kind for entry in read),
+        Counter(entry.kind for entry in read if entry.verified),
+        Counter(entry.kind for entry in published if entry.value is None),
+    )
+
+
+def _outcome(entry: Published, verdict: str | None, reason: str) -> Outcome:
+    if verdict is None:
+        return Outcome(entry, reason, decided=False)
+    text = verdict.removeprefix("[").removesuffix("]")
+    word, _, rest = text.partition(" (")
+    if word in DECIDED:
+        return Outcome(entry, word, decided=True)
+    if word == "inconclusive":
+        return Outcome(entry, "other base" if rest.startswith("other base") else POWER, decided=False)
+    return Outcome(entry, text, decided=False)
+
+
+def to_json(coverage: Coverage) -> dict[str, Any]:
+    """Counts, and every value with its outcome."""
+    kinds: dict[str, Any] = {
+        kind: {"read": coverage.kinds[kind], "verified": coverage.verified[kind], "unread": coverage.unread[kind]}
+        for kind in KINDS
+    }
+    for kind in JUDGED:
+        kinds[kind] |= {
+            "decided": dict(coverage.decided(kind)),
+            "open": dict(coverage.open(kind)),
+            "in_brackets": dict(coverage.decided(kind, verified=False)),
+        }
+    values = [
+        {
+            "table": entry.table, "row": entry.row, "model": entry.model, "dataset": entry.dataset,
+            "metric": entry.metric, "printed": entry.printed, "unit": entry.unit, "kind": entry.kind,
+            "convention": entry.convention, "verified": entry.verified, "decided": outcome.decided,
+            "outcome": outcome.text,
+        }
+        for outcome in coverage.outcomes
+        for entry in [outcome.published]
+    ]  # fmt: skip
+    return {"kinds": kinds, "values": values}
+
+
+def text(coverages: Mapping[str, Coverage]) -> str:
+    """A table: for each paper and in total, its accuracies and sizes, and a line on all that is not judged."""
+    total = sum(coverages.values(), EMPTY)
+    lines = [f"{'':<24}{'':<10}{'published':>10}{'decided':>9}  verdicts; why not"]
+    for name, coverage in [*coverages.items(), *([("total", total)] if len(coverages) != 1 else [])]:
+        for number, kind in enumerate(JUDGED):
+            verdicts, reasons = coverage.decided(kind), coverage.open(kind)
+            parts = [_counts(counter) for counter in (verdicts, reasons) if counter]
+            label = name if number == 0 else ""
+            lines.append(
+                f"{label:<24}{kind:<10}{coverage.verified[kind]:>10}{verdicts.total():>9}  {'; '.join(parts) or '-'}"
+            )
+        lines.append(f"{'':<24}{_apart(coverage)}")
+    found = {reason for coverage in coverages.values() for kind in JUDGED for reason in coverage.open(kind)}
+    lines += [f"{reason}: {meaning}" for reason, meaning in REASONS.items() if reason in found]
+    return "\n".join(lines)
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counter.most_common())
+
+
+def _apart(coverage: Coverage) -> str:
+    """What is not counted: unverified and unread values, and the other kinds."""
+    parts = []
+    for kind in JUDGED:
+        unverified = coverage.kinds[kind] - coverage.verified[kind]
+        if unverified:
+            brackets = coverage.decided(kind, verified=False)
+            parts.append(f"{unverified} {kind} unverified" + (f" [{_counts(brackets)}]" if brackets else ""))
+        if coverage.unread[kind]:
+            parts.append(f"{coverage.unread[kind]} {kind} unread")
+    parts += [f"{coverage.kinds[kind]} {kind}" for kind in KINDS if kind not in JUDGED and coverage.kinds[kind]]
+    return "apart: " + (", ".join(parts) or "nothing")
