@@ -34,7 +34,7 @@ class Record:
 
     ``low`` and ``high`` bound the 95 % interval in the value's own ``unit`` (None: exact); ``n`` is the number of
     images or rows behind it; ``seed`` is None for a value over several seeds; ``convention`` says how MACs are counted;
-    ``x`` places a value on a curve (a speed-up, a density).
+    ``x`` places a value on the curve ``series`` (a speed-up of a criterion, a density).
     """
 
     metric: str
@@ -46,6 +46,7 @@ class Record:
     seed: int | None = None
     convention: str | None = None
     x: float | None = None
+    series: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values without the empty fields."""
