@@ -48,8 +48,14 @@ DATA = DataValue("plain", "training")
 
 
 def step(
-    name: str, number: float, *parents: Step, fails: bool = False, kind: Kind = Kind.TRAIN, data: DataValue = DATA,
-    device: str = "cpu", label: str = "",
+    name: str,
+    number: float,
+    *parents: Step,
+    fails: bool = False,
+    kind: Kind = Kind.TRAIN,
+    data: DataValue = DATA,
+    device: str = "cpu",
+    label: str = "",
 ) -> Step:
     params = Number(name, number, fails)
     return make_step(kind, label or name, run_number, params, parents, data=data, device=device)

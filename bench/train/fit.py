@@ -128,9 +128,7 @@ class _Watch(Hook):  # type: ignore[misc]
                 self.bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._check(runner)
-        assert self.sums is not None
-        loss, right, count = summed(self.sums).tolist()
+        loss, right, count = self._check(runner)
         entry = {"epoch": runner.epoch + 1, "loss": loss / count, "lr": float(runner.optim_wrapper.get_lr()["lr"][0])}
         if self.accuracy:
             entry["accuracy"] = 100.0 * right / count
@@ -146,12 +144,15 @@ class _Watch(Hook):  # type: ignore[misc]
         if self.bar is not None:
             self.bar.close()
 
-    def _check(self, runner: Runner) -> None:
+    def _check(self, runner: Runner) -> list[float]:
+        """The sums so far over all processes: each sees the same, so that all end together or none."""
         assert self.sums is not None
-        if not math.isfinite(float(self.sums[0])):
+        sums: list[float] = summed(self.sums.clone()).tolist()
+        if not math.isfinite(sums[0]):
             raise UserError(
                 f"{self.label}: the loss is no longer a number in epoch {runner.epoch + 1}: lower the learning rate, or check the weights"
             )
+        return sums
 
 
 def seed_everything(seed: int, epoch: int = 0) -> None:

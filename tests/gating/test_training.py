@@ -88,7 +88,9 @@ def test_a_chain_from_dense_to_latency(data: ImageSet, tmp_path: Path) -> None:
         (100 - values["top1_acc"].high, 100 - values["top1_acc"].low)  # type: ignore[operator]
     )
     assert measured.arrays["logits"].shape == (32, 10) and measured.arrays["macs"].shape == (32,)
-    sizes = {r.metric: r.value for r in steps.run_expected(context, [], steps.Sizes(Recipe.from_json(half.recipe))).records}
+    sizes = {
+        r.metric: r.value for r in steps.run_expected(context, [], steps.Sizes(Recipe.from_json(half.recipe))).records
+    }
     assert values["dynamic_macs"].value == sizes["expected_macs_gates"]  # a chain without additions has no spread
     assert values["dynamic_speedup"].value == sizes["expected_speedup"]
     skipped = {r.metric: r for r in measuring.run_skipped(context, [half], measuring.Skipping(16)).records}
