@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
 
+from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
 from bench.pruning.steps import dense_macs
 from bench.rows import Chain, Setting
-from bench.steps import Step
+from bench.steps import Kind, Step, make_step
 from bench.train import steps as training
-from bench.train.fit import Schedule
+from bench.train.schedule import Schedule
 
 # the dense network of a seed, and a pruned one made from it
 Dense = Callable[[Setting, Recipe, int], Step]
@@ -24,20 +23,26 @@ def gmacs(recipe: Recipe, images: int, passes: float) -> float:
     return dense_macs(recipe) / 1e9 * images * passes
 
 
+def loaded(setting: Setting, recipe: Recipe) -> Step:
+    """The dense network with the user's weights, or torchvision's."""
+    params = training.Loading(recipe, setting.weights)
+    return make_step(Kind.LOAD, "dense", training.run_loaded, params, device=setting.device)
+
+
 def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
     """Training from fresh weights, or fine-tuning of ``parent``."""
-    params: dict[str, Any] = {"schedule": asdict(schedule), "seed": seed, "label": label}
-    if parent is None:
-        params["recipe"] = recipe.to_json()
+    params = training.Training(schedule, seed, recipe if parent is None else None)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
     name = f"{label}(seed {seed})" if parent is None else f"{label}({parent.name})"
     parents = () if parent is None else (parent,)
-    return Step(name, training.run_trained, parents, params, setting.data, setting.device, work, trains=True)
+    return make_step(
+        Kind.TRAIN, name, training.run_trained, params, parents, data=setting.data, device=setting.device, work=work
+    )
 
 
 def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
     """The evaluation of a step's network."""
-    return training.evaluated(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
+    return measuring.evaluated(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
 
 
 def distinct(steps: Sequence[Step]) -> list[Step]:
@@ -85,11 +90,11 @@ def measured_chain(
         networks = tuned[0]
         controls, _ = evaluations(setting, recipe, tuned[1], measured)
     runs, different = evaluations(setting, recipe, networks, measured)
-    records = [*different, training.summarised(different)]
+    records = [*different, measuring.summarised(different)]
     if prune is not None or tuning is not None:
-        records.append(training.compared(runs, references))
+        records.append(measuring.compared(runs, references))
     if tuning is not None and prune is not None:
-        records.append(training.compared(runs, controls, "_control"))
+        records.append(measuring.compared(runs, controls, "_control"))
     if prune is not None and tuning is None:
         records += networks  # the reconstruction's error on held-out images
     return Chain(distinct(networks), records, runs, references)
@@ -103,4 +108,4 @@ def worth(setting: Setting, recipe: Recipe, *, dense: Dense, first: Prune, secon
         for place, prune in enumerate((first, second)):
             runs[place].append(measured(setting, recipe, prune(setting, recipe, start, seed), seed))
         runs[2].append(measured(setting, recipe, start, seed))
-    return Chain([], [training.contrasted(*runs)])
+    return Chain([], [measuring.contrasted(*runs)])

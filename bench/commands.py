@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import api, provenance, runner
+from bench import api, processes, provenance, runner
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
 from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
 from bench.models import weights
-from bench.models.recipe import BUILDERS, Recipe, find_builder
+from bench.models.builders import BUILDERS
+from bench.models.recipe import Recipe, find_builder
 from bench.registry import Published, find
 from bench.registry import load as load_registry
 from bench.registry import papers as registered
@@ -34,7 +35,6 @@ from bench.report import pages, render
 from bench.report import tables as building
 from bench.runner import Job
 from bench.store import Store, disk_errors, write_json
-from bench.train import distributed
 
 Output = tuple[Any, str]
 
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> Output:
                 f"{planned[0].row.name}: not run ({planned[0].reason}); choose another --scale or give --data"
             )
         files += runner.run(paper, planned, job, store, lambda text: print(text, file=sys.stderr, flush=True), command)
-    if not distributed.is_main():
+    if not processes.is_main():
         return [], ""
     written = pages.write(options.out, registry_folder(), abouts())
     shown = [

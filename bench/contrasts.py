@@ -8,10 +8,10 @@ from functools import partial
 
 from bench.claims import TABLE, Claim
 from bench.data import BOXES
+from bench.measure import detection_steps as detection
+from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
 from bench.rows import Chain, Paper, Row, Setting
-from bench.train import detection_steps as detection
-from bench.train import steps as training
 
 
 def with_claims(paper: Paper, claims: Sequence[Claim]) -> Paper:
@@ -53,7 +53,7 @@ def contrast(setting: Setting, recipe: Recipe, *, first: Row, second: Row) -> Ch
     runs, opponents, references = (list(column) for column in zip(*triples.values(), strict=True))
     if first.data == BOXES:
         return Chain([], [detection.compared(setting, runs, opponents, kind="difference")])
-    return Chain([], [training.contrasted(runs, opponents, references)])
+    return Chain([], [measuring.contrasted(runs, opponents, references)])
 
 
 def _find(rows: Sequence[Row], table: str, name: str) -> Row | None:

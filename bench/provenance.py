@@ -2,94 +2,82 @@
 
 from __future__ import annotations
 
-import ast
 import datetime
 import functools
-import hashlib
-import importlib.util
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_OURS = ("bench", "reproductions")
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "onedl-mmengine",
-    "onedl-mmcv",
-    "onedl-mmdetection",
-    "torch-pruning",
-    "scikit-learn",
-    "numpy",
-    "numba",
-    "scipy",
-)
+from bench import processes
 
-
-@functools.cache
-def source_hash(module: str) -> str:
-    """sha256 over the source of ``module`` and of all modules of ours that it imports, directly or not.
-
-    A step's key holds it: results of code that has changed are not used again.
-    """
-    hasher = hashlib.sha256()
-    for name in sorted(_closure(module)):
-        hasher.update(name.encode())
-        hasher.update(_source(name).encode())
-    return hasher.hexdigest()
-
-
-@functools.cache
-def _closure(module: str) -> frozenset[str]:
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name not in found and _source(name):
-            found.add(name)
-            waiting += _imports(name)
-    return frozenset(found)
-
-
-@functools.cache
-def _source(module: str) -> str:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        return ""
-    return Path(spec.origin).read_text() if spec is not None and spec.origin and spec.origin.endswith(".py") else ""
-
-
-@functools.cache
-def _imports(module: str) -> tuple[str, ...]:
-    names: list[str] = []
-    for node in ast.walk(ast.parse(_source(module))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            # ``from bench.models import vgg`` names a module as well as a package
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return tuple(name for name in names if name.split(".")[0] in _OURS)
+# import names of the packages that numbers depend on, and what they are installed as
+DISTRIBUTIONS = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "mmengine": "onedl-mmengine",
+    "mmcv": "onedl-mmcv",
+    "mmdet": "onedl-mmdetection",
+    "torch_pruning": "torch-pruning",
+    "sklearn": "scikit-learn",
+    "numpy": "numpy",
+    "numba": "numba",
+    "scipy": "scipy",
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "pycocotools": "pycocotools",
+}
+PACKAGES = tuple(DISTRIBUTIONS.values())
 
 
 @functools.cache
 def git_state() -> str | None:
-    """The commit the code is at, with ``-dirty`` where files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent
+    """The commit the code is at, with ``-dirty`` where files differ from it; None outside a checkout of our own.
+
+    A repository around an installed package is somebody else's: ours is the one that tracks this very file.
+    """
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        state = subprocess.run(
-            ["git", "status", "--porcelain", "--", "bench", "reproductions"],
-            cwd=here.parent, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        git("ls-files", "--error-unmatch", "bench/provenance.py")
+        return git("rev-parse", "HEAD") + (
+            "-dirty" if git("status", "--porcelain", "--", "bench", "reproductions") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return sha.stdout.strip() + ("-dirty" if state.stdout.strip() else "")
+
+
+def environment(kind: str, device: str, packages: Iterable[str]) -> dict[str, Any]:
+    """What of the environment the results of a kind of step depend on, for its key.
+
+    ``packages`` are the import names that its code uses.  Training: versions, world size, TF32 on a GPU, threads on the
+    CPU; pruning the same but for the world, because only the first process prunes; evaluation: versions and TF32; times
+    also the device's name; what only loads, compares or counts: nothing.
+    """
+    if kind in ("load", "compare", "size"):
+        return {}
+    used = sorted({DISTRIBUTIONS[name] for name in packages if name in DISTRIBUTIONS})
+    found: dict[str, Any] = {"versions": {name: versions()[name] for name in used}, "device": device.split(":")[0]}
+    if device.startswith("cuda"):
+        found["tf32"] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
+    elif kind != "evaluate":
+        found["threads"] = torch.get_num_threads()
+    if kind == "train":
+        found["world"] = processes.launched()
+    if kind == "time":
+        found["name"] = hardware(device)["name"]
+    return found
 
 
 @functools.cache

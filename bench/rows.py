@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bench.data import LABELS
 from bench.models.recipe import Recipe
-from bench.steps import Step
+from bench.steps import DataValue, Step
 
 # why a row does not run whose network is only counted
 SIZE_ALONE = "its size alone is judged, without data"
@@ -15,13 +15,13 @@ SIZE_ALONE = "its size alone is judged, without data"
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a row runs: the scale, its data (fingerprint, classes, image counts), device, seeds, the user's weights.
+    """Where a row runs: the scale, its data (value, classes, image counts), device, seeds, the user's weights.
 
     ``weights`` is the digest of the user's weights file, None without one.
     """
 
     scale: str
-    data: str
+    data: DataValue
     classes: int
     train_images: int
     test_images: int

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import claims, contrasts, provenance
+from bench import claims, contrasts, processes, provenance
 from bench.data.annotations import DetectionSet
+from bench.data.identity import value_of
 from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import macs
 from bench.models.recipe import Recipe
 from bench.rows import Chain, Paper, Row, Setting
-from bench.steps import Context, Step, in_order
+from bench.steps import Context, DataValue, Kind, Step, canonical, in_order
 from bench.store import Record, Result, Store, file_digest, write_json
-from bench.train import distributed
 
 # what one processor thread and a GPU do in training and evaluation, for the plan's minutes; measured, and rough
 _GMACS_PER_SECOND = {"cpu": 40.0, "cuda": 4000.0}
@@ -45,6 +45,7 @@ class Job:
     progress: bool = True
     strict: bool = False
     images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
+    values: dict[tuple[str, int], DataValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -147,7 +148,7 @@ def _plan(row: Row, scale: str, job: Job) -> Planned:
         raise error
     recipe = row.dense(scale, len(images.classes), job.weights is not None)
     setting = Setting(
-        scale, images.fingerprint, len(images.classes), len(images.train), len(images.test), job.device,
+        scale, _value(job, scale, size), len(images.classes), len(images.train), len(images.test), job.device,
         row.seeds if job.seed is None else (job.seed,), None if job.weights is None else file_digest(job.weights), job.amp,
     )  # fmt: skip
     return Planned(row, scale, recipe, row.chain(setting, recipe), size)
@@ -157,6 +158,12 @@ def _images(job: Job, scale: str, size: int) -> ImageSet | DetectionSet:
     if (scale, size) not in job.images:
         job.images[scale, size] = bench.data.load(scale, job.data, size, job.protocol, job.progress, job.strict)
     return job.images[scale, size]
+
+
+def _value(job: Job, scale: str, size: int) -> DataValue:
+    if (scale, size) not in job.values:
+        job.values[scale, size] = value_of(_images(job, scale, size))
+    return job.values[scale, size]
 
 
 def steps_of(planned: Sequence[Planned]) -> list[tuple[Step, Planned]]:
@@ -189,13 +196,13 @@ def run(
     memory: dict[Any, Any] = {}
     done: set[str] = set()
     files = []
-    if distributed.is_main():
+    if processes.is_main():
         files = [_write_row(paper, entry, job, store, command) for entry in planned if entry.chain is None]
     waiting = [entry for entry in planned if entry.chain is not None]
     for number, (step, entry) in enumerate(todo, start=1):
         _ensure(step, entry, job, store, memory, lambda text, n=number: say(f"[{n}/{len(todo)}] {text}"))  # type: ignore[misc]
         done.add(step.key)
-        if not distributed.is_main():
+        if not processes.is_main():
             continue
         for row in [w for w in waiting if {s.key for s in [*w.chain.networks, *w.chain.records]} <= done]:  # type: ignore[union-attr]
             files.append(_write_row(paper, row, job, store, command))
@@ -209,24 +216,24 @@ def _ensure(
     """The step is in the store afterwards: it was, or it is run now."""
     if store.load(step.key) is not None:
         return
-    if not distributed.is_main() and not step.trains:
-        distributed.start()
-        distributed.barrier()  # only training is shared; the first process does the rest
+    if not processes.is_main() and step.kind is not Kind.TRAIN:
+        processes.start(job.device)
+        processes.barrier()  # only training is shared; the first process does the rest
         return
-    with store.lock(step.key) if distributed.launched() == 1 else contextlib.nullcontext():
+    with store.lock(step.key) if processes.launched() == 1 else contextlib.nullcontext():
         if store.load(step.key) is not None:
             return
         say(step.name)
         context = Context(
             lambda: _images(job, entry.scale, entry.size), job.device, job.progress, store.work(step.key), job.workers,
-            job.weights, tuple(parent.key for parent in step.parents), memory,
+            job.weights, tuple(parent.key for parent in step.parents), memory, step.name,
         )  # fmt: skip
         parents = [_result(store, parent) for parent in step.parents]
         begin = time.monotonic()
         result = step.run(context, parents, step.params)
-        if distributed.is_main():
+        if processes.is_main():
             store.save(step.key, result, describe(step, entry, job, time.monotonic() - begin))
-        distributed.barrier()
+        processes.barrier()
 
 
 def _result(store: Store, step: Step) -> Result:
@@ -241,12 +248,12 @@ def describe(step: Step, entry: Planned, job: Job, seconds: float) -> dict[str, 
     images = job.images.get((entry.scale, entry.size))
     return {
         "step": step.name,
-        "params": step.params,
+        "params": canonical(step.params),
         "parents": [parent.key for parent in step.parents],
         "seconds": round(seconds, 2),
         "provenance": {
             "code": provenance.git_state(),
-            "source": provenance.source_hash(step.run.__module__),
+            "source": step.code.hash,
             "versions": provenance.versions(),
             "hardware": provenance.hardware(job.device),
             "data": None

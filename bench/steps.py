@@ -1,26 +1,50 @@
-"""Steps: named pure functions of their parents, parameters and seed, content-addressed by a key."""
+"""Steps: named pure functions of their parents, typed parameters and seed, content-addressed by a key."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-
-from bench import provenance
+from bench import code, provenance
+from bench.models.recipe import Recipe
 from bench.store import Result, digest
+
+P = TypeVar("P")
+
+
+class Kind(enum.StrEnum):
+    """What a step does.  The kind says which part of the data and of the environment its key holds."""
+
+    LOAD = "load"  # weights from a file
+    TRAIN = "train"
+    PRUNE = "prune"
+    EVALUATE = "evaluate"
+    COMPARE = "compare"  # arithmetic on evaluations
+    TIME = "time"
+    SIZE = "size"
+
+
+@dataclass(frozen=True)
+class DataValue:
+    """The data as one value: content, protocol, size and transforms; ``training`` has the augmentation too."""
+
+    plain: str
+    training: str
 
 
 @dataclass
 class Context:
     """What a step may use besides its parents: the data, the device, a folder for unfinished work, a memory.
 
-    ``data()`` is an :class:`ImageSet` or a :class:`DetectionSet`, as the row's kind of data says.
-    ``parents`` are the keys of the parents' results.  ``memory`` keeps large intermediate values (the original network's responses) between the steps of one process; it
-    must hold nothing but pure functions of the key it is stored under.
+    ``data()`` is an :class:`ImageSet` or a :class:`DetectionSet`, as the row's kind of data says.  ``label`` names the
+    step for people.  ``parents`` are the keys of the parents' results.  ``memory`` keeps large intermediate values (the
+    original network's responses) between the steps of one process; it must hold nothing but pure functions of the key it
+    is stored under.
     """
 
     data: Callable[[], Any]
@@ -31,6 +55,7 @@ class Context:
     weights_file: Path | None = None
     parents: tuple[str, ...] = ()
     memory: dict[Any, Any] = field(default_factory=dict)
+    label: str = ""
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value under ``key``, made once; only the latest few are kept."""
@@ -41,39 +66,47 @@ class Context:
         return self.memory[key]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
-    """One node of the graph.
+    """One node of the graph; :func:`make_step` makes it.
 
-    ``run(context, parents' results, parameters)`` must be a module-level function: the source of its module, and of
-    all modules of ours that it imports, is part of the key.  ``params`` are JSON values and must hold the seed where
-    there is one.  ``data`` is the data fingerprint (None for steps that read no data), ``work`` the expected cost in
-    GMACs (for the plan's minutes).  ``trains`` marks the steps that all processes of a torchrun share; the others are
-    the first process's alone.
+    ``run(context, parents' results, params)`` must stand at the top level of a file: what it reaches is part of the key.
+    ``params`` is a frozen dataclass and holds the seed where there is one.  ``data`` is the value of the data as this kind
+    of step reads them (None for steps that read none), ``work`` the expected cost in GMACs (for the plan's minutes).
+    ``name`` is for people; ``origin`` names the network that a chain of like steps started from.
     """
 
+    kind: Kind
     name: str
-    run: Callable[[Context, list[Result], dict[str, Any]], Result]
+    run: Callable[..., Result]
+    params: Any
     parents: tuple[Step, ...]
-    params: dict[str, Any]
     data: str | None
     device: str
     work: float = 0.0
-    trains: bool = False
+    origin: str = ""
+
+    @functools.cached_property
+    def code(self) -> code.Code:
+        """The code that the step's result can depend on."""
+        roots = {code.root_of(self.run)}
+        for part in _parts(self.params):
+            roots.add(code.root_of(type(part)))
+            if isinstance(part, Recipe):
+                roots.update(f"{builder.module}:{builder.name}" for builder in part.builders)
+        return code.reached(roots)
 
     @functools.cached_property
     def key(self) -> str:
-        """sha256 of parents' keys, parameters, data fingerprint, source, torch version, device kind and threads."""
+        """Hash of function, parents' keys, parameters, data, code and what of the environment the kind depends on."""
         return digest(
             {
-                "name": self.run.__qualname__,
+                "run": code.root_of(self.run),
                 "parents": [parent.key for parent in self.parents],
-                "params": self.params,
+                "params": canonical(self.params),
                 "data": self.data,
-                "source": provenance.source_hash(self.run.__module__),
-                "torch": torch.__version__,
-                "device": self.device.split(":")[0],
-                "threads": torch.get_num_threads(),
+                "code": self.code.hash,
+                "environment": provenance.environment(self.kind.value, self.device, self.code.packages),
             }
         )[:32]
 
@@ -82,6 +115,66 @@ class Step:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Step) and self.key == other.key
+
+
+def make_step(
+    kind: Kind,
+    name: str,
+    run: Callable[[Context, list[Result], P], Result],
+    params: P,
+    parents: Iterable[Step] = (),
+    *,
+    data: DataValue | None = None,
+    device: str,
+    work: float = 0.0,
+    origin: str = "",
+) -> Step:
+    """A step whose parameters are of the type that its function takes."""
+    value = None if data is None else data.training if kind is Kind.TRAIN else data.plain
+    return Step(kind, name, run, params, tuple(parents), value, device, work, origin)
+
+
+def canonical(value: Any) -> Any:
+    """Parameters as plain JSON values: a field that has its default is left out, so that a new one changes no old key."""
+    if isinstance(value, Recipe):
+        builders = [[builder.module, builder.name, canonical(builder.arguments)] for builder in value.builders]
+        return {**canonical(value.to_json()), "builders": builders}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        filled = {
+            spec.name: canonical(getattr(value, spec.name))
+            for spec in dataclasses.fields(value)
+            if getattr(value, spec.name) != _default(spec)
+        }
+        return {"type": type(value).__qualname__, **filled}
+    if isinstance(value, Mapping):
+        return {str(name): canonical(inner) for name, inner in sorted(value.items())}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [canonical(inner) for inner in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be a step's parameter: use numbers, strings, frozen dataclasses")
+
+
+def _default(spec: dataclasses.Field[Any]) -> Any:
+    if spec.default_factory is not dataclasses.MISSING:
+        return spec.default_factory()
+    return spec.default
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """All dataclasses in the parameters."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield value
+        for spec in dataclasses.fields(value):
+            yield from _parts(getattr(value, spec.name))
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _parts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _parts(inner)
 
 
 def in_order(leaves: list[Step]) -> list[Step]:

@@ -13,18 +13,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from bench.chains import Prune, evaluations, gmacs, measured, measured_chain, trained, worth
+from bench.chains import Prune, evaluations, gmacs, loaded, measured, measured_chain, trained, worth
 from bench.cli import main
+from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
 from bench.pruning import steps as pruning
 from bench.pruning import surgery
+from bench.pruning.calibration import Sampling
+from bench.pruning.layerwise import Method
 from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
-from bench.steps import Step
-from bench.train import steps as training
-from bench.train.fit import Schedule
+from bench.steps import Kind, Step, make_step
+from bench.train.schedule import Schedule
 
 DEVIATIONS = [
     "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled rows "
@@ -79,7 +80,8 @@ FIGURE4 = {
     "conv3_2": "conv3_3",
     "conv4_1": "conv4_2",
 }
-FIGURE4_SPEEDUPS = [1.25, 1.5, 2.0, 2.5, 3.0, 4.0]
+FIGURE4_CRITERIA = ("first k", "max response", "lasso", "exact")
+FIGURE4_SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 
 TABLE1 = "Table 1 (VGG-16 alone)"
 TABLE4 = "Table 4 (vs training from scratch, 4x)"
@@ -194,31 +196,36 @@ def calibration(scale: str) -> int:
 def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
     """The dense network: the user's weights, torchvision's, or trained here."""
     if setting.weights is not None or setting.scale == "imagenet":
-        params = {"recipe": recipe.to_json(), "file": setting.weights}
-        return Step("dense", training.run_loaded, (), params, None, setting.device)
+        return loaded(setting, recipe)
     schedule = dense_schedule(setting.scale, recipe)
     return trained(setting, recipe, None, schedule, seed, "dense")
 
 
 def pruned(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, selection: str, widths: dict[str, Any],
-    samplers: list[str] | None = None, compensate: bool = True, full: bool = False,
-) -> Step:  # fmt: skip
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    seed: int,
+    selection: str,
+    widths: pruning.Widths,
+    samplers: tuple[str, ...] = (),
+    compensate: bool = True,
+    full: bool = False,
+) -> Step:
     """Channel pruning of ``parent``.
 
     ``compensate`` is the paper's enhancement for residual branches (section 3.3); ``full`` also refits the readers that
     keep all channels and rectifies the targets twice (ours).
     """
     images = min(calibration(setting.scale), setting.train_images)
-    sampling = {"positions": 10, "seed": seed}
-    method = {"selection": selection, "compensate": compensate, "refit": full, "rectify": 2 if full else 0}
+    sampling = Sampling(positions=10, seed=seed)
+    method = Method(selection, compensate=compensate, refit=full, rectify=2 if full else 0)
     curves = None
-    if widths["kind"] == "error-driven":
-        work = gmacs(recipe, images, 3.0)
-        curves = pruning.curves(parent, sampling, images, samplers or [], setting.data, work)
-    return pruning.pruned(
-        parent, curves, method, widths, sampling, images, samplers or [], setting.data, gmacs(recipe, images, 4.0)
-    )
+    if isinstance(widths, pruning.ErrorDriven):
+        measuring_curves = pruning.CurveMeasuring(sampling, images, samplers)
+        curves = pruning.curves(parent, measuring_curves, setting.data, gmacs(recipe, images, 3.0))
+    params = pruning.Pruning(method, widths, sampling, images, samplers)
+    return pruning.pruned(parent, curves, params, setting.data, gmacs(recipe, images, 4.0))
 
 
 def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool) -> Chain:
@@ -235,25 +242,25 @@ def from_scratch(setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe],
     starts = [dense(setting, recipe, seed) for seed in setting.seeds]
     runs, different = evaluations(setting, small, networks, measured)
     references, _ = evaluations(setting, recipe, starts, measured)
-    records = [*different, training.summarised(different), training.compared(runs, references)]
+    records = [*different, measuring.summarised(different), measuring.compared(runs, references)]
     return Chain(networks, records, runs, references)
 
 
 def by_ratio(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: float) -> Step:
     """LASSO at the paper's layer ratios."""
-    return pruned(setting, recipe, parent, seed, "lasso", {"kind": "ratios", "ratios": RATIOS, "speedup": speedup})
+    return pruned(setting, recipe, parent, seed, "lasso", pruning.Ratios(RATIOS, speedup))
 
 
 def by_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: int) -> Step:
     """LASSO at the released widths of VGG-16."""
-    return pruned(setting, recipe, parent, seed, "lasso", {"kind": "fixed", "keep": released_vgg(speedup, recipe)})
+    return pruned(setting, recipe, parent, seed, "lasso", pruning.Fixed(released_vgg(speedup, recipe)))
 
 
 def resnet50_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, compensate: bool) -> Step:
     """LASSO at the released widths of ResNet-50, with channel samplers."""
     widths = released_resnet50(recipe)
-    samplers = [name.removesuffix(":in") for name in widths if name.endswith(":in")]
-    return pruned(setting, recipe, parent, seed, "lasso", {"kind": "fixed", "keep": widths}, samplers, compensate)
+    samplers = tuple(name.removesuffix(":in") for name in widths if name.endswith(":in"))
+    return pruned(setting, recipe, parent, seed, "lasso", pruning.Fixed(widths), samplers, compensate)
 
 
 def inner(
@@ -263,11 +270,11 @@ def inner(
     """ResNet-56: the filters of each block's first convolution, at uniform or error-driven widths."""
     producers, _ = pruning.prunable(recipe)
     if allocation == "error-driven":
-        widths: dict[str, Any] = {"kind": "error-driven", "speedup": speedup}
+        widths: pruning.Widths = pruning.ErrorDriven(speedup)
     elif speedup == 2:  # the paper's case: half of the channels, 1.993x
-        widths = {"kind": "fixed", "keep": _half(recipe)}
+        widths = pruning.Fixed(_half(recipe))
     else:
-        widths = {"kind": "ratios", "ratios": dict.fromkeys(producers, 1.0), "speedup": speedup}
+        widths = pruning.Ratios(dict.fromkeys(producers, 1.0), speedup)
     return pruned(setting, recipe, parent, seed, selection, widths, full=full)
 
 
@@ -275,14 +282,18 @@ def single_layer(setting: Setting, recipe: Recipe, *, reader: str) -> Chain:
     """Figure 4: one layer pruned alone by four criteria."""
     seed = setting.seeds[0]
     images = min(calibration(setting.scale), setting.train_images)
-    params = {
-        "reader": reader, "selections": ["first k", "max response", "lasso", "exact"], "speedups": FIGURE4_SPEEDUPS,
-        "sampling": {"positions": 10, "seed": seed}, "images": images,
-    }  # fmt: skip
+    params = pruning.SingleLayer(reader, FIGURE4_CRITERIA, FIGURE4_SPEEDUPS, Sampling(positions=10, seed=seed), images)
     work = gmacs(recipe, setting.test_images, 4.0 * len(FIGURE4_SPEEDUPS)) + gmacs(recipe, images, 1.0)
     start = dense(setting, recipe, seed)
-    step = Step(
-        f"single layer({reader})", pruning.run_single_layer, (start,), params, setting.data, setting.device, work
+    step = make_step(
+        Kind.PRUNE,
+        f"single layer({reader})",
+        pruning.run_single_layer,
+        params,
+        [start],
+        data=setting.data,
+        device=setting.device,
+        work=work,
     )
     return Chain([], [step])
 

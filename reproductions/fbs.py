@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from bench.chains import evaluations, gmacs, trained
+from bench.chains import evaluations, gmacs, loaded, trained
 from bench.cli import main
+from bench.gating import measuring, timing
 from bench.gating import steps as gating
+from bench.gating.builder import gated_recipe
 from bench.gating.layer import PAPER, GateOptions
 from bench.measure import dynamic
+from bench.measure import steps as comparing
 from bench.measure.latency import Protocol
 from bench.models.recipe import Recipe
 from bench.models.vgg import batch_norm_convs
 from bench.pruning import steps as pruning
+from bench.pruning.calibration import Sampling
+from bench.pruning.layerwise import Method
 from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
-from bench.steps import Step
-from bench.train import steps as training
-from bench.train.fit import Schedule
+from bench.steps import Kind, Step, make_step
+from bench.train.schedule import Schedule
 
 DEVIATIONS = [
     "Optimiser: SGD with momentum 0.9 and a cosine in each density; the paper's schedule is lr 0.01, divided by ten every "
@@ -159,8 +162,7 @@ def slimming_penalty(scale: str) -> float:
 def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
     """The dense network: the user's weights, torchvision's, or trained here."""
     if setting.weights is not None or setting.scale == "imagenet":
-        params = {"recipe": recipe.to_json(), "file": setting.weights}
-        return Step("dense", training.run_loaded, (), params, None, setting.device)
+        return loaded(setting, recipe)
     return trained(setting, recipe, None, dense_schedule(setting.scale), seed, "dense")
 
 
@@ -187,7 +189,7 @@ def longer_dense(setting: Setting, recipe: Recipe, start: Step, seed: int) -> St
     Given weights are trained on for as many as the chain has.
     """
     schedule, stage = dense_schedule(setting.scale), tuning(setting.scale, setting.amp)
-    if start.run is training.run_loaded:
+    if start.kind is Kind.LOAD:
         return trained(setting, recipe, start, longer(stage, stages(500)), seed, "tuned")
     schedule = replace(schedule, epochs=schedule.epochs + stages(500) * stage.epochs)
     return trained(setting, recipe, None, schedule, seed, "dense, longer")
@@ -200,13 +202,20 @@ def slimmed(
     """Network slimming of ``parent``: one training with the L1 term, removal, ``times`` trainings to recover."""
     schedule = tuning(setting.scale, setting.amp)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
-    params = {"schedule": asdict(schedule), "seed": seed, "penalty": slimming_penalty(setting.scale)}
-    sparse = Step(
-        f"sparse({parent.name})", gating.run_sparse, (parent,), params, setting.data, setting.device, work, True
+    sparse = make_step(
+        Kind.TRAIN,
+        f"sparse({parent.name})",
+        gating.run_sparse,
+        gating.Sparse(schedule, seed, slimming_penalty(setting.scale)),
+        [parent],
+        data=setting.data,
+        device=setting.device,
+        work=work,
     )
     target = f"{speedup:.3g}x" if speedup is not None else "fixed widths"
-    sizes = {"speedup": speedup, "keep": None if keep is None else dict(keep)}
-    small = Step(f"slimmed({target}, {parent.name})", gating.run_slimmed, (sparse,), sizes, None, setting.device)
+    name = f"slimmed({target}, {parent.name})"
+    sizes_ = gating.Slimming(speedup, None if keep is None else dict(keep))
+    small = make_step(Kind.PRUNE, name, gating.run_slimmed, sizes_, [sparse], device=setting.device)
     if not times:
         return small
     step = trained(setting, recipe, small, longer(schedule, times), seed, "recovered")
@@ -216,25 +225,18 @@ def slimmed(
 def static(setting: Setting, recipe: Recipe, parent: Step, density: int, seed: int, selection: str) -> Step:
     """Static pruning with the MACs of FBS at ``density``, uniform widths, trained as long as the chain to it."""
     producers, _ = pruning.prunable(recipe)
-    widths: dict[str, Any] = {
-        "kind": "ratios",
-        "ratios": dict.fromkeys(producers, 1.0),
-        "speedup": speedup_at(recipe, density),
-    }
+    widths = pruning.Ratios(dict.fromkeys(producers, 1.0), speedup_at(recipe, density))
     images = min(720 if setting.scale == "digits" else 5000, setting.train_images)
-    method = {"selection": selection, "compensate": True, "refit": False, "rectify": 0}
-    small = pruning.pruned(
-        parent, None, method, widths, {"positions": 10, "seed": seed}, images, [], setting.data,
-        gmacs(recipe, images, 4.0),
-    )  # fmt: skip
+    params = pruning.Pruning(Method(selection), widths, Sampling(positions=10, seed=seed), images)
+    small = pruning.pruned(parent, None, params, setting.data, gmacs(recipe, images, 4.0))
     schedule = longer(tuning(setting.scale, setting.amp), stages(density))
     step = trained(setting, recipe, small, schedule, seed, "tuned")
-    return replace(step, work=step.work / widths["speedup"])
+    return replace(step, work=step.work / widths.speedup)
 
 
 def speedup_at(recipe: Recipe, density: int, ungated: tuple[str, ...] = ()) -> float:
     """Dense MACs over those of the gated network with its gates, from the densities alone."""
-    counted = dynamic.expected(gating.gated_recipe(recipe, density, PAPER, ungated).build("meta"), recipe.input_shape)
+    counted = dynamic.expected(gated_recipe(recipe, density, PAPER, ungated).build("meta"), recipe.input_shape)
     return counted.dense / float(counted.totals[0])
 
 
@@ -257,13 +259,13 @@ def chain(
     networks = [start if make is None else make(setting, recipe, start, seed) for start, seed in pairs]
     runs, different = evaluations(setting, recipe, networks, measured)
     references, _ = evaluations(setting, recipe, starts, measured)
-    records = [*different, training.summarised(different)]
+    records = [*different, comparing.summarised(different)]
     if make is not None:
-        records.append(training.compared(runs, references))
+        records.append(comparing.compared(runs, references))
     if control:
         longer_ones = [longer_dense(setting, recipe, start, seed) for start, seed in pairs]
         controls, _ = evaluations(setting, recipe, longer_ones, measured)
-        records.append(training.compared(runs, controls, "_control"))
+        records.append(comparing.compared(runs, controls, "_control"))
     if extra is not None:
         records += extra(setting, recipe, starts[0], networks[0], setting.seeds[0])
     return Chain([], records, runs, references)
@@ -271,7 +273,7 @@ def chain(
 
 def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
     """Accuracy and MACs of a step's network."""
-    return gating.measured(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
+    return measuring.measured(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
 
 
 def longest(setting: Setting, recipe: Recipe) -> Chain:
@@ -280,7 +282,7 @@ def longest(setting: Setting, recipe: Recipe) -> Chain:
     networks = [longer_dense(setting, recipe, start, seed) for start, seed in zip(starts, setting.seeds, strict=True)]
     runs, different = evaluations(setting, recipe, networks, measured)
     references, _ = evaluations(setting, recipe, starts, measured)
-    return Chain([], [*different, training.summarised(different)], runs, references)
+    return Chain([], [*different, comparing.summarised(different)], runs, references)
 
 
 def fbs(
@@ -321,41 +323,64 @@ def by_static(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, dens
 
 def memory_of(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
     """Memory accesses and peak at batch 1 and 128."""
-    params = {"batches": [1, 128], "seed": seed}
-    work = gmacs(recipe, min(1280, setting.test_images), 1.0)
-    name = f"memory({network.name})"
-    return [Step(name, gating.run_memory, (network,), params, setting.data, setting.device, work)]
+    return [
+        make_step(
+            Kind.EVALUATE,
+            f"memory({network.name})",
+            measuring.run_memory,
+            measuring.MemoryMeasuring((1, 128), seed),
+            [network],
+            data=setting.data,
+            device=setting.device,
+            work=gmacs(recipe, min(1280, setting.test_images), 1.0),
+        )
+    ]
 
 
 def execution(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
     """Skipped against masked execution of a trained network, and its latency on one image."""
     images = min(1000, setting.test_images)
-    check = Step(
-        f"skipped({network.name})", gating.run_skipped, (network,), {"images": images}, setting.data, setting.device,
-        gmacs(recipe, images, 2.0),
-    )  # fmt: skip
-    params = {"batch": 1, "protocol": asdict(Protocol())}
-    timed = Step(
-        f"latency({network.name})", gating.run_latency, (start, network), params, setting.data, setting.device,
-        gmacs(recipe, 4000, 1.0),
-    )  # fmt: skip
+    check = make_step(
+        Kind.EVALUATE,
+        f"skipped({network.name})",
+        measuring.run_skipped,
+        measuring.Skipping(images),
+        [network],
+        data=setting.data,
+        device=setting.device,
+        work=gmacs(recipe, images, 2.0),
+    )
+    timed = make_step(
+        Kind.TIME,
+        f"latency({network.name})",
+        timing.run_latency,
+        timing.Timing(1, Protocol()),
+        [start, network],
+        data=setting.data,
+        device=setting.device,
+        work=gmacs(recipe, 4000, 1.0),
+    )
     return [check, timed]
 
 
 def latency(setting: Setting, recipe: Recipe, *, density: int, batch: int) -> Chain:
     """M-CifarNet with fresh weights: dense, masked and skipped, interleaved."""
-    params = {
-        "recipe": gating.gated_recipe(recipe, density, PAPER, ()).to_json(), "seed": setting.seeds[0], "batch": batch,
-        "protocol": asdict(Protocol()),
-    }  # fmt: skip
-    name = f"latency(d={density / 1000:g}, batch {batch})"
-    work = gmacs(recipe, 4000, 1.0)
-    return Chain([], [Step(name, gating.run_latency, (), params, setting.data, setting.device, work)])
+    network = gated_recipe(recipe, density, PAPER, ())
+    timed = make_step(
+        Kind.TIME,
+        f"latency(d={density / 1000:g}, batch {batch})",
+        timing.run_latency,
+        timing.Timing(batch, Protocol(), network, setting.seeds[0]),
+        data=setting.data,
+        device=setting.device,
+        work=gmacs(recipe, 4000, 1.0),
+    )
+    return Chain([], [timed])
 
 
 def sizes(setting: Setting, recipe: Recipe, *, shape: Recipe) -> Chain:
     """MACs that the densities alone tell, at the paper's own shape."""
-    return Chain([], [Step("sizes", gating.run_expected, (), {"recipe": shape.to_json()}, None, setting.device)])
+    return Chain([], [make_step(Kind.SIZE, "sizes", gating.run_expected, gating.Sizes(shape), device=setting.device)])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -474,18 +499,18 @@ def derived() -> list[Row]:
     for density in (*DENSITIES, 100):
         d = f"d={density / 1000:g}"
         links = {"expected_macs": (d, "MACs"), "expected_macs_gates": (d, "MACs with gates")}
-        rows.append(_size_row(MCIFARNET, d, gating.gated_recipe(MCIFARNET, density, PAPER, ()), links))
+        rows.append(_size_row(MCIFARNET, d, gated_recipe(MCIFARNET, density, PAPER, ()), links))
     for density in (800, 700, 650, 600):
         for ungated, rule in (((), "all gated"), (UNGATED_RESNET18, "b22 not gated")):
             name = f"d={density / 1000:g}, {rule}"
             links = {} if (density, ungated) == (650, UNGATED_RESNET18) else {"expected_speedup": (name, "MAC saving")}
-            rows.append(_size_row(RESNET18, name, gating.gated_recipe(RESNET18, density, PAPER, ungated), links))
+            rows.append(_size_row(RESNET18, name, gated_recipe(RESNET18, density, PAPER, ungated), links))
     small = Recipe(VGG16.builder, VGG16.arguments, VGG16.input_shape, SLIMMED_VGG16)
     rows.append(_size_row(VGG16, "slimmed", small, {"expected_macs": ("slimmed", "MACs")}))
     for density in VGG16_DENSITIES.values():
         links = {"expected_macs": ("slimmed d=0.6, masks kept", "MACs")} if density == 600 else {}
         name = f"slimmed, d={density / 1000:g}"
-        rows.append(_size_row(VGG16, name, gating.gated_recipe(small, density, PAPER, ()), links))
+        rows.append(_size_row(VGG16, name, gated_recipe(small, density, PAPER, ()), links))
     return rows
 
 
@@ -529,7 +554,7 @@ def with_sizes(row: Row) -> Row:
 
 
 def _gated(recipe: Recipe, density: int, ungated: tuple[str, ...] = ()) -> Recipe:
-    return gating.gated_recipe(recipe, density, PAPER, ungated)
+    return gated_recipe(recipe, density, PAPER, ungated)
 
 
 MCIFARNET = whole_mcifarnet("cifar10", 10, False)

@@ -11,8 +11,8 @@ four other criteria at the same widths.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -21,24 +21,26 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss, roi_align
 
-from bench.chains import gmacs
+from bench.chains import gmacs, loaded
 from bench.cli import main
 from bench.data import BOXES
+from bench.measure import detection_steps as measuring
+from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
 from bench.models.ssd import SSD
+from bench.pruning import detection_steps as pruning
 from bench.pruning import surgery
+from bench.pruning.calibration import Sampling
 from bench.pruning.graph import Site, find_sites, trace
 from bench.pruning.greedy import Greedy, prune_stage
 from bench.pruning.layerwise import Method
 from bench.pruning.widths import MacModel, scaled
 from bench.rows import Chain, Paper, Row, Setting
-from bench.steps import Context, Step
+from bench.steps import Context, Kind, Step, make_step
 from bench.store import Result
 from bench.train import detection_steps as detection
-from bench.train import steps as training
 from bench.train.detector import batches, fit_detector
-from bench.train.fit import Schedule
-from bench.train.steps import checkpoint
+from bench.train.schedule import Schedule
 
 # Values that could not be found in the publication; the defaults' sources stand beside them
 ALPHA = 1.0  # weight of L_a; DCP's published configurations use 1.0
@@ -199,44 +201,76 @@ def segments(recipe: Recipe, count: int = SEGMENTS) -> list[tuple[str, list[str]
 # Steps of one stage
 
 
-def run_auxiliary(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+@dataclass(frozen=True)
+class AuxiliaryTraining:
+    """Training with an auxiliary network at ``position``; ``localization`` adds L_r and the context to it."""
+
+    position: str
+    localization: bool
+    schedule: Schedule
+    seed: int
+    augmenting: detection.Augmenting
+
+
+@dataclass(frozen=True)
+class StageSelection:
+    """Greedy selection of ``keep`` filters by producer, on ``images`` training images."""
+
+    position: str
+    localization: bool
+    keep: Mapping[str, int]
+    greedy: Greedy
+    images: int
+    sampling: Sampling
+
+
+def run_auxiliary(context: Context, parents: list[Result], params: AuxiliaryTraining) -> Result:
     """Trains an auxiliary network and the model pruned so far with L_f = L_a + L_c + L_r."""
     net, recipe = detection.detector(parents[0])
-    torch.manual_seed(params["seed"])
-    auxiliary = Auxiliary(net, params["position"], params["localization"])
-    fit_detector(
-        net, context.data().train, detection.schedule_of(params), params["seed"], context.work, context.device,
-        params["label"], auxiliary=auxiliary, position=params["position"], mirror=params["mirror"],
-        zoom_out=params["zoom_out"], workers=context.workers, progress=context.progress,
-    )  # fmt: skip
-    return checkpoint(net, recipe, arrays=dict(auxiliary.state_dict()))
+    torch.manual_seed(params.seed)
+    auxiliary = Auxiliary(net, params.position, params.localization)
+    history = fit_detector(
+        net,
+        context.data().train,
+        params.schedule,
+        params.seed,
+        context.work,
+        context.device,
+        context.label,
+        auxiliary=auxiliary,
+        position=params.position,
+        mirror=params.augmenting.mirror,
+        zoom_out=params.augmenting.zoom_out,
+        workers=context.workers,
+        progress=context.progress,
+    )
+    return checkpoint(net, recipe, arrays=dict(auxiliary.state_dict()), facts={"history": history})
 
 
-def run_selected(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+def run_selected(context: Context, parents: list[Result], params: StageSelection) -> Result:
     """Greedy selection of the segment's layers, with the auxiliary network that the parent has trained."""
     net, recipe = detection.detector(parents[0])
-    auxiliary = Auxiliary(net, params["position"], params["localization"])
+    auxiliary = Auxiliary(net, params.position, params.localization)
     auxiliary.load_state_dict(parents[0].arrays)
     auxiliary.to(context.device).eval().requires_grad_(False)
     train = context.data().train
     usable = [place for place, truth in enumerate(train.annotations) if bool((~truth.difficult).any())]
-    drawn = detection.calibration_places(params["images"], len(usable), params["sampling"]["seed"])
+    drawn = pruning.calibration_places(params.images, len(usable), params.sampling.seed)
     places = [usable[place] for place in drawn]
-    calibration = detection.calibration_of(context, net, params, list(params["keep"]), places)
+    calibration = pruning.calibration_of(context, net, params.sampling, list(params.keep), places)
     samples = [
         [sample.to(context.device) for sample in batch]
         for _, batch in batches(train, net.size, places, calibration.sampling.batch, boxes=True)
     ]
     reader_of = {site.producer: site.reader for site in calibration.sites}
-    keep = {reader_of[producer]: count for producer, count in params["keep"].items()}
+    keep = {reader_of[producer]: count for producer, count in params.keep.items()}
 
     def loss(batch: int, features: Tensor) -> Tensor:
         return torch.stack(list(auxiliary(features, samples[batch]).values())).sum()
 
-    settings = Greedy(**params["greedy"])
-    pruned, reports = prune_stage(net, calibration, keep, settings, params["position"], loss, context.progress)
+    pruned, reports = prune_stage(net, calibration, keep, params.greedy, params.position, loss, context.progress)
     facts = {"layers": [asdict(report) for report in reports]}
-    return checkpoint(pruned.cpu(), replace(recipe, widths={**recipe.widths, **params["keep"]}), facts=facts)
+    return checkpoint(pruned.cpu(), replace(recipe, widths={**recipe.widths, **params.keep}), facts=facts)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -257,9 +291,9 @@ def ssd_resnet50(scale: str, classes: int, given: bool) -> Recipe:
     return Recipe("ssd300_resnet50", {"num_classes": classes}, (3, 300, 300))
 
 
-def augmentation(scale: str) -> dict[str, Any]:
+def augmentation(scale: str) -> detection.Augmenting:
     """SSD's on photographs; digits must not be mirrored, and scenes hold several sizes already."""
-    return {"mirror": False, "zoom_out": 1.0} if scale == "scenes" else {"mirror": True, "zoom_out": 4.0}
+    return detection.Augmenting(mirror=False, zoom_out=1.0) if scale == "scenes" else detection.Augmenting()
 
 
 def dense_schedule(scale: str) -> Schedule:
@@ -284,10 +318,12 @@ def tuning_epochs(scale: str) -> int:
     return 30 if scale in ("voc", "coco") else 2
 
 
-def sampling(seed: int) -> dict[str, Any]:
-    """128 training images for each selection, 100 positions each: ten rows per unknown in the widest layer of scenes;
-    mini-batches of 16 for the auxiliary loss."""
-    return {"images": 128, "sampling": {"positions": 100, "batch": 16, "seed": seed}}
+CALIBRATION_IMAGES = 128
+
+
+def sampling(seed: int) -> Sampling:
+    """100 positions of each image: ten rows per unknown in the widest layer of scenes; mini-batches of 16 for L_a."""
+    return Sampling(positions=100, batch=16, seed=seed)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -301,13 +337,20 @@ DENSE_SEED = 0  # one dense network; seeds are those of the selection
 def dense(setting: Setting, recipe: Recipe) -> Step:
     """The dense detector: the user's weights, or trained here (at paper scale from ImageNet's backbone)."""
     if setting.weights is not None:
-        params = {"recipe": recipe.to_json(), "file": setting.weights}
-        return Step("dense", training.run_loaded, (), params, None, setting.device)
+        return loaded(setting, recipe)
     schedule = dense_schedule(setting.scale)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
     large = recipe.builder != "narrow_ssd"
     return detection.trained(
-        setting, recipe, None, schedule, DENSE_SEED, "dense", work=work, backbone=large, **augmentation(setting.scale)
+        setting,
+        recipe,
+        None,
+        schedule,
+        DENSE_SEED,
+        "dense",
+        work=work,
+        augmenting=augmentation(setting.scale),
+        backbone=large,
     )
 
 
@@ -316,7 +359,7 @@ def tuned(setting: Setting, recipe: Recipe, parent: Step, seed: int, epochs: int
     work = gmacs(recipe, setting.train_images, 3.0 * epochs)
     schedule = replace(tuning_schedule(setting.scale, epochs), amp=setting.amp)
     return detection.trained(
-        setting, recipe, parent, schedule, seed, "fine-tuned", work=work, **augmentation(setting.scale)
+        setting, recipe, parent, schedule, seed, "fine-tuned", work=work, augmenting=augmentation(setting.scale)
     )
 
 
@@ -324,11 +367,19 @@ def layerwise(
     setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, selection: str, reconstruct: bool
 ) -> Step:  # fmt: skip
     """One walk through all layers: a criterion of Channel Pruning's or ThiNet's family, or a ranking."""
-    method = asdict(Method(selection, reconstruct=reconstruct))
-    params = {"keep": keep, "method": method, **sampling(seed)}
-    name = f"pruned({selection}, seed {seed})"
-    work = gmacs(recipe, params["images"], 3.0)
-    return Step(name, detection.run_pruned, (parent,), params, setting.data, setting.device, work)
+    params = pruning.DetectorPruning(
+        keep, Method(selection, reconstruct=reconstruct), CALIBRATION_IMAGES, sampling(seed)
+    )
+    return make_step(
+        Kind.PRUNE,
+        f"pruned({selection}, seed {seed})",
+        pruning.run_pruned,
+        params,
+        [parent],
+        data=setting.data,
+        device=setting.device,
+        work=gmacs(recipe, CALIBRATION_IMAGES, 3.0),
+    )
 
 
 def staged(
@@ -338,28 +389,38 @@ def staged(
     step, label = parent, "LCP" if localization else "DCP"
     epochs = max(1, tuning_epochs(setting.scale) // 2)
     for number, (position, producers) in enumerate(segments(recipe), start=1):
-        params = {
-            "position": position, "localization": localization, "seed": seed, "label": f"{label} stage {number}",
-            "schedule": asdict(tuning_schedule(setting.scale, epochs)), **augmentation(setting.scale),
-        }  # fmt: skip
-        work = gmacs(recipe, setting.train_images, 3.0 * epochs)
-        name = f"{label} auxiliary {number}(seed {seed})"
-        step = Step(name, run_auxiliary, (step,), params, setting.data, setting.device, work, trains=True)
+        training = AuxiliaryTraining(
+            position, localization, tuning_schedule(setting.scale, epochs), seed, augmentation(setting.scale)
+        )
+        step = make_step(
+            Kind.TRAIN,
+            f"{label} auxiliary {number}(seed {seed})",
+            run_auxiliary,
+            training,
+            [step],
+            data=setting.data,
+            device=setting.device,
+            work=gmacs(recipe, setting.train_images, 3.0 * epochs),
+        )
         here = {producer: keep[producer] for producer in producers}
-        params = {
-            "position": position, "localization": localization, "keep": here, "greedy": asdict(GREEDY),
-            **sampling(seed),
-        }  # fmt: skip
-        # two passes of a third of the network over one mini-batch for each channel picked
-        work = gmacs(recipe, params["sampling"]["batch"], 2.0 * sum(here.values()))
-        name = f"{label} selected {number}(seed {seed})"
-        step = Step(name, run_selected, (step,), params, setting.data, setting.device, work)
+        selection = StageSelection(position, localization, here, GREEDY, CALIBRATION_IMAGES, sampling(seed))
+        step = make_step(
+            Kind.PRUNE,
+            f"{label} selected {number}(seed {seed})",
+            run_selected,
+            selection,
+            [step],
+            data=setting.data,
+            device=setting.device,
+            # two passes of a third of the network over one mini-batch for each channel picked
+            work=gmacs(recipe, selection.sampling.batch, 2.0 * sum(here.values())),
+        )
     return step
 
 
 def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
     """Detections and AP of a step's network."""
-    return detection.detected(setting, step, seed, gmacs(recipe, setting.test_images, 1.0))
+    return measuring.detected(setting, step, seed, gmacs(recipe, setting.test_images, 1.0))
 
 
 def chain(
@@ -377,11 +438,11 @@ def chain(
         step = start if prune is None else prune(setting, recipe, start, equal_share(recipe, share), seed)
         networks.append(tuned(setting, recipe, step, seed, epochs) if tune else step)
     runs = [measured(setting, recipe, step, seed) for step, seed in zip(networks, seeds, strict=True)]
-    records = [*runs, *([detection.summarised(setting, runs)] if len(runs) > 1 else [])]
-    records.append(detection.compared(setting, runs, [reference] * len(runs)))
+    records = [*runs, *([measuring.summarised(setting, runs)] if len(runs) > 1 else [])]
+    records.append(measuring.compared(setting, runs, [reference] * len(runs)))
     if tune and prune is not None:
         control = measured(setting, recipe, tuned(setting, recipe, start, DENSE_SEED, epochs), DENSE_SEED)
-        records.append(detection.compared(setting, runs, [control] * len(runs), suffix="_control"))
+        records.append(measuring.compared(setting, runs, [control] * len(runs), suffix="_control"))
     return Chain(networks, records, runs, [reference] * len(runs))
 
 
@@ -394,7 +455,7 @@ def worth(setting: Setting, recipe: Recipe, *, first: Prune, second: Prune, shar
             if tune:
                 step = tuned(setting, recipe, step, seed, tuning_epochs(setting.scale))
             runs[place].append(measured(setting, recipe, step, seed))
-    return Chain([], [detection.compared(setting, *runs, kind="difference")])
+    return Chain([], [measuring.compared(setting, *runs, kind="difference")])
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -8,34 +8,57 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import provenance, runner
+from bench import runner
 from bench.errors import UserError
 from bench.models.recipe import Recipe
 from bench.rows import Chain, Paper, Row
 from bench.runner import Job
-from bench.steps import Context, Step, in_order
+from bench.steps import Context, DataValue, Kind, Step, in_order, make_step
 from bench.store import Record, Result, Store
 
 CALLS: list[str] = []
 
 
-def run_number(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+@dataclass(frozen=True)
+class Number:
+    """A number and how the step behaves."""
+
+    name: str
+    number: float
+    fails: bool = False
+
+
+def run_number(context: Context, parents: list[Result], params: Number) -> Result:
     """Adds its own number to its parents'."""
-    CALLS.append(params["name"])
-    if params.get("fails"):
+    CALLS.append(params.name)
+    if params.fails:
         raise UserError("the user broke it")
-    total = params["number"] + sum(parent.facts["total"] for parent in parents)
-    return Result(records=[Record("top1_acc", total, "%", total, total, 1, params.get("seed"))], facts={"total": total})
+    total = params.number + sum(parent.facts["total"] for parent in parents)
+    return Result(records=[Record("top1_acc", total, "%", total, total, 1)], facts={"total": total})
 
 
-def step(name: str, number: float, *parents: Step, **more: Any) -> Step:
-    return Step(name, run_number, parents, {"name": name, "number": number, **more}, "data", "cpu")
+DATA = DataValue("plain", "training")
+
+
+def step(
+    name: str,
+    number: float,
+    *parents: Step,
+    fails: bool = False,
+    kind: Kind = Kind.TRAIN,
+    data: DataValue = DATA,
+    device: str = "cpu",
+    label: str = "",
+) -> Step:
+    params = Number(name, number, fails)
+    return make_step(kind, label or name, run_number, params, parents, data=data, device=device)
 
 
 def tiny(scale: str, classes: int, given: bool) -> Recipe:
@@ -96,42 +119,6 @@ def test_damaged_results_are_made_again(tmp_path: Path) -> None:
     CALLS.clear()
     assert values(run(toy, tmp_path)) == {"only": [11.0]}
     assert CALLS == ["dense"]
-
-
-def test_a_key_holds_everything_that_a_result_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = step("a", 1.0, step("dense", 1.0)).key
-    assert step("a", 1.0, step("dense", 1.0)).key == base
-    others = [
-        step("a", 2.0, step("dense", 1.0)),
-        step("a", 1.0, step("dense", 3.0)),
-        step("a", 1.0),
-        Step("a", run_number, (step("dense", 1.0),), {"name": "a", "number": 1.0}, "other data", "cpu"),
-        Step("a", run_number, (step("dense", 1.0),), {"name": "a", "number": 1.0}, "data", "cuda"),
-    ]
-    keys = {base, *(other.key for other in others)}
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        keys.add(step("a", 1.0, step("dense", 1.0)).key)
-    finally:
-        torch.set_num_threads(threads)
-    monkeypatch.setattr(provenance, "source_hash", lambda module: "edited")
-    keys.add(step("a", 1.0, step("dense", 1.0)).key)
-    monkeypatch.setattr(torch, "__version__", "9.9")
-    keys.add(step("a", 1.0, step("dense", 1.0)).key)
-    assert len(keys) == 9
-    # the name is for people: it must not change the key
-    renamed = Step("another", run_number, (step("dense", 1.0),), {"name": "a", "number": 1.0}, "data", "cpu")
-    monkeypatch.undo()
-    assert Step("another", run_number, (step("dense", 1.0),), renamed.params, "data", "cpu").key == base
-
-
-def test_the_source_hash_follows_imports_down_and_not_up() -> None:
-    """The pruning steps depend on the moments; the moments do not depend on the report, the runner or the steps."""
-    closure = provenance._closure("bench.pruning.steps")
-    assert {"bench.pruning.moments", "bench.models.vgg", "bench.train.fit", "bench.store"} <= closure
-    assert not any(name.startswith(("bench.report", "bench.runner", "bench.cli", "reproductions")) for name in closure)
-    assert "bench.pruning.steps" not in provenance._closure("bench.pruning.moments")
 
 
 def test_order_puts_parents_first() -> None:

@@ -162,7 +162,7 @@ def measure(
     model: nn.Module, split: Split, device: str, batch: int = 256, workers: int = 0, progress: bool = True
 ) -> tuple[Tensor, Dynamic]:
     """Logits (N x classes, float32) of all images of ``split``, in order, and their MACs."""
-    counter = Counter(model, split.batch([0], augment=False).shape[1:])
+    counter = Counter(model, split.batch([0]).shape[1:])
     model = model.to(device).eval()
     outputs = []
     total = -(-len(split) // batch)

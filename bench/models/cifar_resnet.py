@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,12 +59,3 @@ class CifarResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))  # type: ignore[operator]
         return self.linear(self.pool(x).flatten(1))  # type: ignore[no-any-return]
-
-
-def builder(depth: int) -> Callable[..., nn.Module]:
-    """The factory of one depth: ``factory(num_classes=10, width=1.0)``."""
-
-    def build(num_classes: int = 10, width: float = 1.0) -> nn.Module:
-        return CifarResNet(depth, num_classes, width)
-
-    return build

@@ -7,7 +7,7 @@ from scratch is a recipe with fresh weights.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,46 +15,8 @@ import torch
 from torch import nn
 
 from bench.errors import UserError
-from bench.gating.convert import convert
-from bench.gating.layer import GateOptions
-from bench.models import cifar_resnet, mcifarnet, resnet, vgg
+from bench.models.builders import BUILDERS, Builder
 from bench.pruning import surgery
-
-
-def gated(
-    base: Mapping[str, Any] | None = None,
-    density: int = 1000,
-    options: Mapping[str, str] | None = None,
-    ungated: Sequence[str] = (),
-) -> nn.Module:
-    """The FBS form of another recipe's network (``base``, as JSON) at a density in thousandths, on ``meta``."""
-    if base is None:
-        raise UserError("a gated network is made from another one: give the recipe of that as `base`")
-    model = Recipe.from_json(base).build("meta")
-    convert(model, density, GateOptions(**(options or {})), ungated)
-    return model
-
-
-def _lazily(module: str, name: str) -> Callable[..., nn.Module]:
-    """A builder of a module that is slow to import (mmdet), imported when it is first used."""
-
-    def build(**arguments: Any) -> nn.Module:
-        return getattr(importlib.import_module(module), name)(**arguments)  # type: ignore[no-any-return]
-
-    return build
-
-
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "vgg16": vgg.vgg16,
-    "vgg16_bn": vgg.vgg16_bn,
-    "mcifarnet": mcifarnet.mcifarnet,
-    "gated": gated,
-    "resnet18": resnet.resnet18,
-    "resnet50": resnet.resnet50,
-    "bottleneck_resnet": resnet.bottleneck_resnet,
-    **{f"cifar_resnet{depth}": cifar_resnet.builder(depth) for depth in (20, 32, 44, 56, 110)},
-    **{name: _lazily("bench.models.ssd", name) for name in ("ssd300_vgg16", "ssd300_resnet50", "narrow_ssd")},
-}
 
 
 @dataclass(frozen=True)
@@ -88,6 +50,14 @@ class Recipe:
         return cls(
             value["builder"], value["arguments"], tuple(value["input_shape"]), value["widths"], value["samplers"]
         )
+
+    @property
+    def builders(self) -> tuple[Builder, ...]:
+        """The functions that build the network: this recipe's and that of the recipe that it is made from."""
+        module, _, function = self.builder.partition(":")
+        own = BUILDERS.get(self.builder) or Builder(module, function)
+        base = self.arguments.get("base")
+        return (own, *(Recipe.from_json(base).builders if isinstance(base, Mapping) else ()))
 
     def dense(self) -> Recipe:
         """The same network before any removal."""

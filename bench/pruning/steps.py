@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from bench.data.images import ImageSet
 from bench.measure import accuracy, macs
+from bench.models.checkpoint import checkpoint, network
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, Sampling, accumulate, calibrate, error_curves, norm_behind
@@ -21,12 +22,67 @@ from bench.pruning.reconstruction import reconstruct
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
 from bench.pruning.widths import MacModel, error_driven, scaled
-from bench.steps import Context, Step
+from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Record, Result, digest
-from bench.train.steps import checkpoint, network
 
 # the ridge of the exact elimination, in units of the mean diagonal of XX; the reconstruction's is chosen per layer
 ELIMINATION_RIDGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """``keep`` filters by producer; a sampler's by its reader with ``:in`` behind."""
+
+    keep: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Widths in proportion to ``ratios`` (names as in :class:`Fixed`), scaled until conv MACs reach ``speedup``."""
+
+    ratios: Mapping[str, float]
+    speedup: float
+
+
+@dataclass(frozen=True)
+class ErrorDriven:
+    """Widths that the error curves choose for ``speedup``."""
+
+    speedup: float
+
+
+Widths = Fixed | Ratios | ErrorDriven
+
+
+@dataclass(frozen=True)
+class CurveMeasuring:
+    """Error curves of the readers behind a producer and of the ``samplers``, on ``images`` training images."""
+
+    sampling: Sampling
+    images: int | None
+    samplers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How a network is pruned to what ``widths``, on ``images`` training images (None: all); readers that get samplers."""
+
+    method: Method
+    widths: Widths
+    sampling: Sampling
+    images: int | None
+    samplers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SingleLayer:
+    """The layer ``reader`` pruned alone by each of ``selections`` to each of ``speedups``."""
+
+    reader: str
+    selections: tuple[str, ...]
+    speedups: tuple[float, ...]
+    sampling: Sampling
+    images: int | None
 
 
 def calibration_images(data: ImageSet, count: int | None, seed: int, batch: int) -> list[Tensor]:
@@ -36,7 +92,7 @@ def calibration_images(data: ImageSet, count: int | None, seed: int, batch: int)
         places = list(range(total))
     else:
         places = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return [data.train.batch(places[i : i + batch], augment=False) for i in range(0, len(places), batch)]
+    return [data.train.batch(places[i : i + batch]) for i in range(0, len(places), batch)]
 
 
 def mac_model(model: nn.Module, recipe: Recipe, sites: list[Site]) -> MacModel:
@@ -46,34 +102,31 @@ def mac_model(model: nn.Module, recipe: Recipe, sites: list[Site]) -> MacModel:
     return MacModel(counted.conv, sites, channels)
 
 
-def _calibration(context: Context, parents: list[Result], params: dict[str, Any], model: nn.Module) -> Calibration:
+def _calibration(context: Context, sampling: Sampling, count: int | None, model: nn.Module) -> Calibration:
     """The original network's responses, shared by the steps of this process that sample alike."""
-    sampling, count = Sampling(**params["sampling"]), params["images"]
 
     def make() -> Calibration:
         images = calibration_images(context.data(), count, sampling.seed, sampling.batch)
         return calibrate(model, images, sampling, context.device, progress=context.progress)
 
-    return context.remember(("calibration", context.parents[0], str(params["sampling"]), count), make)  # type: ignore[no-any-return]
+    return context.remember(("calibration", context.parents[0], sampling, count), make)  # type: ignore[no-any-return]
 
 
-def run_curves(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+def run_curves(context: Context, parents: list[Result], params: CurveMeasuring) -> Result:
     """Parent: the dense network.  Facts: for each prunable reader the error with 1 … c channels kept."""
     model, _ = network(parents[0])
-    calibration = _calibration(context, parents, params, model)
-    curves = error_curves(model, calibration, ELIMINATION_RIDGE, params["samplers"], context.progress)
+    calibration = _calibration(context, params.sampling, params.images, model)
+    curves = error_curves(model, calibration, ELIMINATION_RIDGE, params.samplers, context.progress)
     return Result(facts={"curves": curves})
 
 
-def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Result:
     """Parents: the dense network and, for error-driven widths, its curves.  A pruned, reconstructed checkpoint."""
     model, recipe = network(parents[0])
-    calibration = _calibration(context, parents, params, model)
-    sites = [site for site in calibration.sites if site.producer is not None or site.reader in params["samplers"]]
-    keep = _widths(params["widths"], mac_model(model, recipe, sites), sites, parents)
-    settings: dict[str, Any] = params["method"]
-    method = Method(**settings)
-    pruned, reports = prune(model, calibration, keep, method, context.progress)
+    calibration = _calibration(context, params.sampling, params.images, model)
+    sites = [site for site in calibration.sites if site.producer is not None or site.reader in params.samplers]
+    keep = _keep(params.widths, mac_model(model, recipe, sites), sites, parents)
+    pruned, reports = prune(model, calibration, keep, params.method, context.progress)
     by_reader = {site.reader: site for site in sites}
     widths = dict(recipe.widths)
     samplers = dict(recipe.samplers)
@@ -83,9 +136,8 @@ def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) 
             if producer is None:
                 sampled = surgery.convolution(pruned, report.reader)
                 assert isinstance(sampled, surgery.SampledConv2d)
-                samplers[report.reader] = (
-                    sampled.index.tolist()
-                )  # of the stream, also where one sampler follows another
+                # of the stream, also where one sampler follows another
+                samplers[report.reader] = sampled.index.tolist()
             else:
                 widths[producer] = len(report.kept)
     held_out = [report.held_out_error for report in reports if report.held_out_error is not None]
@@ -98,36 +150,31 @@ def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) 
     return checkpoint(pruned.cpu(), replace(recipe, widths=widths, samplers=samplers), records=found, facts=facts)
 
 
-def _widths(wanted: dict[str, Any], model: MacModel, sites: list[Site], parents: list[Result]) -> dict[str, int]:
-    """Channels kept by reader.
-
-    ``wanted["kind"]`` is ``fixed`` (``keep`` by producer, for a sampler by its reader with ``:in`` behind), ``ratios`` (``ratios``
-    by the same names, scaled to ``speedup``) or ``error-driven`` (to ``speedup``).
-    """
+def _keep(wanted: Widths, model: MacModel, sites: list[Site], parents: list[Result]) -> dict[str, int]:
+    """Channels kept by reader."""
     reader_of = {site.producer or f"{site.reader}:in": site.reader for site in sites}
-    if wanted["kind"] == "fixed":
-        return {reader_of[name]: count for name, count in wanted["keep"].items()}
-    if wanted["kind"] == "ratios":
-        ratios = {reader_of[name]: ratio for name, ratio in wanted["ratios"].items()}
-        return scaled(model, ratios, wanted["speedup"])
-    allowed = {reader_of[name] for name in wanted["among"]} if wanted.get("among") else set(reader_of.values())
+    if isinstance(wanted, Fixed):
+        return {reader_of[name]: count for name, count in wanted.keep.items()}
+    if isinstance(wanted, Ratios):
+        return scaled(model, {reader_of[name]: ratio for name, ratio in wanted.ratios.items()}, wanted.speedup)
+    allowed = set(reader_of.values())
     curves = {reader: curve for reader, curve in parents[1].facts["curves"].items() if reader in allowed}
-    return error_driven(model, curves, wanted["speedup"])
+    return error_driven(model, curves, wanted.speedup)
 
 
 @torch.no_grad()
-def run_single_layer(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
+def run_single_layer(context: Context, parents: list[Result], params: SingleLayer) -> Result:
     """One layer pruned alone by several criteria to several speed-ups of that layer (CP, figure 4).
 
-    Parent: the dense network.  Speed-up s keeps c/s input channels of ``reader``.  Facts: ``curves[criterion]`` lists
-    (speed-up, channels kept, top-k error increase in points, low, high) for k = 1 and 5.
+    Parent: the dense network.  Speed-up s keeps c/s input channels of ``reader``.  Records: one for each metric,
+    criterion (the series) and speed-up of the layer (x).
     """
     model, _ = network(parents[0])
     data = context.data()
-    sampling = Sampling(**params["sampling"])
-    images = calibration_images(data, params["images"], sampling.seed, sampling.batch)
+    sampling = params.sampling
+    images = calibration_images(data, params.images, sampling.seed, sampling.batch)
     calibration = calibrate(
-        model, images, sampling, context.device, lambda site: site.reader == params["reader"], context.progress
+        model, images, sampling, context.device, lambda site: site.reader == params.reader, context.progress
     )
     site = calibration.sites[0]
     assert site.producer is not None
@@ -138,8 +185,8 @@ def run_single_layer(context: Context, parents: list[Result], params: dict[str, 
     layer = Layer(moments, weight, bias, surgery.convolution(model, site.producer).weight, seed=sampling.seed)
     dense = accuracy.logits(model, data.test, context.device, workers=context.workers, progress=context.progress)
     found = []
-    for criterion in params["selections"]:
-        for speedup in params["speedups"]:
+    for criterion in params.selections:
+        for speedup in params.speedups:
             keep = max(1, round(conv.in_channels / speedup))
             kept = select(criterion, layer, keep)
             rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out)  # type: ignore[arg-type]
@@ -153,8 +200,8 @@ def run_single_layer(context: Context, parents: list[Result], params: dict[str, 
             )
             for record in accuracy.compare([outputs], [dense], data.test.labels):
                 if record.metric.endswith("err_increase") or record.metric == "kl":
-                    metric = f"{record.metric} ({criterion})"
-                    found.append(replace(record, metric=metric, x=conv.in_channels / keep, seed=sampling.seed))
+                    speedup_ = conv.in_channels / keep
+                    found.append(replace(record, series=criterion, x=speedup_, seed=sampling.seed))
     return Result(records=found)
 
 
@@ -206,22 +253,21 @@ def _dense_sites(recipe: Recipe) -> tuple[nn.Module, list[Site]]:
     return _SITES[key]
 
 
-def curves(
-    dense: Step, sampling: dict[str, Any], images: int | None, samplers: list[str], data: str, work: float
-) -> Step:
+def curves(parent: Step, params: CurveMeasuring, data: DataValue, work: float) -> Step:
     """The step that measures the dense network's error curves."""
-    params = {"sampling": sampling, "images": images, "samplers": samplers}
-    return Step(f"curves(seed {sampling['seed']})", run_curves, (dense,), params, data, dense.device, work)
+    name = f"curves(seed {params.sampling.seed})"
+    return make_step(Kind.PRUNE, name, run_curves, params, [parent], data=data, device=parent.device, work=work)
 
 
-def pruned(
-    dense: Step, error_curves_: Step | None, method: dict[str, Any], widths: dict[str, Any], sampling: dict[str, Any],
-    images: int | None, samplers: list[str], data: str, work: float,
-) -> Step:  # fmt: skip
+def pruned(parent: Step, error_curves_: Step | None, params: Pruning, data: DataValue, work: float) -> Step:
     """The step that prunes the dense network layer by layer."""
-    params = {"method": method, "widths": widths, "sampling": sampling, "images": images, "samplers": samplers}
-    target = f"{widths['speedup']:g}x" if "speedup" in widths else "fixed widths"
-    extra = ", full" if method["rectify"] else ""
-    name = f"pruned({method['selection']}, {target if widths['kind'] == 'fixed' else widths['kind'] + ' ' + target}{extra}, seed {sampling['seed']})"
-    parents = (dense,) if error_curves_ is None else (dense, error_curves_)
-    return Step(name, run_pruned, parents, params, data, dense.device, work)
+    extra = ", full" if params.method.rectify else ""
+    name = f"pruned({params.method.selection}, {_target(params.widths)}{extra}, seed {params.sampling.seed})"
+    parents = [parent] if error_curves_ is None else [parent, error_curves_]
+    return make_step(Kind.PRUNE, name, run_pruned, params, parents, data=data, device=parent.device, work=work)
+
+
+def _target(widths: Widths) -> str:
+    if isinstance(widths, Fixed):
+        return "fixed widths"
+    return f"{'ratios' if isinstance(widths, Ratios) else 'error-driven'} {widths.speedup:g}x"

@@ -181,16 +181,16 @@ def aggregate(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Cell], li
     Raises ValueError where a metric has two values of one seed.
     """
     plain: dict[str, list[Mapping[str, Any]]] = {}
-    curves: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    curves: dict[tuple[str, str | None, float], list[Mapping[str, Any]]] = {}
     for record in records:
         if record.get("x") is None:
             plain.setdefault(record["metric"], []).append(record)
         else:
-            curves.setdefault((record["metric"], float(record["x"])), []).append(record)
+            curves.setdefault((record["metric"], record.get("series"), float(record["x"])), []).append(record)
     points = []
-    for (label, x), values in curves.items():
-        match = re.fullmatch(r"(.+?) \((.+)\)", label)
-        name, series = (match[1], match[2]) if match else (label, "")
+    for (label, given, x), values in curves.items():
+        match = re.fullmatch(r"(.+?) \((.+)\)", label) if given is None else None
+        name, series = (match[1], match[2]) if match else (label, given or "")
         points.append(Point(series, x, _cell(name, values)))
     return {name: _cell(name, values) for name, values in plain.items()}, points
 

@@ -19,9 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from bench.data.annotations import DetectionSplit
+from bench.data.augment import draw_seed
 from bench.measure.detection import Detections
 from bench.models.ssd import SSD, captured
-from bench.train.fit import Schedule, train
+from bench.train.fit import History, train
+from bench.train.schedule import Schedule
 
 # OpenCV's own threads compete with torch's for the same cores
 cv2.setNumThreads(1)
@@ -42,11 +44,14 @@ def training_pipeline(model: SSD, mirror: bool, zoom_out: float) -> list[dict[st
         dict(type="mmdet.Resize", scale=(model.size, model.size), keep_ratio=False),
         dict(type="mmdet.RandomFlip", prob=0.5 if mirror else 0.0),
         dict(
-            type="mmdet.PhotoMetricDistortion", brightness_delta=32, contrast_range=(0.5, 1.5), saturation_range=(0.5, 1.5),
+            type="mmdet.PhotoMetricDistortion",
+            brightness_delta=32,
+            contrast_range=(0.5, 1.5),
+            saturation_range=(0.5, 1.5),
             hue_delta=18,
         ),
         dict(type="mmdet.PackDetInputs"),
-    ]  # fmt: skip
+    ]
     return steps
 
 
@@ -55,16 +60,18 @@ def plain_pipeline(size: int, boxes: bool = False) -> list[dict[str, Any]]:
     load = [dict(type="mmdet.LoadAnnotations", with_bbox=True)] if boxes else []
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     return [
-        dict(type="LoadImageFromFile"), *load, dict(type="mmdet.Resize", scale=(size, size), keep_ratio=False),
+        dict(type="LoadImageFromFile"),
+        *load,
+        dict(type="mmdet.Resize", scale=(size, size), keep_ratio=False),
         dict(type="mmdet.PackDetInputs", meta_keys=keys),
-    ]  # fmt: skip
+    ]
 
 
 class Batches(Dataset[Batch]):
     """An mmdet dataset that gives a whole batch for a list of places: RGB pixels B x 3 x H x W and B data samples.
 
-    mmdet's augmentation draws from NumPy's and Python's generators; they are seeded from (``seed``, epoch, places), so
-    that a batch is the same in whatever process it is made.  ``epoch`` is set by the training.
+    mmdet's augmentation draws from NumPy's and Python's generators; they are seeded from (``seed``, epoch, place) for each
+    image, so that it is the same in whatever process and batch it is made.  ``epoch`` is set by the training.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -74,10 +81,7 @@ class Batches(Dataset[Batch]):
         return len(self.dataset)
 
     def __getitem__(self, places: Sequence[int]) -> Batch:
-        mixed = int(np.random.SeedSequence([self.seed, self.epoch, *places]).generate_state(1)[0])
-        random.seed(mixed)
-        np.random.seed(mixed)
-        items = [self.dataset[int(place)] for place in places]
+        items = [self._item(int(place)) for place in places]
         pixels = torch.stack([item["inputs"] for item in items])[:, [2, 1, 0]]
         samples = [item["data_samples"] for item in items]
         for sample in samples:
@@ -87,6 +91,12 @@ class Batches(Dataset[Batch]):
                 if "bboxes" in instances:  # as tensors: the head's losses know no box classes
                     instances.bboxes = instances.bboxes.tensor
         return pixels, samples
+
+    def _item(self, place: int) -> Any:
+        mixed = draw_seed(self.seed, self.epoch, place) % 2**32
+        random.seed(mixed)
+        np.random.seed(mixed)
+        return self.dataset[place]
 
 
 class Detector(BaseModel):  # type: ignore[misc]
@@ -113,18 +123,30 @@ class Detector(BaseModel):  # type: ignore[misc]
 
 
 def fit_detector(
-    net: SSD, split: DetectionSplit, schedule: Schedule, seed: int, work: Path, device: str, label: str, *,
-    auxiliary: nn.Module | None = None, position: str | None = None, mirror: bool = True, zoom_out: float = 4.0,
-    workers: int = 0, progress: bool = True,
-) -> None:  # fmt: skip
-    """Trains ``net`` (and ``auxiliary``) in place, on the CPU and in evaluation mode afterwards."""
+    net: SSD,
+    split: DetectionSplit,
+    schedule: Schedule,
+    seed: int,
+    work: Path,
+    device: str,
+    label: str,
+    *,
+    auxiliary: nn.Module | None = None,
+    position: str | None = None,
+    mirror: bool = True,
+    zoom_out: float = 4.0,
+    workers: int = 0,
+    progress: bool = True,
+) -> History:
+    """Trains ``net`` (and ``auxiliary``) in place, on the CPU and in evaluation mode afterwards.  Returns the history."""
     data = Batches(split.dataset(training_pipeline(net, mirror, zoom_out), training=True), seed)
     # augmentation is as slow as the narrow network's training: always in a process of its own
     workers = max(1, workers)
-    train(Detector(net, auxiliary, position), data, schedule, seed, work, device, label, workers, progress)
+    history = train(Detector(net, auxiliary, position), data, schedule, seed, work, device, label, workers, progress)
     net.cpu().eval()
     if auxiliary is not None:
         auxiliary.cpu().eval()
+    return history
 
 
 def batches(

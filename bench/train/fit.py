@@ -1,4 +1,4 @@
-"""Training and fine-tuning of classifiers on mmengine's Runner: SGD, schedules, AMP, DDP by its launchers, resume."""
+"""Training on mmengine's Runner: optimiser, schedules, AMP, DDP by its launchers, resume, a history of every epoch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import DefaultSampler
 from mmengine.device import utils as device_utils
 from mmengine.hooks import Hook, SyncBuffersHook
 from mmengine.model import BaseModel
@@ -26,35 +26,20 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
-from bench.data.images import Augmented, Split
+from bench.data.augment import Augmentable, Augmented
 from bench.errors import UserError
+from bench.processes import is_main, launched, start, summed
 from bench.store import disk_errors
-from bench.train.distributed import is_main, launched, sampler, start
 from bench.train.onednn import spared
+from bench.train.schedule import Schedule
 
 _run = itertools.count()
+# looked at for a loss that is no number; on a GPU each look waits for the device
+_LOOK_EVERY = 20
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """Hyper-parameters of one training.
-
-    ``shape`` is ``constant``, ``cosine`` (with a linear warm-up over the first 5 % of the iterations) or ``steps``
-    (divided by ten at each of ``milestones``, in epochs).  ``batch`` is the batch over all processes; ``optimizer`` is
-    ``SGD`` or ``AdamW`` (which takes no momentum).
-    """
-
-    epochs: int
-    lr: float
-    batch: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    shape: str = "constant"
-    milestones: tuple[int, ...] = ()
-    amp: bool = False
-    clip: float | None = None
-    optimizer: str = "SGD"
+# of each epoch: its number (from 1), the mean loss, the learning rate at its end, and a classifier's accuracy (%), on the
+# augmented training images as they were trained on
+History = list[dict[str, float]]
 
 
 class Classifier(BaseModel):  # type: ignore[misc]
@@ -73,7 +58,8 @@ class Classifier(BaseModel):  # type: ignore[misc]
         if mode != "loss":
             return outputs  # type: ignore[no-any-return]
         loss = F.cross_entropy(outputs, labels)
-        return {"loss": loss if self.penalty is None else loss + self.penalty(self.net)}
+        right = (outputs.detach().argmax(1) == labels).float().mean()
+        return {"loss": loss if self.penalty is None else loss + self.penalty(self.net), "accuracy": right}
 
 
 class _Reseed(Hook):  # type: ignore[misc]
@@ -111,30 +97,62 @@ class _Checkpoint(Hook):  # type: ignore[misc]
 
 
 class _Watch(Hook):  # type: ignore[misc]
-    """The progress bar, and the end of a training whose loss is no longer a number."""
+    """The history, the progress bar, and the end of a training whose loss is no longer a number."""
 
     def __init__(self, label: str, progress: bool) -> None:
         self.label, self.progress = label, progress
         self.bar: tqdm[Any] | None = None
+        self.history: History = []
+        self.sums: Tensor | None = None
+        self.accuracy = False
 
     def before_train(self, runner: Runner) -> None:
         self.bar = tqdm(
             desc=self.label, total=runner.max_iters, initial=runner.iter, disable=not self.progress, leave=False
         )
 
+    def before_train_epoch(self, runner: Runner) -> None:
+        self.sums = None
+
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        loss = float(outputs["loss"])
-        if not math.isfinite(loss):
-            raise UserError(
-                f"{self.label}: the loss is {loss} in epoch {runner.epoch + 1}: lower the learning rate, or check the weights"
-            )
+        loss, count = outputs["loss"].detach().double(), len(data_batch[1])
+        self.accuracy = "accuracy" in outputs
+        right = outputs["accuracy"].detach().double() if self.accuracy else loss.new_zeros(())
+        sums = torch.stack([count * loss, count * right, loss.new_full((), count)])
+        self.sums = sums if self.sums is None else self.sums + sums
+        if (batch_idx + 1) % _LOOK_EVERY == 0:
+            self._check(runner)
         if self.bar is not None:
             self.bar.update()
-            self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            if self.progress and (batch_idx + 1) % _LOOK_EVERY == 0:
+                self.bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        loss, right, count = self._check(runner)
+        entry = {"epoch": runner.epoch + 1, "loss": loss / count, "lr": float(runner.optim_wrapper.get_lr()["lr"][0])}
+        if self.accuracy:
+            entry["accuracy"] = 100.0 * right / count
+        self.history.append(entry)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.history = list(checkpoint["history"])
 
     def after_train(self, runner: Runner) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def _check(self, runner: Runner) -> list[float]:
+        """The sums so far over all processes: each sees the same, so that all end together or none."""
+        assert self.sums is not None
+        sums: list[float] = summed(self.sums.clone()).tolist()
+        if not math.isfinite(sums[0]):
+            raise UserError(
+                f"{self.label}: the loss is no longer a number in epoch {runner.epoch + 1}: lower the learning rate, or check the weights"
+            )
+        return sums
 
 
 def seed_everything(seed: int, epoch: int = 0) -> None:
@@ -146,33 +164,53 @@ def seed_everything(seed: int, epoch: int = 0) -> None:
 
 
 def fit(
-    net: nn.Module, split: Split, schedule: Schedule, seed: int, work: Path, device: str, label: str = "training",
-    workers: int = 0, progress: bool = True, penalty: Callable[[nn.Module], Tensor] | None = None,
-) -> nn.Module:  # fmt: skip
+    net: nn.Module,
+    split: Augmentable,
+    schedule: Schedule,
+    seed: int,
+    work: Path,
+    device: str,
+    label: str = "training",
+    workers: int = 0,
+    progress: bool = True,
+    penalty: Callable[[nn.Module], Tensor] | None = None,
+) -> History:
     """Trains a classifier on ``split`` with augmentation and cross-entropy (plus ``penalty(net)``, if there is one).
 
-    Returns it, in evaluation mode, on the CPU.
+    ``net`` is trained in place, in evaluation mode and on the CPU afterwards.  Returns the history.
     """
-    train(Classifier(net, penalty), Augmented(split), schedule, seed, work, device, label, workers, progress)
-    return net.cpu().eval()
+    data = Augmented(split, seed)
+    history = train(Classifier(net, penalty), data, schedule, seed, work, device, label, workers, progress)
+    net.cpu().eval()
+    return history
 
 
 def train(
-    model: BaseModel, data: Dataset[Any], schedule: Schedule, seed: int, work: Path, device: str, label: str,
-    workers: int = 0, progress: bool = True,
-) -> None:  # fmt: skip
-    """Trains ``model``, in place; ``data`` gives a whole batch for a list of places.
+    model: BaseModel,
+    data: Dataset[Any],
+    schedule: Schedule,
+    seed: int,
+    work: Path,
+    device: str,
+    label: str,
+    workers: int = 0,
+    progress: bool = True,
+) -> History:
+    """Trains ``model``, in place; ``data`` gives a whole batch (inputs, targets) for a list of places.
 
     ``work/checkpoint.pth`` is replaced after each epoch; where it is found, training goes on from it.  Under torchrun
-    the processes share the batch.  Raises :class:`UserError` when the loss is no longer finite or the disk is full.
+    the processes share the batch.  Returns the history.  Raises :class:`UserError` when the loss is no longer finite or
+    the disk is full.
     """
-    start()
+    start(device)
     seed_everything(seed)
     world = launched()
-    inner = BatchSampler(sampler(data, seed), max(1, schedule.batch // world), drop_last=False)  # type: ignore[arg-type]
+    order = DefaultSampler(data, shuffle=True, seed=seed)  # type: ignore[arg-type]
+    inner = BatchSampler(order, max(1, schedule.batch // world), drop_last=False)  # type: ignore[arg-type]
     loader = DataLoader(data, sampler=inner, batch_size=None, num_workers=workers)
     iterations = len(inner) * schedule.epochs
     checkpoint = work / "checkpoint.pth"
+    watch = _Watch(label, progress and is_main())
     if schedule.amp and not device.startswith("cuda"):
         raise UserError("AMP needs a GPU: leave out --amp, or choose --device cuda")
     with _on_device(device), _quiet(), disk_errors(work), spared(model):
@@ -195,7 +233,7 @@ def train(
             # processes average the running statistics of batch norms, which each has from its own share
             custom_hooks=[
                 _Reseed(seed),
-                _Watch(label, progress and is_main()),
+                watch,
                 _Checkpoint(checkpoint),
                 *([SyncBuffersHook()] if world > 1 else []),
             ],
@@ -209,6 +247,7 @@ def train(
             cfg=dict(model_wrapper_cfg=_wrapper(device, world)),
         )
         runner.train()
+    return watch.history
 
 
 def _optimizer(schedule: Schedule) -> dict[str, Any]:
@@ -217,9 +256,12 @@ def _optimizer(schedule: Schedule) -> dict[str, Any]:
     if schedule.optimizer != "SGD":
         raise UserError(f"unknown optimizer {schedule.optimizer!r}: choose SGD or AdamW")
     return dict(
-        type="SGD", lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay,
+        type="SGD",
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
         nesterov=schedule.nesterov,
-    )  # fmt: skip
+    )
 
 
 def _wrapper(device: str, world: int) -> dict[str, Any] | None:
@@ -245,14 +287,13 @@ def _schedulers(schedule: Schedule, iterations: int) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _on_device(device: str) -> Iterator[None]:
-    """mmengine trains on the GPU wherever there is one; this makes it follow ``device``."""
-    before = device_utils.DEVICE
-    device_utils.DEVICE = device.split(":")[0]
-    torch.backends.cudnn.deterministic = True
+    """mmengine trains on the GPU wherever there is one; this makes it follow ``device``, with repeatable convolutions."""
+    before = device_utils.DEVICE, torch.backends.cudnn.deterministic
+    device_utils.DEVICE, torch.backends.cudnn.deterministic = device.split(":")[0], True
     try:
         yield
     finally:
-        device_utils.DEVICE = before
+        device_utils.DEVICE, torch.backends.cudnn.deterministic = before
 
 
 @contextlib.contextmanager

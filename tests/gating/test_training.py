@@ -12,15 +12,16 @@ from torch.nn import functional as F
 
 from bench.data.digits import digits_images
 from bench.data.images import ImageSet, MemorySplit
-from bench.gating import steps
+from bench.gating import measuring, steps, timing
 from bench.gating.convert import convert
 from bench.gating.layer import GateOptions, gated_layers, saliency_l1
 from bench.measure.latency import Protocol
+from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
-from bench.steps import Context, Step
-from bench.store import Result
-from bench.train.fit import Schedule, fit, seed_everything
-from bench.train.steps import checkpoint
+from bench.steps import Context, DataValue, Kind, make_step
+from bench.train.fit import fit, seed_everything
+from bench.train.schedule import Schedule
+from bench.train.steps import Loading, run_loaded
 
 BASE = Recipe("mcifarnet", {"num_classes": 10, "width": 0.0625, "side": 16, "dropout": 0.0}, (3, 16, 16))
 
@@ -43,7 +44,7 @@ def test_the_penalty_is_added_to_the_loss(tmp_path: Path) -> None:
     data, net, plain = small(), gated_network(), gated_network().train()
     schedule = Schedule(epochs=3, lr=0.05, batch=40, momentum=0.0)
     fit(net, data, schedule, 0, tmp_path, "cpu", progress=False, penalty=lambda model: 0.01 * saliency_l1(model))
-    images = data.batch(list(range(40)), augment=False)
+    images = data.batch(list(range(40)))
     for _ in range(3):
         loss = F.cross_entropy(plain(images), data.labels) + 0.01 * saliency_l1(plain)
         gradients = torch.autograd.grad(loss, list(plain.parameters()))
@@ -65,50 +66,46 @@ def data() -> ImageSet:
     return ImageSet("few", "few", whole.classes, 16, part(whole.train, 64), part(whole.test, 32), "16x16")
 
 
-def run(step: Any, context: Context, parents: list[Result], **params: Any) -> Result:
-    result = step(context, parents, params)
-    assert isinstance(result, Result)
-    return result
-
-
 def test_a_chain_from_dense_to_latency(data: ImageSet, tmp_path: Path) -> None:
     """Dense, gated at d = 1, stepped down to 0.5: states and recipes go through, everything is measured."""
     context = Context(lambda: data, "cpu", False, tmp_path / "work")
     seed_everything(0)
     dense = checkpoint(BASE.build(), BASE)
-    schedule = {"epochs": 1, "lr": 0.01, "batch": 32}
-    common = {"schedule": schedule, "seed": 0, "penalty": 1e-8, "options": {"phi": "zero"}, "ungated": [], "label": "d"}
-    at_one = run(steps.run_gated, context, [dense], density=1000, **common)
+    schedule = Schedule(epochs=1, lr=0.01, batch=32)
+    at_one = steps.run_gated(context, [dense], steps.Gating(1000, schedule, 0, 1e-8, GateOptions(phi="zero")))
     assert at_one.recipe is not None and at_one.recipe["arguments"]["density"] == 1000
     context.work = tmp_path / "next"
-    half = run(steps.run_gated, context, [at_one], density=500, **common)
+    half = steps.run_gated(context, [at_one], steps.Gating(500, schedule, 0, 1e-8, GateOptions(phi="zero")))
     assert half.recipe is not None and half.recipe["arguments"]["base"] == BASE.to_json()
     assert half.recipe["arguments"]["density"] == 500
     model = Recipe.from_json(half.recipe).build()
     model.load_state_dict(half.state)
     assert {layer.density for layer in gated_layers(model).values()} == {500}
-    measured = run(steps.run_measured, context, [half], seed=0)
+    measured = measuring.run_measured(context, [half], measuring.Measuring(0))
     values = {record.metric: record for record in measured.records}
     assert values["top1_acc"].value + values["top1_err"].value == pytest.approx(100)
     assert (values["top1_err"].low, values["top1_err"].high) == pytest.approx(
         (100 - values["top1_acc"].high, 100 - values["top1_acc"].low)  # type: ignore[operator]
     )
     assert measured.arrays["logits"].shape == (32, 10) and measured.arrays["macs"].shape == (32,)
-    sizes = {r.metric: r.value for r in run(steps.run_expected, context, [], recipe=half.recipe).records}
+    sizes = {
+        r.metric: r.value for r in steps.run_expected(context, [], steps.Sizes(Recipe.from_json(half.recipe))).records
+    }
     assert values["dynamic_macs"].value == sizes["expected_macs_gates"]  # a chain without additions has no spread
     assert values["dynamic_speedup"].value == sizes["expected_speedup"]
-    skipped = {r.metric: r for r in run(steps.run_skipped, context, [half], images=16).records}
+    skipped = {r.metric: r for r in measuring.run_skipped(context, [half], measuring.Skipping(16)).records}
     assert skipped["winner_flips"].n == 16 and skipped["skipped_float64_difference"].value < 1e-10
     assert abs(skipped["skipped_top1_change"].value) <= skipped["winner_flips"].value
-    protocol = vars(Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=2.0))
-    timed = run(steps.run_latency, context, [dense, half], batch=1, protocol=protocol)
+    protocol = Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=2.0)
+    timed = timing.run_latency(context, [dense, half], timing.Timing(1, protocol))
     found = {r.metric: r.value for r in timed.records}
     assert found["realised_share"] == pytest.approx(100 * found["realised_speedup"] / found["theoretical_speedup"])
     assert found["theoretical_speedup"] == pytest.approx(sizes["expected_speedup"])
     assert sum(v for k, v in found.items() if k.startswith("time_share")) == pytest.approx(100)
     assert timed.arrays["seconds_skipped"].shape == (2, 2, 2)
-    used = {r.metric: r.value for r in run(steps.run_memory, context, [half], batches=[1, 16], seed=0).records}
-    whole = {r.metric: r.value for r in run(steps.run_memory, context, [dense], batches=[1, 16], seed=0).records}
+    remembered = measuring.MemoryMeasuring((1, 16), 0)
+    used = {r.metric: r.value for r in measuring.run_memory(context, [half], remembered).records}
+    whole = {r.metric: r.value for r in measuring.run_memory(context, [dense], remembered).records}
     assert used["memory_activations_batch1"] < whole["memory_activations_batch1"]
     assert used["memory_weights_batch1"] < whole["memory_weights_batch1"]
 
@@ -118,17 +115,14 @@ def test_slimming_then_gating_counts_from_the_first_network(data: ImageSet, tmp_
     context = Context(lambda: data, "cpu", False, tmp_path / "work")
     seed_everything(0)
     dense = checkpoint(BASE.build(), BASE)
-    schedule = {"epochs": 1, "lr": 0.01, "batch": 32}
-    sparse = run(steps.run_sparse, context, [dense], schedule=schedule, seed=0, penalty=1e-4)
-    small_ = run(steps.run_slimmed, context, [sparse], speedup=1.5, keep=None)
+    schedule = Schedule(epochs=1, lr=0.01, batch=32)
+    sparse = steps.run_sparse(context, [dense], steps.Sparse(schedule, 0, 1e-4))
+    small_ = steps.run_slimmed(context, [sparse], steps.Slimming(speedup=1.5))
     assert small_.recipe is not None and small_.recipe["widths"]
     context.work = tmp_path / "next"
-    gated = run(
-        steps.run_gated, context, [small_], schedule=schedule, seed=0, penalty=0.0, options={}, ungated=[], label="d",
-        density=500,
-    )  # fmt: skip
+    gated = steps.run_gated(context, [small_], steps.Gating(500, schedule, 0, 0.0))
     values = {
-        name: {r.metric: r.value for r in run(steps.run_measured, context, [result], seed=0).records}
+        name: {r.metric: r.value for r in measuring.run_measured(context, [result], measuring.Measuring(0)).records}
         for name, result in (("slimmed", small_), ("both", gated))
     }
     assert values["slimmed"]["dynamic_speedup"] > 1.4
@@ -138,9 +132,10 @@ def test_slimming_then_gating_counts_from_the_first_network(data: ImageSet, tmp_
 
 
 def test_step_names_tell_the_density_and_the_start() -> None:
-    dense = Step("dense(seed 0)", steps.run_measured, (), {}, "data", "cpu")
+    data = DataValue("plain", "training")
+    dense = make_step(Kind.LOAD, "dense(seed 0)", run_loaded, Loading(BASE), device="cpu")
     schedule, options = Schedule(1, 0.1), GateOptions()
-    first = steps.gated(dense, 1000, schedule, 0, "data", 1.0, 1e-8, options)
-    second = steps.gated(first, 500, schedule, 0, "data", 1.0, 1e-8, options)
+    first = steps.gated(dense, 1000, schedule, 0, data, 1.0, 1e-8, options)
+    second = steps.gated(first, 500, schedule, 0, data, 1.0, 1e-8, options)
     assert (first.name, second.name) == ("gated(d=1, dense(seed 0))", "gated(d=0.5, dense(seed 0))")
     assert second.parents == (first,) and first.key != second.key

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from bench.errors import UserError
 from bench.models import vgg
+from bench.models.builders import BUILDERS
 from bench.models.cifar_resnet import BasicBlock, CifarResNet
-from bench.models.recipe import BUILDERS, Recipe, find_builder, initialise
+from bench.models.recipe import Recipe, find_builder, initialise
 from bench.models.resnet import bottleneck_resnet, resnet18, resnet50
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
 from bench.errors import UserError
+from bench.models.builders import BUILDERS
 from bench.models.cifar_resnet import CifarResNet
-from bench.models.recipe import BUILDERS, Recipe
+from bench.models.recipe import Recipe
 from bench.models.resnet import bottleneck_resnet, resnet18
 from bench.pruning.surgery import SampledConv2d, convolution, remove_filters, replace_module, sample_input
 

@@ -17,14 +17,14 @@ from bench.report import pages
 from bench.report.load import read
 from bench.rows import Row, Setting
 from bench.runner import Job
-from bench.steps import Step, in_order
+from bench.steps import DataValue, Step, in_order
 from bench.store import Store
-from bench.train.fit import Schedule
+from bench.train.schedule import Schedule
 from bench.train.steps import run_trained
 from reproductions import fbs
 
 REGISTRY = Path(fbs.__file__).parent / "registry"
-SETTING = Setting("digits", "data", 10, 1437, 360, "cpu", (0,), None)
+SETTING = Setting("digits", DataValue("plain", "training"), 10, 1437, 360, "cpu", (0,), None)
 
 
 def rows(table: str) -> dict[str, Row]:
@@ -38,13 +38,13 @@ def test_each_density_starts_from_the_last() -> None:
     densities = []
     while step.parents:
         assert step.run is gating.run_gated
-        densities.append(step.params["density"])
+        densities.append(step.params.density)
         (step,) = step.parents
     assert densities == [200, 300, 400, 500, 600, 700, 800, 900, 1000]
     assert step == dense
     # a density between the tenths comes last
     last = fbs.boosted(SETTING, recipe, dense, 650, 0)
-    assert last.params["density"] == 650 and last.parents[0].params["density"] == 700
+    assert last.params.density == 650 and last.parents[0].params.density == 700
 
 
 def test_the_rows_share_one_chain_and_the_control_trains_as_long() -> None:
@@ -58,8 +58,8 @@ def test_the_rows_share_one_chain_and_the_control_trains_as_long() -> None:
         chain = found[name].chain
         assert chain is not None
         here = in_order(chain(SETTING, recipe).records)
-        gated = sum(s.params["schedule"]["epochs"] for s in here if s.run is gating.run_gated)
-        first, longer = sorted(s.params["schedule"]["epochs"] for s in here if s.run is run_trained)
+        gated = sum(s.params.schedule.epochs for s in here if s.run is gating.run_gated)
+        first, longer = sorted(s.params.schedule.epochs for s in here if s.run is run_trained)
         assert gated > 0
         if name == "FBS at d=0.5":
             assert first + gated == longer
@@ -83,7 +83,7 @@ def test_published_speed_ups_of_the_shapes() -> None:
     found = []
     for density in fbs.VGG16_DENSITIES.values():
         counted = gating.dynamic.expected(
-            gating.gated_recipe(small, density, fbs.PAPER, ()).build("meta"), small.input_shape
+            fbs.gated_recipe(small, density, fbs.PAPER, ()).build("meta"), small.input_shape
         )
         found.append(round(15_470_264_320 / float(counted.totals[0]), 2))
     assert found == [3.02, 3.91, 5.31]

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from bench import runner
 from bench.data.annotations import DetectionSet, DetectionSplit
 from bench.data.scenes import scenes_detection
+from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
 from bench.models.ssd import SSD, registry
 from bench.pruning.surgery import convolution
 from bench.runner import Job
 from bench.steps import Context, Step, in_order
 from bench.train.detection_steps import detector
-from bench.train.steps import checkpoint
 from reproductions import localization_aware_ssd as lcp
 
 registry()  # makes mmdet importable
@@ -360,8 +360,7 @@ def test_work_is_shared_between_the_rows(planned: list[runner.Planned]) -> None:
     auxiliary = [step for step in steps if step.run is lcp.run_auxiliary]
     assert len(auxiliary) == 3 * 3 * 2  # segments, seeds, LCP and DCP
     for step in steps:
-        if "images" in step.params:
-            assert step.params["images"] <= 128
+        assert getattr(step.params, "images", 0) <= 128
 
 
 @pytest.mark.parametrize("row", ["LCP", "DCP"])
@@ -374,10 +373,10 @@ def test_stages_follow_one_another(planned: list[runner.Planned], row: str) -> N
         chain: list[Step] = in_order([network])
         assert [step.run.__name__ for step in chain] == ["run_trained", *["run_auxiliary", "run_selected"] * 3]
         assert [step.parents for step in chain] == [(), *((step,) for step in chain[:-1])]
-        assert {step.params["localization"] for step in chain[1:]} == {row == "LCP"}
-        assert {k: v for step in chain[2::2] for k, v in step.params["keep"].items()} == keep
-        assert [step.params["position"] for step in chain[1::2]] == [step.params["position"] for step in chain[2::2]]
-        assert chain[2].params["sampling"]["seed"] == chain[1].params["seed"] == seed
+        assert {step.params.localization for step in chain[1:]} == {row == "LCP"}
+        assert {k: v for step in chain[2::2] for k, v in step.params.keep.items()} == keep
+        assert [step.params.position for step in chain[1::2]] == [step.params.position for step in chain[2::2]]
+        assert chain[2].params.sampling.seed == chain[1].params.seed == seed
 
 
 def test_rows_of_the_publication_build_at_their_own_shape() -> None:
@@ -414,13 +413,11 @@ def test_one_stage_prunes_what_it_should(tmp_path: Path, localization: bool) -> 
     torch.manual_seed(0)
     parent = checkpoint(recipe.build(), recipe)
     producers = ["backbone.features.7", "backbone.features.10", "backbone.features.14"]
-    common = {"position": POSITION, "localization": localization}
-    schedule = {**vars(lcp.tuning_schedule("scenes", 1)), "batch": 3}
-    learn = {**common, "seed": 0, "label": "stage", "schedule": schedule, "mirror": False, "zoom_out": 1.0}
-    select = {
-        **common, "keep": dict(zip(producers, (3, 4, 5), strict=True)), "greedy": vars(lcp.Greedy()), "images": 5,
-        "sampling": {"positions": 20, "batch": 3, "seed": 0},
-    }  # fmt: skip
+    schedule = replace(lcp.tuning_schedule("scenes", 1), batch=3)
+    learn = lcp.AuxiliaryTraining(POSITION, localization, schedule, 0, lcp.augmentation("scenes"))
+    keep = dict(zip(producers, (3, 4, 5), strict=True))
+    sampling = lcp.Sampling(positions=20, batch=3, seed=0)
+    select = lcp.StageSelection(POSITION, localization, keep, lcp.Greedy(), 5, sampling)
     states = []
     for attempt in ("a", "b"):
         context = Context(lambda: data, "cpu", False, tmp_path / attempt)
@@ -430,7 +427,7 @@ def test_one_stage_prunes_what_it_should(tmp_path: Path, localization: bool) -> 
         assert not torch.equal(trained.state["backbone.features.0.weight"], parent.state["backbone.features.0.weight"])
         result = lcp.run_selected(context, [trained], select)
         net, pruned = detector(result)
-        assert pruned.widths == select["keep"]
+        assert pruned.widths == keep
         states.append(torch.cat([value.flatten().double() for value in result.state.values()]))
     assert torch.equal(states[0], states[1])
     assert [convolution(net, name).out_channels for name in producers] == [3, 4, 5]

@@ -1,0 +1,127 @@
+"""The steps that measure gated networks: accuracy and MACs for each image, memory, skipped against masked execution."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bench.errors import UserError
+from bench.gating.builder import original
+from bench.gating.flow import Flow
+from bench.gating.layer import gated_layers
+from bench.gating.skip import SkippedNetwork
+from bench.measure import accuracy, dynamic, memory
+from bench.measure.statistics import proportion
+from bench.models.checkpoint import network
+from bench.steps import Context, DataValue, Kind, Step, make_step
+from bench.store import Record, Result
+
+# masks of so many images are looked at for memory accesses
+_MEMORY_IMAGES = 1280
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """``seed`` is that of the network, for its records."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class MemoryMeasuring:
+    """Memory at the batch sizes ``batches``; ``seed`` is that of the network."""
+
+    batches: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Skipping:
+    """Skipped against masked execution on the first ``images`` test images."""
+
+    images: int
+
+
+def run_measured(context: Context, parents: list[Result], params: Measuring) -> Result:
+    """Any network on the whole test split: logits, accuracy and error, MACs for each image."""
+    model, recipe = network(parents[0])
+    test = context.data().test
+    outputs, counted = dynamic.measure(model, test, context.device, 256, context.workers, context.progress)
+    if not bool(torch.isfinite(outputs).all()):
+        raise UserError("the network's outputs are not finite: its weights are broken")
+    found = accuracy.records(outputs, test.labels, params.seed)
+    for record in list(found):
+        assert record.low is not None and record.high is not None
+        mirrored = (100.0 - record.value, 100.0 - record.high, 100.0 - record.low)
+        metric = record.metric.replace("acc", "err")
+        found.append(Record(metric, mirrored[0], "%", mirrored[1], mirrored[2], record.n, record.seed))
+    whole = dynamic.expected(original(recipe).build("meta"), recipe.input_shape)
+    found += counted.records(params.seed, len(test), whole)
+    return Result(
+        records=found,
+        arrays={"logits": outputs, "labels": test.labels, "macs": counted.totals},
+        facts={"layers": counted.table()},
+    )
+
+
+@torch.no_grad()
+def run_memory(context: Context, parents: list[Result], params: MemoryMeasuring) -> Result:
+    """Memory accesses and peak memory at the batch sizes ``batches``, from the masks of the first test images."""
+    model, recipe = network(parents[0])
+    model = model.to(context.device)
+    flow = Flow(model, recipe.input_shape)
+    test = context.data().test
+    count = min(len(test), _MEMORY_IMAGES)
+    parts: list[dict[str, Tensor]] = []
+    if gated_layers(model):
+        for start in range(0, count, 256):
+            places = list(range(start, min(start + 256, count)))
+            model(test.batch(places).to(context.device))
+            parts.append({name: mask.cpu() for name, mask in dynamic.applied(model).items()})
+    winners = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    return Result(records=memory.records(flow, winners, params.batches, params.seed))
+
+
+@torch.no_grad()
+def run_skipped(context: Context, parents: list[Result], params: Skipping) -> Result:
+    """Skipped against masked execution on the first ``images`` test images, one at a time.
+
+    Records: the share of images for which rounding (float32) makes another channel win somewhere, what that does to the
+    accuracy (paired), and the largest difference of the logits in float64, relative to the largest logit.
+    """
+    model, _ = network(parents[0])
+    model = model.to(context.device).eval()
+    test = context.data().test
+    places = list(range(min(params.images, len(test))))
+    labels = test.labels[: len(places)]
+    skipping = SkippedNetwork(model)
+    masked, skipped, flips = [], [], 0
+    for place in places:
+        image = test.batch([place]).to(context.device)
+        masked.append(model(image).float().cpu())
+        winners = dynamic.applied(model)
+        skipped.append(skipping(image).float().cpu())
+        flips += any(
+            set(layer.last.tolist()) != set(winners[name][0].nonzero()[:, 0].tolist())
+            for name, layer in skipping.layers.items()
+            if layer.last is not None
+        )
+    low, high = proportion(flips, len(places))
+    found = [Record("winner_flips", 100.0 * flips / len(places), "%", 100.0 * low, 100.0 * high, len(places))]
+    for record in accuracy.compare([torch.cat(skipped)], [torch.cat(masked)], labels):
+        if record.metric in ("top1_change", "agreement"):
+            found.append(replace(record, metric=f"skipped_{record.metric}"))
+    exact = copy.deepcopy(model).double()
+    images = test.batch(places[:64]).to(context.device).double()
+    difference = (SkippedNetwork(exact)(images) - exact(images)).abs().max() / exact(images).abs().max()
+    found.append(Record("skipped_float64_difference", float(difference), "", n=len(images)))
+    return Result(records=found)
+
+
+def measured(parent: Step, seed: int, data: DataValue, work: float) -> Step:
+    """The step that measures accuracy and MACs of ``parent``'s network."""
+    name, params = f"measured({parent.name})", Measuring(seed)
+    return make_step(Kind.EVALUATE, name, run_measured, params, [parent], data=data, device=parent.device, work=work)

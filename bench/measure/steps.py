@@ -1,0 +1,96 @@
+"""The steps that measure classifiers: evaluation, and comparison of evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from bench.errors import UserError
+from bench.measure import accuracy
+from bench.models.checkpoint import network
+from bench.steps import Context, DataValue, Kind, Step, make_step
+from bench.store import Result
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``seed`` is that of the network, for its records."""
+
+    seed: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``suffix`` goes behind the metrics: ``_control`` where the reference was trained as long."""
+
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """No parameters: one evaluation for each network says everything."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """No parameters: three evaluations for each seed say everything."""
+
+
+def run_evaluated(context: Context, parents: list[Result], params: Evaluation) -> Result:
+    """Logits of the whole test split, and top-1/top-5 accuracy."""
+    model, _ = network(parents[0])
+    test = context.data().test
+    outputs = accuracy.logits(model, test, context.device, workers=context.workers, progress=context.progress)
+    if not bool(torch.isfinite(outputs).all()):
+        raise UserError("the network's outputs are not finite: its weights are broken")
+    found = accuracy.records(outputs, test.labels, params.seed)
+    return Result(records=found, arrays={"logits": outputs, "labels": test.labels})
+
+
+def run_summarised(context: Context, parents: list[Result], params: Summary) -> Result:
+    """Accuracy over the networks of several seeds, from their evaluations."""
+    runs = [parent.arrays["logits"] for parent in parents]
+    return Result(records=accuracy.summary(runs, parents[0].arrays["labels"]))
+
+
+def run_compared(context: Context, parents: list[Result], params: Comparison) -> Result:
+    """Evaluations (first half of the parents) against their references (second half), paired by image."""
+    half = len(parents) // 2
+    runs = [parent.arrays["logits"] for parent in parents]
+    found = accuracy.compare(runs[:half], runs[half:], parents[0].arrays["labels"])
+    return Result(records=[replace(record, metric=record.metric + params.suffix) for record in found])
+
+
+def run_contrasted(context: Context, parents: list[Result], params: Contrast) -> Result:
+    """One method's evaluations (first third) minus another's (second third), about references (last third)."""
+    third = len(parents) // 3
+    runs = [parent.arrays["logits"] for parent in parents]
+    return Result(
+        records=accuracy.contrast(runs[:third], runs[third : 2 * third], runs[2 * third :], parents[0].arrays["labels"])
+    )
+
+
+def evaluated(parent: Step, seed: int, data: DataValue, work: float) -> Step:
+    """The step that evaluates ``parent``'s network on the test split."""
+    name, params = f"evaluated({parent.name})", Evaluation(seed)
+    return make_step(Kind.EVALUATE, name, run_evaluated, params, [parent], data=data, device=parent.device, work=work)
+
+
+def summarised(runs: list[Step]) -> Step:
+    """The step that gives the accuracy over these evaluations' networks."""
+    name = f"summarised({runs[0].name})"
+    return make_step(Kind.COMPARE, name, run_summarised, Summary(), runs, device=runs[0].device)
+
+
+def compared(runs: list[Step], references: list[Step], suffix: str = "") -> Step:
+    """The step that compares evaluations with their references, seed by seed; ``suffix`` goes behind the metrics."""
+    name = f"compared({runs[0].name}, {references[0].name})"
+    parents = [*runs, *references]
+    return make_step(Kind.COMPARE, name, run_compared, Comparison(suffix), parents, device=runs[0].device)
+
+
+def contrasted(first: list[Step], second: list[Step], references: list[Step]) -> Step:
+    """The step that says what ``first`` is worth against ``second``, both measured against ``references``."""
+    name, parents = f"contrasted({first[0].name}, {second[0].name})", [*first, *second, *references]
+    return make_step(Kind.COMPARE, name, run_contrasted, Contrast(), parents, device=first[0].device)

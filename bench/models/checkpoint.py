@@ -1,0 +1,25 @@
+"""A step's result that holds a network: a recipe and its state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bench.models.recipe import Recipe
+from bench.store import Result
+
+
+def checkpoint(model: nn.Module, recipe: Recipe, **more: Any) -> Result:
+    """A result that holds a network: its recipe and its state."""
+    return Result(recipe=recipe.to_json(), state=dict(model.state_dict()), **more)
+
+
+def network(result: Result) -> tuple[nn.Module, Recipe]:
+    """The network of a result, on the CPU in evaluation mode, and its recipe."""
+    if result.recipe is None:
+        raise ValueError("this step gave no network")
+    recipe = Recipe.from_json(result.recipe)
+    model = recipe.build()
+    model.load_state_dict(result.state)
+    return model.eval(), recipe

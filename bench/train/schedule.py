@@ -1,0 +1,27 @@
+"""How long and how fast a network is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Hyper-parameters of one training.
+
+    ``shape`` is ``constant``, ``cosine`` (with a linear warm-up over the first 5 % of the iterations) or ``steps``
+    (divided by ten at each of ``milestones``, in epochs).  ``batch`` is the batch over all processes; ``optimizer`` is
+    ``SGD`` or ``AdamW`` (which takes no momentum).
+    """
+
+    epochs: int
+    lr: float
+    batch: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    shape: str = "constant"
+    milestones: tuple[int, ...] = ()
+    amp: bool = False
+    clip: float | None = None
+    optimizer: str = "SGD"
