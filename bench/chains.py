@@ -26,14 +26,14 @@ def gmacs(recipe: Recipe, images: int, passes: float) -> float:
 def loaded(setting: Setting, recipe: Recipe) -> Step:
     """The dense network with the user's weights, or torchvision's."""
     params = training.Loading(recipe, setting.weights)
-    return make_step(Kind.LOAD, "dense", training.run_loaded, params, device=setting.device)
+    return make_step(Kind.LOAD, f"dense({recipe.builder})", training.run_loaded, params, device=setting.device)
 
 
 def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
     """Training from fresh weights, or fine-tuning of ``parent``."""
     params = training.Training(schedule, seed, recipe if parent is None else None)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
-    name = f"{label}(seed {seed})" if parent is None else f"{label}({parent.name})"
+    name = f"{label}({recipe.builder}, seed {seed})" if parent is None else f"{label}({parent.name})"
     parents = () if parent is None else (parent,)
     return make_step(
         Kind.TRAIN, name, training.run_trained, params, parents, data=setting.data, device=setting.device, work=work

@@ -1,6 +1,6 @@
-"""The command line: ``bench list | run | tables | coverage | power | macs | prune | doctor | data | accept``.
+"""The command line: ``bench list | run | tables | coverage | power | macs | prune | doctor | data | accept | gc``.
 
-Exit status 0: done; 2: a mistake of the user's, told in one line; a bug gives a traceback.
+Exit status 0: done; 1: a row failed; 2: a mistake of the user's, told in one line; a bug gives a traceback.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        # commands are imported when they are used: `bench list` must not wait for mmengine
-        from bench import commands
-
-        value, text = getattr(commands, options.command.replace("-", "_"))(options)
+        value, text, status = _run(options)
     except UserError as error:
         if getattr(options, "json", False):
             print(json.dumps({"error": str(error)}))
@@ -36,7 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(value, indent=1, default=str) if options.json else text, flush=True)
     except BrokenPipeError:  # the reader (`| head`) has seen enough; Python's own flush at the end must not complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    return status
+
+
+def _run(options: argparse.Namespace) -> tuple[Any, str, int]:
+    """The command's JSON value, text and exit status; what it needs is imported here, so that a list waits for no torch."""
+    if options.command == "list":
+        from bench import listing
+
+        return (*listing.rows(options.paper), 0)
+    from bench import commands
+
+    result: tuple[Any, str, int] = getattr(commands, options.command)(options)
+    return result
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", "run rows of papers; finished steps are kept and used again")
     sub.add_argument("paper", nargs="*", help="papers (default: all)")
     sub.add_argument("--table", help="only this table, e.g. 'Table 1'")
-    sub.add_argument("--row", help="only rows with this name or beginning")
+    sub.add_argument("--row", help="one row: its id (see `bench list`), its name, or a beginning that only it has")
     sub.add_argument(
         "--scale", help="digits, scenes, cifar10, imagenet, voc, coco, or a folder of images (default: each row's own)"
     )
@@ -70,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--amp", action="store_true", help="fine-tune in mixed precision (GPU)")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
     sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")
+    sub.add_argument("--reuse-times", action="store_true", help="take times of earlier runs on this device as they are")
+    sub.add_argument("--isolate", action="store_true", help="each row in a process of its own: a crash costs that row")
     where(sub)
 
     sub = command("tables", "print the tables of runs/ where it exists, else of results/")
@@ -111,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", nargs="*")
     sub.add_argument("--from", dest="source", type=Path, default=Path("runs"))
     sub.add_argument("--to", type=Path, default=Path("results"))
+
+    sub = command("gc", "remove steps that no row needs and that the code of today would not find again")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
+    sub.add_argument("--dry-run", action="store_true", help="say what would go; remove nothing")
     return parser
 
 
@@ -119,6 +134,3 @@ def _natural(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
-
-
-Output = tuple[Any, str]

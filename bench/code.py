@@ -24,7 +24,7 @@ from bench.errors import UserError
 PLUMBING = (
     "bench.cli", "bench.code", "bench.commands", "bench.errors", "bench.models.builders",
     "bench.processes", "bench.provenance",
-    "bench.report", "bench.rows", "bench.runner", "bench.steps", "bench.store",
+    "bench.report", "bench.rowfile", "bench.rows", "bench.runner", "bench.steps", "bench.store",
 )  # fmt: skip
 _OURS = ("bench", "reproductions")
 # What a root may be: "module:name".

@@ -1,12 +1,10 @@
-"""What each command of the command line does; every one returns (JSON value, text)."""
+"""What each command of the command line does; every one returns (JSON value, text, exit status)."""
 
 from __future__ import annotations
 
 import argparse
-import builtins
 import importlib
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import api, processes, provenance, runner
+from bench import api, collecting, processes, provenance, runner
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
@@ -34,10 +32,13 @@ from bench.report import load as loading
 from bench.report import pages, render
 from bench.report import power as powering
 from bench.report import tables as building
+from bench.report.load import Declared
+from bench.rows import Paper, Row
 from bench.runner import Job
+from bench.steps import Kind
 from bench.store import Store, disk_errors, write_json
 
-Output = tuple[Any, str]
+Output = tuple[Any, str, int]
 
 
 def registry_folder() -> Path:
@@ -46,47 +47,47 @@ def registry_folder() -> Path:
     return Path(package.__path__[0]) / "registry"
 
 
+def declared() -> dict[str, dict[str, Declared]]:
+    """What the scripts say of their rows, by paper and id."""
+    return {key: _declared(paper) for key, paper in runner.papers().items()}
+
+
+def _declared(paper: Paper) -> dict[str, Declared]:
+    return {
+        name: Declared(row.table, row.name, order, row.scale, row.ours, row.claimed, row.published, row.seeds)
+        for order, (name, row) in enumerate(paper.ids.items())
+    }
+
+
 def abouts() -> dict[str, pages.About]:
-    """Titles, references and deviations of all papers, for their pages."""
-    return {key: pages.About(p.title, p.reference, p.deviations) for key, p in runner.papers().items()}
-
-
-def list(options: argparse.Namespace) -> Output:
-    """Papers, tables, rows and what each needs."""
-    value, lines = [], []
-    for paper, rows in runner.choose(options.paper, None, None):
-        lines.append(f"{paper.key}: {paper.title} ({paper.reference})")
-        table = None
-        for row in rows:
-            if row.table != table:
-                table = row.table
-                lines.append(f"  {table}")
-            needs = row.missing or f"{row.scale}" + ("" if row.scales is None else f"; runs at {', '.join(row.scales)}")
-            lines.append(f"    {row.name}  [{'not run: ' if row.missing else 'own scale '}{needs}]")
-            value.append(
-                {"paper": paper.key, "table": row.table, "row": row.name, "scale": row.scale, "missing": row.missing}
-            )
-    return value, "\n".join(lines)
+    """Titles, references, deviations and rows of all papers, for their pages."""
+    return {
+        key: pages.About(paper.title, paper.reference, paper.deviations, _declared(paper))
+        for key, paper in runner.papers().items()
+    }
 
 
 def run(options: argparse.Namespace) -> Output:
     """Runs rows, or prints the plan."""
     job = _job(options)
+    processes.start(job.device)
     chosen = runner.choose(options.paper, options.table, options.row)
     if options.plan:
         return _plan(chosen, job)
-    command = "bench run " + " ".join(shlex.quote(part) for part in _public_arguments(options))
-    files = []
+    if options.isolate and processes.launched() > 1:
+        raise UserError("--isolate gives each row one process: leave out torchrun")
     store = Store(options.out)
-    for paper, rows in chosen:
-        planned = runner.plan(rows, job)
-        if options.row and all(entry.chain is None for entry in planned):
-            raise UserError(
-                f"{planned[0].row.name}: not run ({planned[0].reason}); choose another --scale or give --data"
-            )
-        files += runner.run(paper, planned, job, store, lambda text: print(text, file=sys.stderr, flush=True), command)
+    planned = [entry for paper, rows in chosen for entry in runner.plan(paper, rows, job)]
+    if options.row and planned[0].chain is None:
+        raise UserError(f"{planned[0].id}: not run ({planned[0].reason}); choose another --scale or give --data")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    outcomes = runner.run_isolated(planned, job, say) if options.isolate else runner.run(planned, job, store, say)
+    status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
     if not processes.is_main():
-        return [], ""
+        return [], "", status
     written = pages.write(options.out, registry_folder(), abouts())
     shown = [
         table
@@ -96,48 +97,73 @@ def run(options: argparse.Namespace) -> Output:
     ]
     text = "\n\n".join(render.markdown(table) for table in shown)
     page = options.out / chosen[0][0].key / "README.md" if len(chosen) == 1 else options.out / "README.md"
-    return {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}, f"{text}\n\nThe page: {page}"
+    value = {
+        "rows": [
+            {"id": o.id, "status": o.status, "reason": o.reason, "file": None if o.file is None else str(o.file)}
+            for o in outcomes
+        ],
+        "pages": [str(p) for p in written],
+    }
+    return value, f"{text}\n\n{_ended(outcomes)}The page: {page}", status
+
+
+def _ended(outcomes: Sequence[runner.Outcome]) -> str:
+    """How many rows ended how, and why those that failed did; nothing where all went well."""
+    failed = [outcome for outcome in outcomes if outcome.status == runner.FAILED]
+    if not failed:
+        return ""
+    lines = [f"{len(failed)} of {len(outcomes)} rows failed:"]
+    return "\n".join([*lines, *(f"  {outcome.id}: {outcome.reason}" for outcome in failed)]) + "\n\n"
 
 
 def _job(options: argparse.Namespace) -> Job:
     return Job(
-        out=options.out, data=bench.data.data_root(options.data), scale=options.scale, device=options.device,
-        seed=options.seed, weights=options.weights, protocol=options.protocol, workers=options.workers, amp=options.amp,
+        out=options.out,
+        data=bench.data.data_root(options.data),
+        scale=options.scale,
+        device=options.device,
+        seed=options.seed,
+        weights=options.weights,
+        protocol=options.protocol,
+        workers=options.workers,
+        amp=options.amp,
         strict=options.strict_data,
+        reuse_times=options.reuse_times,
         progress=not options.json and sys.stderr.isatty(),
-    )  # fmt: skip
+    )
 
 
-def _public_arguments(options: argparse.Namespace) -> builtins.list[str]:
-    """The command's arguments without paths of this machine: folders and files by their last name."""
-    parts = [*options.paper]
-    for name in ("table", "row", "scale", "weights", "seed"):
-        value = getattr(options, name)
-        if value is not None:
-            known = name != "scale" or value in bench.data.SCALES
-            parts += [f"--{name}", str(value) if known and name != "weights" else Path(value).name]
-    return parts + [flag for flag, given in (("--amp", options.amp), ("--strict-data", options.strict_data)) if given]
-
-
-def _plan(chosen: Any, job: Job) -> Output:
+def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job) -> Output:
     value, lines, total = [], [], 0.0
     stored = Store(job.out) if job.out.exists() else None
+    learned = runner.learned_costs(stored)
+    seen: set[str] = set()
     for paper, rows in chosen:
-        planned = runner.plan(rows, job)
+        planned = runner.plan(paper, rows, job)
         for step, _ in runner.steps_of(planned):
-            header = stored.header(step.key) if stored is not None else None
-            minutes = 0.0 if header else runner.expected_seconds(step) / 60.0
+            if step.key in seen:  # papers may share a step
+                continue
+            seen.add(step.key)
+            again = step.kind is Kind.TIME and not job.reuse_times
+            cached = not again and stored is not None and stored.header(step.key) is not None
+            minutes = 0.0 if cached else runner.expected_seconds(step, learned) / 60.0
             total += minutes
-            state = "cached" if header else f"{minutes:.1f} min"
-            lines.append(f"{state:>9}  {step.name}")
+            lines.append(f"{'cached' if cached else f'{minutes:.1f} min':>9}  {step.name}")
             value.append(
-                {"paper": paper.key, "step": step.name, "key": step.key, "cached": bool(header), "minutes": minutes}
+                {
+                    "paper": paper.key,
+                    "step": step.name,
+                    "kind": step.kind.value,
+                    "key": step.key,
+                    "cached": cached,
+                    "minutes": minutes,
+                }
             )
         for entry in planned:
             if entry.chain is None:
                 lines.append(f"  not run  {entry.row.table}: {entry.row.name} ({entry.reason})")
     lines.append(f"about {total:.0f} minutes on this {job.device}; nothing was run")
-    return {"steps": value, "minutes": total}, "\n".join(lines)
+    return {"steps": value, "minutes": total}, "\n".join(lines), 0
 
 
 def tables(options: argparse.Namespace) -> Output:
@@ -152,17 +178,17 @@ def tables(options: argparse.Namespace) -> Output:
         raise UserError(f"no measured rows in {source}: run `bench run` first, or name a folder with --from")
     forms = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
     value = [{"paper": t.paper, "table": t.name, "scale": t.scale, "rows": building.raw(t)} for t in found]
-    return value, "\n\n".join(forms[options.format](table) for table in found)
+    return value, "\n\n".join(forms[options.format](table) for table in found), 0
 
 
 def _results() -> Path:
     """The folder that is read where none is named: what was run here, else what was accepted."""
-    return Path("runs") if any(Path("runs").glob("*/rows/*/*.json")) else Path("results")
+    return Path("runs") if any(loading.row_files(Path("runs"))) else Path("results")
 
 
-def _tables(source: Path, papers: Sequence[str]) -> builtins.list[building.Table]:
+def _tables(source: Path, papers: Sequence[str]) -> list[building.Table]:
     """The tables of a folder of results, for the named papers or all."""
-    lines = loading.read(source, registry_folder())
+    lines = loading.read(source, registry_folder(), declared())
     found = []
     for paper in papers or lines:
         found += building.build_all(lines.get(paper, []), load_registry(paper, registry_folder()))
@@ -180,7 +206,7 @@ def coverage(options: argparse.Namespace) -> Output:
     found = coverages(options.paper or known, source, folder, bench.data.data_root(options.data))
     value: dict[str, Any] = {"papers": {name: covering.to_json(one) for name, one in found.items()}}
     value["total"] = covering.to_json(sum(found.values(), covering.EMPTY))["kinds"]
-    return value, covering.text(found)
+    return value, covering.text(found), 0
 
 
 def power(options: argparse.Namespace) -> Output:
@@ -192,12 +218,12 @@ def power(options: argparse.Namespace) -> Output:
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
     found = {name: powering.of_values(load_registry(name, folder)) for name in options.paper or known}
     value = {name: powering.to_json(powers) for name, powers in found.items()}
-    return value, powering.text(found, rows=bool(options.paper))
+    return value, powering.text(found, rows=bool(options.paper)), 0
 
 
 def coverages(names: Sequence[str], source: Path, folder: Path, data_root: Path) -> dict[str, covering.Coverage]:
     """The coverage of the named papers: sizes are decided on the spot, accuracies are read from the rows in ``source``."""
-    lines = loading.read(source, folder)
+    lines = loading.read(source, folder, declared())
     scripts = runner.papers()
     gpu = torch.cuda.is_available()
 
@@ -231,9 +257,12 @@ def macs(options: argparse.Namespace) -> Output:
         recipe = Recipe(options.model, {}, (3, side, side))
         shapes = [(options.model, recipe)]
     else:
-        rows = [(paper, row) for paper, rows in runner.choose([], None, options.model) for row in rows]
-        own = [(f"{row.table}: {row.name}", row.own_shape()) for _, row in rows]
-        shapes = [(name, shape) for name, shape in own if shape is not None]
+        found = runner.choose([], None, options.model, several=True)
+        shapes = []
+        for row in (row for _, rows in found for row in rows):
+            own = row.own_shape()
+            if own is not None and own not in [shape for _, shape in shapes]:  # rows of one shape say the same
+                shapes.append((f"{row.table}: {row.name}", own))
         if not shapes:
             raise UserError(f"{options.model!r} has no shape of the paper's own: its widths come from the data")
     value, lines = [], []
@@ -254,7 +283,7 @@ def macs(options: argparse.Namespace) -> Output:
         lines.append(
             f"{name}: {total:,} MACs ({options.convention}), {count.params:,} parameters, {speedup:.3f}x in conv MACs"
         )
-    return value, "\n".join(lines)
+    return value, "\n".join(lines), 0
 
 
 def prune(options: argparse.Namespace) -> Output:
@@ -293,7 +322,7 @@ def prune(options: argparse.Namespace) -> Output:
     for r in result.records:
         interval = "" if r.low is None else f" [{r.low:.2f}, {r.high:.2f}]"
         lines.append(f"{r.metric}: {r.value:.2f} {r.unit}{interval}")
-    return value, "\n".join([*lines, f"saved: {options.out / 'state.pth'} and {options.out / 'pruned.json'}"])
+    return value, "\n".join([*lines, f"saved: {options.out / 'state.pth'} and {options.out / 'pruned.json'}"]), 0
 
 
 def doctor(options: argparse.Namespace) -> Output:
@@ -341,7 +370,7 @@ def doctor(options: argparse.Namespace) -> Output:
             lines.append(
                 f"warning: {theirs} and {ours} are both installed and overwrite each other: pip uninstall {theirs}"
             )
-    return value, "\n".join(lines)
+    return value, "\n".join(lines), 0
 
 
 def _version(package: str) -> str | None:
@@ -356,17 +385,23 @@ def data(options: argparse.Namespace) -> Output:
     root = bench.data.data_root(options.data)
     place = bench.data.find("cifar10", root) or root
     counts = cifar10.write_subset(place, options.folder, progress=not options.json)
-    return {
-        "folder": str(options.folder),
-        **counts,
-    }, f"{options.folder}: {counts['train']} training and {counts['test']} test images"
+    text = f"{options.folder}: {counts['train']} training and {counts['test']} test images"
+    return {"folder": str(options.folder), **counts}, text, 0
 
 
 def accept(options: argparse.Namespace) -> Output:
     """Promotes rows from runs/ to results/ and writes the pages."""
-    files = accepting.accept(options.source, options.to, options.paper or None)
+    files = accepting.accept(options.source, options.to, options.paper or None, declared())
     written = pages.write(options.to, registry_folder(), abouts())
-    return {
-        "rows": [str(f) for f in files],
-        "pages": [str(p) for p in written],
-    }, f"{len(files)} rows accepted; the index: {options.to / 'README.md'}"
+    value = {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}
+    return value, f"{len(files)} rows accepted; the index: {options.to / 'README.md'}", 0
+
+
+def gc(options: argparse.Namespace) -> Output:
+    """Removes what no row needs."""
+    if not (options.out / "steps").is_dir():
+        raise UserError(f"no runs in {options.out}: name their folder with --out")
+    needed = {key for path in loading.row_files(options.out) for key in loading.content(path)["steps"]}
+    removed, size = collecting.collect(Store(options.out), needed, options.dry_run)
+    verb = "would be removed" if options.dry_run else "removed"
+    return {"removed": removed, "bytes": size}, f"{len(removed)} steps and leftovers {verb}, {size / 1e6:,.1f} MB", 0

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from bench.errors import UserError
-
 T = TypeVar("T")
 
 
@@ -70,15 +68,13 @@ def told(value: T) -> T:
     return box[0]  # type: ignore[no-any-return]
 
 
-def barrier(failure: str | None = None) -> None:
-    """Waits for all processes; where one of them comes with a ``failure``, all raise :class:`UserError` with it."""
+def agreed(failure: str | None) -> str | None:
+    """Waits for all processes; the ``failure`` of the first that had one, in every process."""
     if not distributed.is_initialized():
-        return
+        return failure
     found: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, failure)
-    first = next((text for text in found if text is not None), None)
-    if first is not None and failure is None:
-        raise UserError(first)
+    return next((text for text in found if text is not None), None)
 
 
 def summed(values: Tensor) -> Tensor:

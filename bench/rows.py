@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -88,3 +89,38 @@ class Paper:
     reference: str
     rows: list[Row]
     deviations: list[str]
+
+    @property
+    def ids(self) -> dict[str, Row]:
+        """The rows by their stable ids, ``paper/table/row``, in the script's order.
+
+        Raises ValueError where two rows have one id.
+        """
+        found: dict[str, Row] = {}
+        for row in self.rows:
+            name = row_id(self.key, row)
+            if name in found:
+                raise ValueError(f"two rows of {self.key} have the id {name}: name one of them differently")
+            found[name] = row
+        return found
+
+
+def slug(name: str) -> str:
+    """Lower case, letters, digits and dots; hyphens for the rest."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+
+
+def row_id(paper: str, row: Row) -> str:
+    """``channel_pruning/table-8/ours-fine-tuned``: what stands in brackets behind a table's name is no part of it."""
+    return f"{paper}/{slug(re.sub(r' *[(].*[)]$', '', row.table))}/{slug(row.name)}"
+
+
+def match(text: str, names: Mapping[str, str]) -> list[str]:
+    """The ids that ``text`` names, out of ``names`` (id to the row's name).
+
+    The rows whose id, end of the id or name it is; where there is none, those whose id, end or name begins with it.
+    """
+    wanted = text.lower().strip("/")
+    known = {key: (key, key.partition("/")[2], key.rpartition("/")[2], name.lower()) for key, name in names.items()}
+    exact = [key for key, forms in known.items() if wanted in forms]
+    return exact or [key for key, forms in known.items() if any(form.startswith(wanted) for form in forms)]

@@ -1,37 +1,43 @@
-"""Walks the steps that rows need: a cache hit or work, resuming where it stopped, and writes what the rows measured."""
+"""Runs rows: the steps that a row needs, each a cache hit or work, and what the row measured, written when it is whole."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import multiprocessing
 import pkgutil
+import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import bench.data
-from bench import claims, contrasts, processes, provenance
+from bench import claims, contrasts, processes, provenance, rowfile
 from bench.data.annotations import DetectionSet
 from bench.data.identity import value_of
 from bench.data.images import ImageSet
 from bench.errors import UserError
-from bench.measure import macs
+from bench.models import weights
 from bench.models.recipe import Recipe
-from bench.rows import Chain, Paper, Row, Setting
+from bench.rows import Chain, Paper, Row, Setting, match, row_id
 from bench.steps import Context, DataValue, Kind, Step, canonical, in_order
-from bench.store import Record, Result, Store, file_digest, write_json
+from bench.store import Result, Store, file_digest
 
-# what one processor thread and a GPU do in training and evaluation, for the plan's minutes; measured, and rough
-_GMACS_PER_SECOND = {"cpu": 40.0, "cuda": 4000.0}
+OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+Say = Callable[[str], None]
 
 
 @dataclass
 class Job:
-    """What to run and where: the choices of one ``bench run``."""
+    """What to run and where: the choices of one ``bench run``.
+
+    ``reuse_times`` answers times from earlier runs of the same device; otherwise they are taken anew.
+    """
 
     out: Path = Path("runs")
     data: Path = Path("data")
@@ -44,8 +50,10 @@ class Job:
     amp: bool = False
     progress: bool = True
     strict: bool = False
+    reuse_times: bool = False
     images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
     values: dict[tuple[str, int], DataValue] = field(default_factory=dict)
+    fitting: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
@@ -62,12 +70,33 @@ class Job:
 class Planned:
     """A row in its setting: the chain of steps, or the reason why it cannot run here."""
 
+    paper: Paper
     row: Row
     scale: str
     dense: Recipe | None = None
     chain: Chain | None = None
     size: int = 0
     reason: str | None = None
+    setting: Setting | None = None
+
+    @property
+    def id(self) -> str:
+        """The row's id."""
+        return row_id(self.paper.key, self.row)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a row ended: ``ok``, ``failed`` or ``skipped``, with the reason; the file that holds what it measured."""
+
+    id: str
+    status: str
+    reason: str = ""
+    file: Path | None = None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Choosing and planning
 
 
 def papers() -> dict[str, Paper]:
@@ -82,43 +111,45 @@ def papers() -> dict[str, Paper]:
     return {key: contrasts.with_claims(paper, known) for key, paper in found.items()}
 
 
-def choose(names: Sequence[str], table: str | None, row: str | None) -> list[tuple[Paper, list[Row]]]:
+def choose(
+    names: Sequence[str], table: str | None, row: str | None, several: bool = False
+) -> list[tuple[Paper, list[Row]]]:
     """The papers and rows that a command names; everything for no names.
 
-    ``table`` and ``row`` are beginnings of names, case ignored.  Raises :class:`UserError` where nothing matches.
+    ``table`` is a beginning of names.  ``row`` is an id, an end of one or a name, else the beginning of one row's; with
+    ``several`` of any number of rows.  Case is ignored.  Raises :class:`UserError` where nothing matches, or several rows.
     """
     known = papers()
     for name in names:
         if name not in known:
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
-    chosen = []
-    for key in names or known:
-        rows = [r for r in known[key].rows if table is None or _matches(r.table, table)]
-        if not rows and names:
-            tables = ", ".join(dict.fromkeys(r.table for r in known[key].rows))
-            raise UserError(f"unknown table {table!r}: {key} has {tables}")
-        rows = [r for r in rows if row is None or _matches(r.name, row)]
-        if not rows and names:
-            raise UserError(f"unknown row {row!r}: see `bench list {key}`")
-        if rows:
-            chosen.append((known[key], rows))
-    if not chosen:
-        wanted = f"table {table!r}" if row is None else f"row {row!r}"
-        raise UserError(f"unknown {wanted}: see `bench list`")
-    return chosen
+    chosen = {key: {i: r for i, r in known[key].ids.items() if _in_table(r, table)} for key in names or known}
+    if not any(chosen.values()):
+        tables = dict.fromkeys(r.table for key in names or known for r in known[key].rows)
+        raise UserError(f"unknown table {table!r}: {', '.join(names) or 'the papers'} have {', '.join(tables)}")
+    if row is not None:
+        found = match(row, {i: r.name for rows in chosen.values() for i, r in rows.items()})
+        if not found:
+            raise UserError(f"unknown row {row!r}: see `bench list {' '.join(names)}`".replace(" `", " `").rstrip())
+        if len(found) > 1 and not several:
+            raise UserError(f"{row!r} names {len(found)} rows, choose one: {', '.join(found)}")
+        chosen = {key: {i: r for i, r in rows.items() if i in found} for key, rows in chosen.items()}
+    return [(known[key], list(rows.values())) for key, rows in chosen.items() if rows]
 
 
-def _matches(name: str, wanted: str) -> bool:
-    name, wanted = name.lower(), wanted.lower()
+def _in_table(row: Row, wanted: str | None) -> bool:
+    if wanted is None:
+        return True
+    name, wanted = row.table.lower(), wanted.lower()
     # "Table 1" must not match "Table 10"
     return name == wanted or (name.startswith(wanted) and not name[len(wanted)].isalnum())
 
 
-def plan(rows: Sequence[Row], job: Job) -> list[Planned]:
-    """The rows in the job's setting, with their steps; data are read, nothing is run.
+def plan(paper: Paper, rows: Sequence[Row], job: Job) -> list[Planned]:
+    """The rows of a paper in the job's setting, with their steps; data are read, nothing is run.
 
     Rows that are meant for other scales or for the other kind of data are left out.  Raises :class:`UserError` where
-    none is left.
+    none is left, and for weights that fit no network.
     """
     planned = []
     for row in rows:
@@ -126,7 +157,7 @@ def plan(rows: Sequence[Row], job: Job) -> list[Planned]:
         bench.data.check_scale(scale)
         meant = row.scales is None or scale in row.scales or scale not in bench.data.SCALES
         if meant and (job.scale is None or row.data == bench.data.kind(scale)):
-            planned.append(_plan(row, scale, job))
+            planned.append(_plan(paper, row, scale, job))
     if not planned:
         raise UserError(
             f"none of these rows runs at {job.scale}, which has {bench.data.kind(job.scale or '')}: see `bench list`"
@@ -134,24 +165,42 @@ def plan(rows: Sequence[Row], job: Job) -> list[Planned]:
     return planned
 
 
-def _plan(row: Row, scale: str, job: Job) -> Planned:
+def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
     if row.missing is not None or row.chain is None or row.dense is None:
-        return Planned(row, scale, reason=row.missing or "not implemented")
+        return Planned(paper, row, scale, reason=row.missing or "not implemented")
     size = row.dense(scale, 10, job.weights is not None).input_shape[1]
     if bench.data.find(scale, job.data) is None and scale != "cifar10":
-        return Planned(row, scale, reason=bench.data.needs(scale, job.data))
+        return Planned(paper, row, scale, reason=bench.data.needs(scale, job.data))
     try:
         images = _images(job, scale, size)
     except UserError as error:
         if scale == "cifar10":
-            return Planned(row, scale, reason="needs cifar10")
+            return Planned(paper, row, scale, reason="needs cifar10")
         raise error
     recipe = row.dense(scale, len(images.classes), job.weights is not None)
     setting = Setting(
-        scale, _value(job, scale, size), len(images.classes), len(images.train), len(images.test), job.device,
-        row.seeds if job.seed is None else (job.seed,), None if job.weights is None else file_digest(job.weights), job.amp,
-    )  # fmt: skip
-    return Planned(row, scale, recipe, row.chain(setting, recipe), size)
+        scale,
+        _value(job, scale, size),
+        len(images.classes),
+        len(images.train),
+        len(images.test),
+        job.device,
+        row.seeds if job.seed is None else (job.seed,),
+        None if job.weights is None else file_digest(job.weights),
+        job.amp,
+    )
+    chain = row.chain(setting, recipe)
+    _check_weights(chain, recipe, job)
+    return Planned(paper, row, scale, recipe, chain, size, setting=setting)
+
+
+def _check_weights(chain: Chain, recipe: Recipe, job: Job) -> None:
+    """Raises :class:`UserError` where the user's weights do not fit the network that some step gives them to."""
+    name = str(canonical(recipe))
+    needed = any(step.kind is Kind.LOAD for step in in_order([*chain.networks, *chain.records]))
+    if job.weights is not None and needed and name not in job.fitting:
+        weights.load(recipe.build(), job.weights)
+        job.fitting.add(name)
 
 
 def _images(job: Job, scale: str, size: int) -> ImageSet | DetectionSet:
@@ -179,61 +228,154 @@ def steps_of(planned: Sequence[Planned]) -> list[tuple[Step, Planned]]:
     return [(step, owner[step.key]) for step in in_order(leaves)]
 
 
-def expected_seconds(step: Step) -> float:
-    """A rough duration of the step from its cost in GMACs."""
-    rate = _GMACS_PER_SECOND[step.device.split(":")[0]] * (torch.get_num_threads() if step.device == "cpu" else 1)
-    return step.work / rate
+# --------------------------------------------------------------------------------------------------------------------
+# Running
 
 
-def run(
-    paper: Paper, planned: Sequence[Planned], job: Job, store: Store, say: Callable[[str], None], command: str
-) -> list[Path]:
-    """Runs the planned rows of one paper and writes their row files; returns the files.
+class Engine:
+    """Runs planned rows one after the other on one store; under torchrun every process walks the same steps."""
 
-    A step that fails for a reason of the user's ends the run, but every row already complete is on disk.
-    """
-    todo = steps_of(planned)
-    memory: dict[Any, Any] = {}
-    done: set[str] = set()
-    files = []
-    if processes.is_main():
-        files = [_write_row(paper, entry, job, store, command) for entry in planned if entry.chain is None]
-    waiting = [entry for entry in planned if entry.chain is not None]
-    for number, (step, entry) in enumerate(todo, start=1):
-        _ensure(step, entry, job, store, memory, lambda text, n=number: say(f"[{n}/{len(todo)}] {text}"))  # type: ignore[misc]
-        done.add(step.key)
-        if not processes.is_main():
-            continue
-        for row in [w for w in waiting if {s.key for s in [*w.chain.networks, *w.chain.records]} <= done]:  # type: ignore[union-attr]
-            files.append(_write_row(paper, row, job, store, command))
-            waiting.remove(row)
-    return files
+    def __init__(self, job: Job, store: Store, say: Say = lambda text: None) -> None:
+        self.job, self.store, self.say = job, store, say
+        self.memory: dict[Any, Any] = {}
+        self.failures: dict[str, str] = {}  # by the step's key: it is not tried again in this run
+        self.there: set[str] = set()  # looked at in this run, or made by it
 
+    def run_row(self, entry: Planned) -> Outcome:
+        """The row's steps are run where they are not stored, and its file is written when all are there.
 
-def _ensure(
-    step: Step, entry: Planned, job: Job, store: Store, memory: dict[Any, Any], say: Callable[[str], None]
-) -> None:
-    """The step is in the store afterwards: it was, or it is run now."""
-    if store.load(step.key) is not None:
-        return
-    if not processes.is_main() and step.kind is not Kind.TRAIN:
-        processes.start(job.device)
-        processes.barrier()  # only training is shared; the first process does the rest
-        return
-    with store.lock(step.key) if processes.launched() == 1 else contextlib.nullcontext():
-        if store.load(step.key) is not None:
-            return
-        say(step.name)
+        What goes wrong costs this row: a mistake of the user's is told in the reason, of a bug the traceback is printed.
+        """
+        if entry.chain is None:
+            return Outcome(entry.id, SKIPPED, entry.reason or "", self._not_run(entry))
+        todo = in_order([*entry.chain.networks, *entry.chain.records])
+        for number, step in enumerate(todo, start=1):
+            failure = self._ensure(step, entry, f"[{number}/{len(todo)}] ")
+            if failure is not None:
+                return Outcome(entry.id, FAILED, failure)
+        file = rowfile.write(self.store, entry, self._description(entry)) if processes.is_main() else None
+        return Outcome(entry.id, OK, file=file)
+
+    def _not_run(self, entry: Planned) -> Path | None:
+        return rowfile.write_reason(self.store, entry, self._label(entry)) if processes.is_main() else None
+
+    def _ensure(self, step: Step, entry: Planned, where: str) -> str | None:
+        """The step is in the store afterwards: it was, or it is run now.  Returns what went wrong instead.
+
+        The first process decides between hit and work and tells the others; whatever was done, all meet once at the end.
+        """
+        with contextlib.ExitStack() as held:
+            decision = "" if not processes.is_main() else self._decide(step, held, where)
+            decision = processes.told(decision)
+            if decision != "work":
+                return decision or None
+            failure: str | None = None
+            try:
+                if processes.is_main() or step.kind is Kind.TRAIN:
+                    if processes.is_main():
+                        self.say(f"{where}{step.name}")
+                    self._work(step, entry)
+            except UserError as error:
+                failure = str(error)
+            except Exception as error:  # a bug costs the row, not those after it
+                traceback.print_exc(file=sys.stderr)
+                failure = f"{type(error).__name__}: {error}"
+            failure = processes.agreed(failure)
+            if failure is not None:
+                self.failures[step.key] = failure
+            return failure
+
+    def _decide(self, step: Step, held: contextlib.ExitStack, where: str) -> str:
+        """Empty for a hit, ``work``, or why the step cannot be had."""
+        if step.key in self.failures:
+            return f"{step.name} failed: {self.failures[step.key]}"
+        try:
+            if self._stored(step):
+                return ""
+            waiting = lambda: self.say(f"{where}{step.name}: another run is at it, waiting")  # noqa: E731
+            held.enter_context(self.store.lock(step.key, waiting))
+            return "" if self._stored(step) else "work"
+        except UserError as error:
+            return str(error)
+
+    def _stored(self, step: Step) -> bool:
+        """Whether the result can be used: it is whole, and no time that another run took."""
+        if step.key in self.there:
+            return True
+        if step.kind is Kind.TIME and not self.job.reuse_times:
+            return False
+        if self.store.load(step.key) is None:
+            return False
+        self.there.add(step.key)
+        return True
+
+    def _work(self, step: Step, entry: Planned) -> None:
+        job, store = self.job, self.store
         context = Context(
-            lambda: _images(job, entry.scale, entry.size), job.device, job.progress, store.work(step.key), job.workers,
-            job.weights, tuple(parent.key for parent in step.parents), memory, step.name,
-        )  # fmt: skip
+            lambda: _images(job, entry.scale, entry.size),
+            job.device,
+            job.progress,
+            store.work(step.key),
+            job.workers,
+            job.weights,
+            tuple(parent.key for parent in step.parents),
+            self.memory,
+            step.name,
+        )
         parents = [_result(store, parent) for parent in step.parents]
         begin = time.monotonic()
         result = step.run(context, parents, step.params)
         if processes.is_main():
-            store.save(step.key, result, describe(step, entry, job, time.monotonic() - begin))
-        processes.barrier()
+            store.save(step.key, result, self._about(step, entry, time.monotonic() - begin))
+        self.there.add(step.key)
+
+    def _about(self, step: Step, entry: Planned, seconds: float) -> dict[str, Any]:
+        """What is stored beside a step's result: what it was, and the provenance that makes it repeatable."""
+        return {
+            "step": step.name,
+            "kind": step.kind.value,
+            "run": step.run_name,
+            "params": canonical(step.params),
+            "parents": [parent.key for parent in step.parents],
+            "code": step.code.hash,
+            "roots": sorted(step.roots),
+            "work": step.work,
+            "seconds": round(seconds, 2),
+            "provenance": {
+                "code": provenance.git_state(),
+                "source": step.code.hash,
+                "versions": provenance.versions(),
+                "hardware": {**provenance.hardware(self.job.device), "processes": processes.launched()},
+                "data": self._data(entry),
+                "date": provenance.today(),
+            },
+        }
+
+    def _label(self, entry: Planned) -> str:
+        images = self.job.images.get((entry.scale, entry.size))
+        return images.name if images is not None else Path(entry.scale).name
+
+    def _data(self, entry: Planned) -> dict[str, Any] | None:
+        images = self.job.images.get((entry.scale, entry.size))
+        if images is None:
+            return None
+        problems = {"problems": images.problems} if isinstance(images, DetectionSet) else {}
+        return {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol, **problems}
+
+    def _description(self, entry: Planned) -> dict[str, Any]:
+        """The setting of a row, as its file holds it."""
+        assert entry.setting is not None
+        job = self.job
+        given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
+        return {
+            "scale": self._label(entry),
+            "folder": entry.scale not in bench.data.SCALES,
+            "data": self._data(entry),
+            "seeds": list(entry.setting.seeds),
+            "weights": given,
+            "device": job.device,
+            **({"amp": True} if job.amp else {}),
+        }
 
 
 def _result(store: Store, step: Step) -> Result:
@@ -243,109 +385,88 @@ def _result(store: Store, step: Step) -> Result:
     return result
 
 
-def describe(step: Step, entry: Planned, job: Job, seconds: float) -> dict[str, Any]:
-    """What is stored beside a step's result: what it was, and the provenance that makes it repeatable."""
-    images = job.images.get((entry.scale, entry.size))
-    return {
-        "step": step.name,
-        "params": canonical(step.params),
-        "parents": [parent.key for parent in step.parents],
-        "seconds": round(seconds, 2),
-        "provenance": {
-            "code": provenance.git_state(),
-            "source": step.code.hash,
-            "versions": provenance.versions(),
-            "hardware": provenance.hardware(job.device),
-            "data": None
-            if images is None
-            else {
-                "name": images.name,
-                "fingerprint": images.fingerprint,
-                "protocol": images.protocol,
-                **({"problems": images.problems} if isinstance(images, DetectionSet) else {}),
-            },
-            "date": provenance.today(),
-        },
-    }
-
-
-def _write_row(paper: Paper, entry: Planned, job: Job, store: Store, command: str) -> Path:
-    """Writes ``<out>/<paper>/rows/<scale>/<table>--<row>.json``: all that a report needs to know of the row."""
-    row = entry.row
-    images = job.images.get((entry.scale, entry.size))
-    label = images.name if images is not None else Path(entry.scale).name
-    value: dict[str, Any] = {
-        "paper": paper.key,
-        "table": row.table,
-        "row": row.name,
-        "order": next((i for i, known in enumerate(paper.rows) if known is row), len(paper.rows)),
-        "scale": label,
-        "own_scale": row.scale,
-        "analogue": entry.scale != row.scale,
-        "ours": row.ours,
-        "claimed_speedup": row.claimed,
-        "status": "ran" if entry.chain is not None else f"not run ({entry.reason})",
-        "published": {metric: list(where) for metric, where in row.published.items()},
-        "command": command,
-        "shape": _sizes(shape) if (shape := row.own_shape()) is not None else None,
-        "records": [],
-        "steps": {},
-    }
-    if entry.chain is not None:
-        value["recipe"] = _label(entry.dense)
-        value["records"] = _size_records(entry, store)
-        for step in dict.fromkeys([*entry.chain.networks, *entry.chain.records]):
-            header = store.header(step.key)
-            assert header is not None
-            value["steps"][step.key] = {k: header[k] for k in ("step", "seconds", "provenance")}
-            value["records"] += [{**record, "step": step.key} for record in header["records"]]
-        value["widths"] = {
-            step.key: (store.header(step.key) or {})["recipe"]["widths"] for step in entry.chain.networks
-        }
-    name = "".join(c if c.isalnum() or c in "-." else "_" for c in f"{row.table}--{row.name}")
-    path = store.root / paper.key / "rows" / label / f"{name}.json"
-    # a row that cannot run here leaves what was measured before as it is
-    if entry.chain is not None or not path.exists():
-        write_json(path, value)
-    return path
-
-
-def _label(recipe: Recipe | None) -> str:
-    if recipe is None:
-        return ""
-    arguments = ", ".join(f"{name}={value}" for name, value in recipe.arguments.items())
-    return f"{recipe.builder}({arguments}) at {recipe.input_shape[1]}x{recipe.input_shape[2]}"
-
-
-def _sizes(shape: Recipe) -> dict[str, Any]:
-    """Exact sizes at the paper's own shape, pruned and dense, from the ``meta`` device."""
-    pruned = macs.count(shape.build("meta"), shape.input_shape)
-    dense = macs.count(shape.dense().build("meta"), shape.input_shape)
-    return {
-        "recipe": _label(shape),
-        "macs": {convention: pruned.total(convention) for convention in macs.CONVENTIONS},
-        "dense_macs": {convention: dense.total(convention) for convention in macs.CONVENTIONS},
-        "params": pruned.params,
-        "dense_params": dense.params,
-        "speedup": dense.total("conv") / pruned.total("conv"),
-    }
-
-
-def _size_records(entry: Planned, store: Store) -> list[dict[str, Any]]:
-    """MACs, parameters and theoretical speed-up of the networks that were really made, one set per seed."""
-    assert entry.chain is not None
+def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda text: None) -> list[Outcome]:
+    """Runs the rows one after the other in this process; every row ends in one outcome."""
+    engine = Engine(job, store, say)
     found = []
-    for step in entry.chain.networks:
-        header = store.header(step.key)
-        assert header is not None and header["recipe"] is not None
-        recipe = Recipe.from_json(header["recipe"])
-        device = "cpu" if ":" in recipe.builder else "meta"
-        pruned = macs.count(recipe.build(device), recipe.input_shape)
-        dense = macs.count(recipe.dense().build(device), recipe.input_shape)
-        for record in (
-            Record("macs", pruned.total("conv"), "MACs", convention="conv"),
-            Record("params", pruned.params, ""),
-            Record("speedup", dense.total("conv") / pruned.total("conv"), "x", convention="conv"),
-        ):
-            found.append({**record.to_json(), "step": step.key})
+    for number, entry in enumerate(planned, start=1):
+        engine.say = lambda text, n=number, i=entry.id: say(f"[row {n}/{len(planned)}] {i} {text}")  # type: ignore[misc]
+        found.append(engine.run_row(entry))
+        if found[-1].status == FAILED and processes.is_main():
+            say(f"{entry.id}: failed: {found[-1].reason}")
     return found
+
+
+def run_isolated(planned: Sequence[Planned], job: Job, say: Say = lambda text: None) -> list[Outcome]:
+    """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.runner", *(f"reproductions.{key}" for key in _keys(planned))])
+    bare = replace(job, images={}, values={}, fitting=set())
+    found = []
+    for number, entry in enumerate(planned, start=1):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_in_child, args=(sender, entry.id, bare, f"[row {number}/{len(planned)}] "))
+        process.start()
+        sender.close()
+        try:
+            found.append(receiver.recv())
+        except EOFError:
+            process.join()
+            code = process.exitcode or 0
+            reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
+            found.append(Outcome(entry.id, FAILED, reason))
+        process.join()
+        if found[-1].status == FAILED:
+            say(f"{entry.id}: failed: {found[-1].reason}")
+    return found
+
+
+def _keys(planned: Sequence[Planned]) -> list[str]:
+    return list(dict.fromkeys(entry.paper.key for entry in planned))
+
+
+def _in_child(sender: Any, name: str, job: Job, where: str) -> None:
+    paper = papers()[name.partition("/")[0]]
+    (entry,) = plan(paper, [paper.ids[name]], job)
+    store = Store(job.out)
+    engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
+    sender.send(engine.run_row(entry))
+
+
+def run_row(name: str, job: Job) -> Outcome:
+    """The row with this id: ``ok``, ``failed`` or ``skipped``, with the reason."""
+    known = papers().get(name.partition("/")[0])
+    if known is None or name not in known.ids:
+        raise UserError(f"unknown row {name!r}: see `bench list`")
+    (entry,) = plan(known, [known.ids[name]], job)
+    return Engine(job, Store(job.out)).run_row(entry)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What a plan says
+
+# GMACs a second of one processor thread (measured on two cores) and of a GPU (rough), by the step's function or its kind
+_RATES: Mapping[str, float] = {"train": 40.0, "evaluate": 40.0, "prune": 40.0, "time": 40.0}
+_GPU = 4000.0
+
+
+def expected_seconds(step: Step, learned: Mapping[tuple[str, str], float]) -> float:
+    """The step's duration: its cost in GMACs times what a GMAC of such steps took in this store, else elsewhere."""
+    device = step.device.split(":")[0]
+    if (step.run_name, device) in learned:
+        return learned[step.run_name, device] * (step.work or 1.0)
+    if device == "cuda":
+        return step.work / _GPU
+    rate = _RATES.get(step.run_name) or _RATES.get(step.kind.value, 0.0)
+    return step.work / (rate * torch.get_num_threads()) if rate else 0.0
+
+
+def learned_costs(store: Store | None) -> dict[tuple[str, str], float]:
+    """Seconds a GMAC (a step, where its cost is 0) by function and device: the median over the steps stored."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for key in store.stored() if store is not None else []:
+        header = store.header(key) if store is not None else None
+        if header is not None and "run" in header:
+            device = header["provenance"]["hardware"]["device"].split(":")[0]
+            found.setdefault((header["run"], device), []).append(header["seconds"] / (header["work"] or 1.0))
+    return {name: sorted(values)[len(values) // 2] for name, values in found.items()}

@@ -86,22 +86,32 @@ class Step:
     work: float = 0.0
     origin: str = ""
 
-    @functools.cached_property
-    def code(self) -> code.Code:
-        """The code that the step's result can depend on."""
-        roots = {code.root_of(self.run)}
+    @property
+    def run_name(self) -> str:
+        """The function as ``module:name``."""
+        return code.root_of(self.run)
+
+    @property
+    def roots(self) -> set[str]:
+        """Where the code begins that the result can depend on: the function, its parameters' types, builders."""
+        roots = {self.run_name}
         for part in _parts(self.params):
             roots.add(code.root_of(type(part)))
             if isinstance(part, Recipe):
                 roots.update(f"{builder.module}:{builder.name}" for builder in part.builders)
-        return code.reached(roots)
+        return roots
+
+    @functools.cached_property
+    def code(self) -> code.Code:
+        """The code that the result can depend on."""
+        return code.reached(self.roots)
 
     @functools.cached_property
     def key(self) -> str:
         """Hash of function, parents' keys, parameters, data, code and what of the environment the kind depends on."""
         return digest(
             {
-                "run": code.root_of(self.run),
+                "run": self.run_name,
                 "parents": [parent.key for parent in self.parents],
                 "params": canonical(self.params),
                 "data": self.data,

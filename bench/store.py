@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -88,9 +89,38 @@ class Store:
         """A folder for a step's unfinished work (training checkpoints); removed once the step is stored."""
         return self.root / "work" / key
 
-    def lock(self, key: str) -> filelock.BaseFileLock:
-        """One process at a time computes a step; the others wait and then find it."""
-        return filelock.FileLock(self.root / "work" / f"{key}.lock")
+    @contextlib.contextmanager
+    def lock(self, key: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+        """One process at a time computes a step and uses its folder for work; the others wait and then find it.
+
+        ``waiting`` is called once where another process has it.  The lock file goes with the lock.
+        """
+        path = self.root / "work" / f"{key}.lock"
+        with disk_errors(self.root):
+            handle = _locked(path, waiting)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # still locked: whoever waits on this file sees that it has gone
+            os.close(handle)
+
+    def locked(self, key: str) -> bool:
+        """Whether some process works on the step."""
+        try:
+            handle = os.open(self.root / "work" / f"{key}.lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(handle)
+        return False
+
+    def stored(self) -> list[str]:
+        """The steps that are there."""
+        return sorted(path.name for path in (self.root / "steps").iterdir() if path.is_dir())
 
     def header(self, key: str) -> dict[str, Any] | None:
         """The step's description and timing, or None where it is absent or unreadable."""
@@ -146,6 +176,26 @@ class Store:
         shutil.rmtree(self.work(key), ignore_errors=True)
 
 
+def _locked(path: Path, waiting: Callable[[], None] | None) -> int:
+    """A handle on the file, which nobody else has locked; the file may have been removed while we waited for it."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if waiting is not None:
+                    waiting()
+                    waiting = None
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically.  Raises :class:`UserError` where the place cannot be written."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -161,6 +211,19 @@ def write_text(path: Path, text: str) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def folder_name(scale: str) -> str:
+    """A scale's or data set's name as the name of a folder, which cannot lead out of it."""
+    return re.sub(r"[^A-Za-z0-9. _-]+", "_", scale).strip(". ") or "data"
+
+
+def row_path(root: Path, name: str, setting: Mapping[str, Any]) -> Path:
+    """``<root>/<paper>/rows/<scale>/<table>--<row>--<setting>.json``; without more than a scale no setting's digest."""
+    paper, table, row = name.split("/")
+    scale = folder_name(setting["scale"])
+    tail = "" if len(setting) == 1 else f"--{digest(dict(setting))[:8]}"
+    return root / paper / "rows" / scale / f"{table}--{row}{tail}.json"
 
 
 def file_digest(path: Path) -> str:

@@ -211,8 +211,9 @@ def pruned(
     samplers: tuple[str, ...] = (),
     compensate: bool = True,
     full: bool = False,
+    target: str = "",
 ) -> Step:
-    """Channel pruning of ``parent``.
+    """Channel pruning of ``parent``; ``target`` names the widths in plans.
 
     ``compensate`` is the paper's enhancement for residual branches (section 3.3); ``full`` also refits the readers that
     keep all channels and rectifies the targets twice (ours).
@@ -225,7 +226,7 @@ def pruned(
         measuring_curves = pruning.CurveMeasuring(sampling, images, samplers)
         curves = pruning.curves(parent, measuring_curves, setting.data, gmacs(recipe, images, 3.0))
     params = pruning.Pruning(method, widths, sampling, images, samplers)
-    return pruning.pruned(parent, curves, params, setting.data, gmacs(recipe, images, 4.0))
+    return pruning.pruned(parent, curves, params, setting.data, gmacs(recipe, images, 4.0), target)
 
 
 def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool) -> Chain:
@@ -234,11 +235,13 @@ def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool) 
     return measured_chain(setting, recipe, dense=dense, prune=prune, tuning=tuning)
 
 
-def from_scratch(setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]]) -> Chain:
+def from_scratch(
+    setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]], label: str = "from scratch"
+) -> Chain:
     """A row of Table 4: the pruned shape trained from fresh weights, as long as the dense network was."""
     small = shape_of(recipe, widths(recipe))
     schedule = dense_schedule(setting.scale, recipe)
-    networks = [trained(setting, small, None, schedule, seed, "from scratch") for seed in setting.seeds]
+    networks = [trained(setting, small, None, schedule, seed, label) for seed in setting.seeds]
     starts = [dense(setting, recipe, seed) for seed in setting.seeds]
     runs, different = evaluations(setting, small, networks, measured)
     references, _ = evaluations(setting, recipe, starts, measured)
@@ -253,7 +256,15 @@ def by_ratio(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speed
 
 def by_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: int) -> Step:
     """LASSO at the released widths of VGG-16."""
-    return pruned(setting, recipe, parent, seed, "lasso", pruning.Fixed(released_vgg(speedup, recipe)))
+    return pruned(
+        setting,
+        recipe,
+        parent,
+        seed,
+        "lasso",
+        pruning.Fixed(released_vgg(speedup, recipe)),
+        target=f"released {speedup}x",
+    )
 
 
 def resnet50_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, compensate: bool) -> Step:
@@ -326,7 +337,9 @@ def table4() -> list[Row]:
     rows = []
     for name, widths in (("from scratch", released), ("from scratch (uniformed)", uniform)):
         link = {"top5_err_increase": (name, "top5_err_increase")}
-        rows.append(_vgg_row(TABLE4, name, link, partial(from_scratch, widths=widths), widths(VGG_SHAPE), 4))
+        rows.append(
+            _vgg_row(TABLE4, name, link, partial(from_scratch, widths=widths, label=name), widths(VGG_SHAPE), 4)
+        )
     for tune, name in ((False, "Ours (no fine-tune)"), (True, "Ours (fine-tuned)")):
         link = {"top5_err_increase": (name, "top5_err_increase")}
         prune = partial(by_release, speedup=4)

@@ -378,9 +378,20 @@ def latency(setting: Setting, recipe: Recipe, *, density: int, batch: int) -> Ch
     return Chain([], [timed])
 
 
-def sizes(setting: Setting, recipe: Recipe, *, shape: Recipe) -> Chain:
+def sizes(setting: Setting, recipe: Recipe, *, shape: Recipe, name: str) -> Chain:
     """MACs that the densities alone tell, at the paper's own shape."""
-    return Chain([], [make_step(Kind.SIZE, "sizes", gating.run_expected, gating.Sizes(shape), device=setting.device)])
+    return Chain(
+        [],
+        [
+            make_step(
+                Kind.SIZE,
+                f"sizes({recipe.builder}, {name})",
+                gating.run_expected,
+                gating.Sizes(shape),
+                device=setting.device,
+            )
+        ],
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -586,7 +597,7 @@ def _static_row(table: str, label: str, selection: str, density: int) -> Row:
 def _size_row(whole: Recipe, name: str, shape: Recipe, links: Mapping[str, tuple[str, str]]) -> Row:
     """``shape`` is made of the network ``whole``.  A size needs no data, so its own scale is the embedded one."""
     return Row(
-        DERIVED[whole.builder], name, "digits", None, None, lambda *_: whole, partial(sizes, shape=shape), links,
+        DERIVED[whole.builder], name, "digits", None, None, lambda *_: whole, partial(sizes, shape=shape, name=name), links,
         seeds=(0,), ours=not links,
     )  # fmt: skip
 

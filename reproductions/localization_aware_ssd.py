@@ -359,7 +359,14 @@ def tuned(setting: Setting, recipe: Recipe, parent: Step, seed: int, epochs: int
     work = gmacs(recipe, setting.train_images, 3.0 * epochs)
     schedule = replace(tuning_schedule(setting.scale, epochs), amp=setting.amp)
     return detection.trained(
-        setting, recipe, parent, schedule, seed, "fine-tuned", work=work, augmenting=augmentation(setting.scale)
+        setting,
+        recipe,
+        parent,
+        schedule,
+        seed,
+        f"fine-tuned {epochs} epochs",
+        work=work,
+        augmenting=augmentation(setting.scale),
     )
 
 

@@ -65,7 +65,16 @@ def folder(root: Path, images: int = 30, side: int = 32) -> Path:
         (["run", "channel_pruning", "--scale", "cifar11"], "unknown scale"),
         (["run", "channel_pruning", "--device", "tpu"], "unknown device"),
         (["run", "channel_pruning", "--weights", "absent.pth"], "no weights file"),
-        (["run", "channel_pruning", "--row", "VGG-16 5x", "--data", "nowhere"], "needs imagenet"),
+        (["run", "channel_pruning", "--row", "table-1/vgg-16-5x-fine-tuned", "--data", "nowhere"], "needs imagenet"),
+        (
+            ["run", "channel_pruning", "--row", "VGG-16 5x"],
+            "names 4 rows, choose one: channel_pruning/table-1/vgg-16-5x-",
+        ),
+        (
+            ["run", "channel_pruning", "--table", "Table 8", "--row", "Our"],
+            "table-8/ours, channel_pruning/table-8/ours-fine",
+        ),
+        (["gc", "--out", "nowhere"], "no runs in nowhere"),
         (["tables", "--from", "nowhere"], "nowhere"),
         (["tables", "nobody"], "unknown paper"),
         (["macs", "VGG-17"], "unknown row"),
@@ -133,10 +142,12 @@ def test_a_class_without_images_and_a_corrupt_image(tmp_path: Path, capsys: pyte
 def test_list_and_macs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "VGG-16 5x released widths, fine-tuned" in success(["list"], capsys)
     rows = json.loads(success(["list", "--json"], capsys))
-    assert {"paper", "table", "row", "scale", "missing"} == set(rows[0])
+    assert {"paper", "id", "table", "row", "scale", "scales", "missing"} == set(rows[0])
     assert "15,346,630,656" in success(["macs", "vgg16", "--convention", "conv"], capsys)
+    # rows of one shape, before and after fine-tuning, are printed once
     released = json.loads(success(["macs", "VGG-16 5x released widths", "--json"], capsys))
-    assert {round(entry["conv_speedup"], 3) for entry in released} == {4.525}
+    assert [round(entry["conv_speedup"], 3) for entry in released] == [4.525]
+    assert len(success(["macs", "VGG-16 5x"], capsys).splitlines()) == 2
 
 
 def test_size_columns_of_the_papers_tables_without_data(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,9 +19,11 @@ from bench.registry import COLUMNS
 from bench.report import figures, render
 from bench.report.accept import accept
 from bench.report.glossary import metric, size
-from bench.report.load import Line, read
+from bench.report.load import Declared, Line, read
 from bench.report.pages import About, write
 from bench.report.tables import Table, build_all, raw
+from bench.rows import slug
+from bench.store import row_path
 
 PAPER, TABLE = "toy", "Table 1 (A & B_c)"
 REGISTRY = [
@@ -51,7 +54,6 @@ PROVENANCE = {
     "data": {"name": "digits", "fingerprint": "0123456789abcdef", "protocol": "8x8"},
     "date": "2025-03-01",
 }
-ABOUT = {PAPER: About("A toy", "Nobody 2025", ["one", "two"]), "absent": About("No rows", "Nobody 2026", [])}
 
 
 def record(name: str, value: float, unit: str = "%", **more: Any) -> dict[str, Any]:
@@ -67,10 +69,11 @@ def accuracies(*values: float) -> list[dict[str, Any]]:
 
 
 class Runs:
-    """A folder of row files and a registry beside it."""
+    """A folder of row files, the script's declarations, and a registry beside it."""
 
     def __init__(self, place: Path) -> None:
         self.root, self.registry, self.count = place / "runs", place / "registry", 0
+        self.declared: dict[str, Declared] = {}
         self.registry.mkdir()
         names = ("row", "model", "metric", "value", "unit", "direction", "tolerance", "verified")
         with (self.registry / f"{PAPER}.csv").open("w", newline="") as file:
@@ -86,18 +89,45 @@ class Runs:
                 kind = kinds.get(line["metric"], {"kind": "accuracy"})
                 writer.writerow(line | kind)
 
-    def row(self, name: str, records: list[dict[str, Any]], scale: str = "imagenet", **fields: Any) -> Path:
-        """Writes a row file, at the paper's scale unless another is given."""
-        self.count += 1
+    def row(
+        self,
+        name: str,
+        records: list[dict[str, Any]],
+        scale: str = "imagenet",
+        published: dict[str, list[str]] | None = None,
+        claimed: float | None = None,
+        setting: dict[str, Any] | None = None,
+        table: str = TABLE,
+        **fields: Any,
+    ) -> Path:
+        """Declares a row and writes its file, at the paper's scale unless another is given."""
+        row_id = f"{PAPER}/table-1/{slug(name) or 'x'}"
+        if row_id not in self.declared or published is not None:
+            order = len(self.declared)
+            self.declared[row_id] = Declared(table, name, order, "imagenet", False, claimed, published or {}, (0, 1, 2))
+        where = {
+            "scale": scale,
+            "folder": scale not in ("imagenet", "digits"),
+            "data": {"name": scale, "fingerprint": "0123456789abcdef", "protocol": "8x8"},
+            "seeds": [0, 1, 2],
+            "weights": None,
+            "device": "cpu",
+            **(setting or {}),
+        }
         value = {
-            "paper": PAPER, "table": TABLE, "row": name, "order": self.count, "scale": scale, "own_scale": "imagenet",
-            "analogue": scale != "imagenet", "ours": False, "claimed_speedup": None, "status": "ran", "published": {},
-            "command": f"bench run toy --scale {scale}", "shape": None, "recipe": "vgg16() at 32x32", "widths": {},
-            "records": records, "steps": {"key": {"step": "s", "seconds": 1.0, "provenance": PROVENANCE}},
-        }  # fmt: skip
-        path = self.root / PAPER / "rows" / scale / f"{self.count}.json"
+            "id": row_id,
+            "setting": where,
+            "status": "ran",
+            "shape": None,
+            "recipe": "vgg16() at 32x32",
+            "widths": {},
+            "records": records,
+            "steps": {"key": {"step": "s", "run": "m:run", "code": "0", "seconds": 1.0, "provenance": PROVENANCE}},
+            **fields,
+        }
+        path = row_path(self.root, row_id, where)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**value, **fields}))
+        path.write_text(json.dumps(value))
         return path
 
     def claims(self, **fields: str) -> None:
@@ -113,7 +143,17 @@ class Runs:
 
     def lines(self) -> list[Line]:
         """All lines, in order."""
-        return read(self.root, self.registry)[PAPER]
+        return read(self.root, self.registry, {PAPER: self.declared})[PAPER]
+
+    def about(self) -> dict[str, About]:
+        """The paper and one without rows."""
+        return {
+            PAPER: About("A toy", "Nobody 2025", ["one", "two"], self.declared),
+            "absent": About("No rows", "Nobody 2026", []),
+        }
+
+    def accept(self, results: Path, papers: list[str] | None = None, **options: Any) -> list[Path]:
+        return accept(self.root, results, papers, {PAPER: self.declared}, **options)
 
     def table(self) -> Table:
         """The only table."""
@@ -216,7 +256,7 @@ def test_a_value_that_nobody_verified_has_its_verdict_in_brackets_and_enters_no_
     table = runs.table()
     assert text_of(table, "ours", "verdict") == "[reproduced]"
     assert "<span" not in render.html_page(table)
-    write(runs.root, runs.registry, ABOUT)
+    write(runs.root, runs.registry, runs.about())
     assert "| [A toy](toy/README.md) | imagenet | 1 |" in (runs.root / "README.md").read_text()
     assert "reproduced |" not in (runs.root / "README.md").read_text()
 
@@ -258,7 +298,7 @@ def test_sizes_of_other_conventions_are_not_mixed(runs: Runs) -> None:
 def test_a_check_of_our_own_arithmetic_is_no_verdict(runs: Runs) -> None:
     runs.row("a", [record("macs", 5.0e6, "MACs", convention="conv")], published={"macs": ["checked", "MACs"]})
     assert text_of(runs.table(), "a", "verdict") == "check agrees"
-    write(runs.root, runs.registry, ABOUT)
+    write(runs.root, runs.registry, runs.about())
     assert "exact" not in (runs.root / "README.md").read_text().split("Verdicts are")[0]
 
 
@@ -283,7 +323,7 @@ def test_claims_are_rows_of_the_page(runs: Runs, low: float, high: float, scale:
     table = runs.table()
     (row,) = table.frame.to_dict("records")
     assert row["claim"] == "A beats B" and row["verdict"] == expected and row["published"] == "1.5 pp"
-    write(runs.root, runs.registry, ABOUT)
+    write(runs.root, runs.registry, runs.about())
     assert "A beats B" in (runs.root / PAPER / "README.md").read_text()
     counted = "| holds |" in (runs.root / "README.md").read_text()
     assert counted == (expected == "holds")
@@ -327,10 +367,15 @@ def test_an_analogue_is_quoted_in_its_own_column_and_never_judged(runs: Runs) ->
 
 
 def test_another_label_is_an_analogue_whatever_the_file_says(runs: Runs) -> None:
-    """A subset of the paper's data is not the paper's data."""
-    path = runs.row("ours", accuracies(92.5), scale="imagenet-subset", analogue=False)
-    assert path.exists()
-    assert runs.lines()[0].analogue
+    """A subset of the paper's data is not the paper's data, and neither is a folder that bears its name."""
+    runs.row("ours", accuracies(92.5), scale="imagenet-subset")
+    runs.row("theirs", accuracies(92.5), scale="imagenet", setting={"folder": True})
+    runs.row("real", accuracies(92.5), scale="imagenet")
+    assert [(line.scale, line.analogue) for line in runs.lines()] == [
+        ("imagenet-subset", True),
+        ("folder imagenet", True),
+        ("imagenet", False),
+    ]
 
 
 def test_the_csv_is_unrounded(runs: Runs) -> None:
@@ -367,7 +412,7 @@ def test_rows_that_did_not_run_stay_with_their_sizes(runs: Runs) -> None:
     """The sizes at the paper's own shape need no data."""
     runs.row("dense", accuracies(90.0))
     runs.row(
-        "ours", [], status="not run (needs imagenet)", steps={}, shape=SHAPE, claimed_speedup=5.0,
+        "ours", [], status="not run (needs imagenet)", steps={}, shape=SHAPE, claimed=5.0,
         published={"top1_acc": ["ours 2x", "top1_acc"]},
     )  # fmt: skip
     table = runs.table()
@@ -412,19 +457,17 @@ def test_published_rows_that_no_line_quotes_are_listed(runs: Runs) -> None:
 
 def test_links_must_find_one_value(runs: Runs) -> None:
     """A link to nothing or to two models is told with the file; the model makes it one."""
-    path = runs.row("a", accuracies(1.0), published={"top1_acc": ["several", "top1_acc"]})
+    runs.row("a", accuracies(1.0), published={"top1_acc": ["several", "top1_acc"]})
     with pytest.raises(UserError, match="2 published values match"):
         runs.lines()
-    path.unlink()
-    path = runs.row("a", accuracies(1.0), published={"top1_acc": ["several", "top1_acc", "ResNet"]})
+    runs.row("a", accuracies(1.0), published={"top1_acc": ["several", "top1_acc", "ResNet"]})
     assert runs.lines()[0].links["top1_acc"].value == 2.0
-    path.unlink()
     runs.row("a", accuracies(1.0), published={"top1_acc": ["nobody", "top1_acc"]})
     with pytest.raises(UserError, match="no published top1_acc of 'nobody'"):
         runs.lines()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"paper": "toy", "scale": "imagenet"}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"id": "toy/t/r", "setting": {"scale": "imagenet"}}'])
 def test_unreadable_rows_are_told(runs: Runs, text: str) -> None:
     """In one line that names the file and what to do."""
     path = runs.row("a", [])
@@ -447,7 +490,14 @@ def curve(*speedups: float) -> list[dict[str, Any]]:
     """Two series of a metric at these speed-ups."""
     return [
         record(
-            f"top1_err_increase ({name})", factor * x, "pp", x=x, low=factor * x - 0.5, high=factor * x + 0.5, seed=0
+            "top1_err_increase",
+            factor * x,
+            "pp",
+            series=name,
+            x=x,
+            low=factor * x - 0.5,
+            high=factor * x + 0.5,
+            seed=0,
         )
         for name, factor in (("first k", 2.125), ("lasso", 0.1))
         for x in speedups
@@ -504,7 +554,7 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
         runs.row("dense", accuracies(90.0, 91.0), scale, published={"top1_acc": ["baseline", "top1_acc"]})
         runs.row("conv1_2", curve(1.25, 2.0), scale)
     runs.row("ours", [], status="not run (needs imagenet)", steps={}, shape=SHAPE)
-    written = write(runs.root, runs.registry, ABOUT)
+    written = write(runs.root, runs.registry, runs.about())
     pages = [path for path in written if path.name == "README.md"]
     assert len(pages) == 2
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)]+)\)", page.read_text())]
@@ -515,7 +565,7 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
         assert path.suffix == ".png" or path.read_text().endswith("\n")
     text = pages[0].read_text()
     for part in (
-        "1. one", "2. two", "bench run toy --scale imagenet", "digits (fingerprint 0123456789ab, 8x8)", "2025-03-01",
+        "1. one", "2. two", "bench run toy --table 'Table 1 (A & B_c)'", "digits (fingerprint 0123456789ab, 8x8)", "2025-03-01",
         "Some CPU (2 cores) (cpu), 2 threads", "torch 2.6.0", PROVENANCE["code"], "**top-1 (%)**",
     ):  # fmt: skip
         assert str(part) in text
@@ -527,7 +577,7 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
     before = {path: path.read_bytes() for path in written}
     stale = runs.root / PAPER / "tables" / "imagenet" / "Table_0.md"
     stale.write_text("old")
-    assert write(runs.root, runs.registry, ABOUT) == written
+    assert write(runs.root, runs.registry, runs.about()) == written
     assert {path: path.read_bytes() for path in written} == before
     assert not stale.exists()
 
@@ -537,14 +587,14 @@ def test_accept_copies_what_ran_and_keeps_what_was_measured(runs: Runs, tmp_path
     results = tmp_path / "results"
     ran, blocked = runs.row("a", accuracies(90.0)), runs.row("b", [], status="not run (needs imagenet)", steps={})
     targets = [results / path.relative_to(runs.root) for path in (ran, blocked)]
-    assert accept(runs.root, results, None) == targets
+    assert runs.accept(results) == targets
     assert json.loads(targets[0].read_text()) == json.loads(ran.read_text())
     row = json.loads(ran.read_text())
     ran.write_text(json.dumps({**row, "status": "not run (needs imagenet)", "records": [], "steps": {}}))
-    assert accept(runs.root, results, [PAPER]) == []
+    assert runs.accept(results, [PAPER]) == []
     assert json.loads(targets[0].read_text()) == row
     ran.write_text(json.dumps({**row, "records": accuracies(91.0)}))
-    assert accept(runs.root, results, [PAPER]) == targets[:1]
+    assert runs.accept(results, [PAPER]) == targets[:1]
     assert json.loads(targets[0].read_text())["records"][0]["value"] == 91.0
 
 
@@ -556,20 +606,20 @@ def test_accept_refuses_uncommitted_code(runs: Runs, tmp_path: Path, code: str |
     steps = {"key": {"step": "s", "seconds": 1.0, "provenance": {**PROVENANCE, "code": code}}}
     path = runs.row("b", accuracies(90.0), steps=steps)
     with pytest.raises(UserError, match="run the row again") as told:
-        accept(runs.root, results, None)
+        runs.accept(results)
     assert str(path) in str(told.value)
     assert "\n" not in str(told.value)
     assert not results.exists()
-    assert len(accept(runs.root, results, None, allow_dirty=True)) == 2
+    assert len(runs.accept(results, allow_dirty=True)) == 2
 
 
 def test_accept_names_what_is_missing(runs: Runs, tmp_path: Path) -> None:
     """No run, or not of that paper."""
     with pytest.raises(UserError, match="no rows in"):
-        accept(runs.root, tmp_path / "results", None)
+        runs.accept(tmp_path / "results")
     runs.row("a", accuracies(90.0))
     with pytest.raises(UserError, match="no rows of 'other'"):
-        accept(runs.root, tmp_path / "results", ["other"])
+        runs.accept(tmp_path / "results", ["other"])
 
 
 @pytest.mark.parametrize(
@@ -587,3 +637,87 @@ def test_numbers_have_the_metric_s_form() -> None:
     assert metric("top1_change").number(-0.001) == "0.00"
     assert metric("kl").number(0.12345) == "0.123"
     assert metric("speedup").number(2) == "2.000"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Settings
+
+
+def test_two_settings_share_neither_file_nor_line(runs: Runs) -> None:
+    """One seed beside three, other weights of one name, other data of one name: nothing overwrites, nothing is mixed."""
+    three = runs.row("ours", accuracies(90.0, 91.0, 92.0))
+    one = runs.row("ours", accuracies(70.0), setting={"seeds": [0]})
+    assert three != one and three.exists()
+    (line,) = runs.lines()
+    assert line.cells["top1_acc"].seeds == 3  # of settings that differ in seeds the one with most of them
+    given = [{"file": "w.pth", "sha256": letter * 64} for letter in "ab"]
+    for weights, value in zip(given, (10.0, 72.5), strict=True):
+        runs.row("ours", accuracies(value), scale="cifar", setting={"weights": weights})
+        runs.row("dense", accuracies(value + 1), scale="cifar", setting={"weights": weights})
+    found = {(line.name, line.scale): line.cells["top1_acc"].value for line in runs.lines() if "cifar" in line.scale}
+    assert found == {
+        ("ours", "cifar (weights aaaaaaaa)"): 10.0,
+        ("dense", "cifar (weights aaaaaaaa)"): 11.0,
+        ("ours", "cifar (weights bbbbbbbb)"): 72.5,
+        ("dense", "cifar (weights bbbbbbbb)"): 73.5,
+    }
+    for letter in "cd":
+        data = {"name": "mine", "fingerprint": letter * 64, "protocol": "short256"}
+        runs.row("ours", accuracies(50.0), scale="mine", setting={"data": data})
+    labels = sorted(line.scale for line in runs.lines() if "mine" in line.scale)
+    assert labels == ["mine (data cccccccc)", "mine (data dddddddd)"]
+
+
+def test_a_row_that_the_script_no_longer_has_is_not_published(runs: Runs, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    runs.row("kept", accuracies(90.0))
+    gone = runs.row("gone", accuracies(80.0))
+    assert len(runs.accept(results)) == 2
+    del runs.declared[f"{PAPER}/table-1/gone"]
+    assert [line.name for line in runs.lines()] == ["kept"]
+    assert len(runs.accept(results)) == 1
+    assert not (results / gone.relative_to(runs.root)).exists()
+
+
+def test_rows_that_older_code_measured_are_marked(runs: Runs) -> None:
+    def steps(code: str, date: str) -> dict[str, Any]:
+        made = {**PROVENANCE, "date": date}
+        return {"key": {"step": "s", "run": "m:run", "code": code, "seconds": 1.0, "provenance": made}}
+
+    runs.row("old", accuracies(90.0), steps=steps("1", "2025-01-01"))
+    runs.row("new", accuracies(91.0), steps=steps("2", "2025-02-01"))
+    runs.row("same code", accuracies(92.0), steps=steps("2", "2025-01-01"))
+    assert {line.name: line.older for line in runs.lines()} == {"old": True, "new": False, "same code": False}
+    assert "Measured by older code than the newest row of this table: old." in runs.table().notes
+
+
+@pytest.mark.parametrize(
+    ("scale", "setting", "expected"),
+    [
+        ("imagenet", {}, "bench run toy --row toy/table-1/ours"),
+        ("digits", {}, "bench run toy --row toy/table-1/ours --scale digits"),
+        ("imagenet", {"seeds": [0]}, "bench run toy --row toy/table-1/ours --seed 0"),
+        (
+            "my set",
+            {"weights": {"file": "w.pth", "sha256": "a" * 64}},
+            "bench run toy --row toy/table-1/ours --scale 'my set' --weights w.pth",
+        ),
+        (
+            "imagenet",
+            {"data": {"name": "imagenet", "fingerprint": "f", "protocol": "squash256"}, "amp": True},
+            "bench run toy --row toy/table-1/ours --protocol squash256 --amp",
+        ),
+    ],
+)
+def test_the_command_of_a_row_names_its_setting(runs: Runs, scale: str, setting: dict[str, Any], expected: str) -> None:
+    """And the parser of the command line reads it back."""
+    from bench.cli import _parser
+
+    runs.row("ours", accuracies(90.0), scale=scale, setting=setting)
+    (line,) = runs.lines()
+    assert line.command == expected
+    options = _parser().parse_args(shlex.split(line.command)[1:])
+    assert options.row == line.id and options.paper == [PAPER]
+    assert options.seed == (0 if setting.get("seeds") == [0] else None)
+    assert options.protocol == ("squash256" if "protocol squash256" in expected.replace("--", "") else "short256")
+    assert options.amp == bool(setting.get("amp"))

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import runner
+from bench import code, runner
+from bench.collecting import collect
 from bench.errors import UserError
 from bench.models.recipe import Recipe
-from bench.rows import Chain, Paper, Row
-from bench.runner import Job
+from bench.rows import Chain, Paper, Row, match
+from bench.runner import Job, Outcome
 from bench.steps import Context, DataValue, Kind, Step, in_order, make_step
 from bench.store import Record, Result, Store
 
@@ -32,14 +34,16 @@ class Number:
 
     name: str
     number: float
-    fails: bool = False
+    fails: str = ""
 
 
 def run_number(context: Context, parents: list[Result], params: Number) -> Result:
     """Adds its own number to its parents'."""
     CALLS.append(params.name)
-    if params.fails:
+    if params.fails == "user":
         raise UserError("the user broke it")
+    if params.fails == "bug":
+        raise ZeroDivisionError("division by zero")
     total = params.number + sum(parent.facts["total"] for parent in parents)
     return Result(records=[Record("top1_acc", total, "%", total, total, 1)], facts={"total": total})
 
@@ -51,7 +55,7 @@ def step(
     name: str,
     number: float,
     *parents: Step,
-    fails: bool = False,
+    fails: str = "",
     kind: Kind = Kind.TRAIN,
     data: DataValue = DATA,
     device: str = "cpu",
@@ -73,9 +77,14 @@ def paper(*rows: tuple[str, list[Step]]) -> Paper:
     return Paper("toy", "A toy", "nobody", made, [])
 
 
-def run(paper_: Paper, out: Path) -> list[Path]:
-    job = Job(out=out, scale="digits", progress=False)
-    return runner.run(paper_, runner.plan(paper_.rows, job), job, Store(out), lambda text: None, "bench run toy")
+def outcomes(paper_: Paper, out: Path, **choices: Any) -> list[Outcome]:
+    job = Job(out=out, scale="digits", progress=False, **choices)
+    return runner.run(runner.plan(paper_, paper_.rows, job), job, Store(out))
+
+
+def run(paper_: Paper, out: Path, **choices: Any) -> list[Path]:
+    files = [outcome.file for outcome in outcomes(paper_, out, **choices)]
+    return [file for file in files if file is not None]
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +94,7 @@ def _no_calls() -> None:
 
 def values(files: list[Path]) -> dict[str, list[float]]:
     rows = [json.loads(file.read_text()) for file in files]
-    return {row["row"]: [record["value"] for record in row["records"]] for row in rows}
+    return {row["id"].rpartition("/")[2]: [record["value"] for record in row["records"]] for row in rows}
 
 
 def test_shared_steps_run_once_and_finished_ones_not_again(tmp_path: Path) -> None:
@@ -98,17 +107,44 @@ def test_shared_steps_run_once_and_finished_ones_not_again(tmp_path: Path) -> No
     assert CALLS == []
 
 
-def test_rows_that_are_complete_survive_a_failure(tmp_path: Path) -> None:
-    dense = step("dense", 1.0)
-    toy = paper(("good", [step("a", 10.0, dense)]), ("bad", [step("b", 20.0, dense, fails=True)]))
-    with pytest.raises(UserError, match="broke"):
-        run(toy, tmp_path)
-    files = sorted((tmp_path / "toy" / "rows" / "digits").iterdir())
-    assert values(files) == {"good": [11.0]}
-    mended = paper(("good", [step("a", 10.0, dense)]), ("bad", [step("b", 20.0, dense)]))
+def test_a_failing_row_costs_that_row_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows after it run; one that needs the same step is not tried; a bug's traceback is printed."""
+    dense, bad = step("dense", 1.0), step("b", 20.0, fails="user")
+    toy = paper(
+        ("good", [step("a", 10.0, dense)]),
+        ("bad", [step("c", 1.0, bad)]),
+        ("also bad", [step("d", 1.0, bad)]),
+        ("bug", [step("e", 1.0, fails="bug")]),
+        ("last", [step("f", 5.0, dense)]),
+    )
+    found = outcomes(toy, tmp_path)
+    assert [outcome.status for outcome in found] == ["ok", "failed", "failed", "failed", "ok"]
+    assert found[1].reason == "the user broke it"
+    assert "b failed" in found[2].reason and "broke" in found[2].reason
+    assert found[3].reason == "ZeroDivisionError: division by zero"
+    assert "Traceback" in capsys.readouterr().err
+    assert CALLS.count("b") == 1
+    assert values(sorted((tmp_path / "toy" / "rows" / "digits").iterdir())) == {"good": [11.0], "last": [6.0]}
+    mended = paper(("bad", [step("c", 1.0, step("b", 20.0))]))
     CALLS.clear()
-    run(mended, tmp_path)
-    assert CALLS == ["b"]
+    assert values(run(mended, tmp_path)) == {"bad": [21.0]}
+
+
+def test_a_failed_row_is_told_and_the_status_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.cli import main
+    from bench.registry import COLUMNS
+
+    toy = paper(("good", [step("a", 10.0)]), ("bad", [step("b", 20.0, fails="user")]))
+    monkeypatch.setattr(runner, "papers", lambda: {"toy": toy})
+    (tmp_path / "toy.csv").write_text(",".join(COLUMNS) + "\n")
+    monkeypatch.setattr("bench.commands.registry_folder", lambda: tmp_path)
+    arguments = ["run", "toy", "--scale", "digits", "--out", str(tmp_path / "runs")]
+    assert main(arguments) == 1
+    output = capsys.readouterr().out
+    assert "1 of 2 rows failed:" in output and "toy/table-1/bad: the user broke it" in output
+    assert main([*arguments, "--row", "good"]) == 0
 
 
 def test_damaged_results_are_made_again(tmp_path: Path) -> None:
@@ -133,10 +169,89 @@ def test_rows_that_cannot_run_say_why_and_keep_what_was_measured(tmp_path: Path)
     toy = paper(("only", [step("a", 10.0)]))
     run(toy, tmp_path)
     job = Job(out=tmp_path, data=tmp_path / "nowhere", progress=False)
-    files = runner.run(toy, runner.plan(toy.rows, job), job, Store(tmp_path), lambda text: None, "bench run toy")
-    assert json.loads(files[0].read_text())["status"] == "not run (needs imagenet)"
+    (found,) = runner.run(runner.plan(toy, toy.rows, job), job, Store(tmp_path))
+    assert (found.status, found.reason) == ("skipped", "needs imagenet")
+    assert found.file is not None
+    assert json.loads(found.file.read_text())["status"] == "not run (needs imagenet)"
     measured = tmp_path / "toy" / "rows" / "digits"
     assert values(sorted(measured.iterdir())) == {"only": [10.0]}
+
+
+def test_a_setting_has_its_own_file(tmp_path: Path) -> None:
+    """One seed does not overwrite three."""
+    toy = paper(("only", [step("a", 10.0)]))
+    (first,), (second,) = run(toy, tmp_path), run(toy, tmp_path, seed=5)
+    assert first != second and first.exists()
+    settings = [json.loads(path.read_text())["setting"] for path in (first, second)]
+    assert [setting["seeds"] for setting in settings] == [[0], [5]]
+    assert settings[0]["scale"] == "digits" and settings[0]["folder"] is False
+    # a folder named digits is not the digits, and where its content differs it has a file of its own
+    folders = []
+    for side in (40, 41):
+        root = folder(tmp_path / str(side) / "digits", side)
+        job = Job(out=tmp_path, scale=str(root), progress=False)
+        (outcome,) = runner.run(runner.plan(toy, toy.rows, job), job, Store(tmp_path))
+        assert outcome.file is not None
+        folders.append(outcome.file)
+    assert len({first, second, *folders}) == 4
+    assert json.loads(folders[0].read_text())["setting"]["folder"] is True
+
+
+def folder(root: Path, side: int) -> Path:
+    """An image folder of one class."""
+    from PIL import Image
+
+    for part in ("train", "test"):
+        (root / part / "a").mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(root / part / "a" / "0.png")
+    return root
+
+
+def test_a_time_is_not_answered_from_an_earlier_run(tmp_path: Path) -> None:
+    """Unless that is asked for; within one run it is taken once."""
+    timed = step("t", 1.0, kind=Kind.TIME)
+    toy = paper(("one", [timed]), ("two", [timed]))
+    run(toy, tmp_path)
+    run(toy, tmp_path)
+    assert CALLS == ["t", "t"]
+    run(toy, tmp_path, reuse_times=True)
+    assert CALLS == ["t", "t"]
+
+
+def test_the_plan_learns_from_the_store(tmp_path: Path) -> None:
+    """Three steps of 2 GMACs took 4, 6 and 20 seconds: 3 seconds a GMAC is their median."""
+    store = Store(tmp_path)
+    for key, seconds in (("x", 4.0), ("y", 6.0), ("z", 20.0)):
+        about = {"run": "m:f", "work": 2.0, "seconds": seconds, "provenance": {"hardware": {"device": "cpu"}}}
+        store.save(key, Result(), about)
+    learned = runner.learned_costs(store)
+    assert learned == {("m:f", "cpu"): 3.0}
+    found = replace(step("a", 1.0), work=10.0)
+    assert runner.expected_seconds(found, {(found.run_name, "cpu"): 3.0}) == 30.0
+    assert runner.learned_costs(None) == {}
+
+
+def test_gc_keeps_what_rows_need_and_what_today_s_code_would_find(tmp_path: Path) -> None:
+    """Removed: a step of other code that no row shows, locks of dead processes, work without a checkpoint."""
+    dense = step("dense", 1.0)
+    toy = paper(("only", [step("a", 10.0, dense)]))
+    (file,) = run(toy, tmp_path)
+    store = Store(tmp_path)
+    root = step("x", 1.0).roots.pop()
+    header = {"parents": [], "roots": [root], "code": code.reached([root]).hash}
+    store.save("current", Result(), header)
+    store.save("old", Result(), {**header, "code": "other"})
+    (tmp_path / "work" / "dead.lock").touch()
+    (tmp_path / "work" / "resumable").mkdir()
+    (tmp_path / "work" / "resumable" / "checkpoint.pth").touch()
+    (tmp_path / "work" / "half").mkdir()
+    needed = set(json.loads(file.read_text())["steps"])
+    assert collect(store, needed, dry_run=True)[0] == ["old", "dead.lock", "half"]
+    with store.lock("old"):
+        assert "old" not in collect(store, needed, dry_run=True)[0]
+    assert collect(store, needed)[0] == ["old", "dead.lock", "half"]
+    assert set(store.stored()) == {"current", *(s.key for s in in_order([step("a", 10.0, dense)]))}
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["resumable"]
 
 
 def test_row_files_name_no_place_of_this_machine(tmp_path: Path) -> None:
@@ -150,17 +265,64 @@ def test_row_files_name_no_place_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_papers_are_found_and_every_published_link_exists() -> None:
-    """Discovery needs no list; each row's links point at one value of the registry."""
+    """Discovery needs no list; each row's links point at one value of the registry, and its id is its own."""
     from bench.commands import registry_folder
     from bench.registry import find, load
 
     for key, found in runner.papers().items():
         entries = load(key, registry_folder())
-        names = [(row.table, row.name) for row in found.rows]
-        assert len(names) == len(set(names))
+        assert len(found.ids) == len(found.rows)
+        assert all(re.fullmatch(rf"{key}(/[a-z0-9][a-z0-9.-]*){{2}}", name) for name in found.ids)
         for row in found.rows:
             for link in row.published.values():
                 assert find(entries, row.table, link[0], link[1]) is not None, (row.name, link)
+
+
+def test_ids_are_stable() -> None:
+    """What a file and a link are called must not drift."""
+    ids = {name for paper_ in runner.papers().values() for name in paper_.ids}
+    assert {
+        "channel_pruning/table-8/ours-fine-tuned",
+        "channel_pruning/table-1/vgg-16-5x-released-widths-fine-tuned",
+        "channel_pruning/figure-4/conv1-2",
+        "channel_pruning/selection-and-widths/2x-lasso-uniform",
+        "fbs/figure-3a/fbs-at-d-0.5",
+        "fbs/derived-resnet-18/d-0.8-b22-not-gated",
+        "localization_aware_ssd/criteria-at-equal-widths/lcp-fine-tuned",
+    } <= ids
+
+
+def test_no_two_rows_of_one_id() -> None:
+    toy = paper(("a b", []), ("A-b", []))
+    with pytest.raises(ValueError, match="toy/table-1/a-b"):
+        toy.ids  # noqa: B018
+
+
+NAMES = {"p/table-8/ours": "Ours", "p/table-8/ours-fine-tuned": "Ours (fine-tuned)", "p/table-6/ours": "Ours"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("p/table-8/ours", ["p/table-8/ours"]),
+        ("table-8/ours", ["p/table-8/ours"]),
+        ("Ours (fine-tuned)", ["p/table-8/ours-fine-tuned"]),
+        ("ours-f", ["p/table-8/ours-fine-tuned"]),
+        ("Ours", ["p/table-8/ours", "p/table-6/ours"]),
+        ("table-8/our", ["p/table-8/ours", "p/table-8/ours-fine-tuned"]),
+        ("theirs", []),
+    ],
+)
+def test_an_exact_id_or_name_goes_before_beginnings(text: str, expected: list[str]) -> None:
+    assert match(text, NAMES) == expected
+
+
+def test_no_plan_has_two_lines_of_one_name(tmp_path: Path) -> None:
+    for key, scale in (("channel_pruning", "digits"), ("fbs", "digits"), ("localization_aware_ssd", "scenes")):
+        paper_ = runner.papers()[key]
+        job = Job(out=tmp_path, scale=scale, progress=False)
+        names = [s.name for s, _ in runner.steps_of(runner.plan(paper_, paper_.rows, job))]
+        assert sorted(names) == sorted(set(names)), key
 
 
 _ROW = [

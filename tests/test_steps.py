@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -226,3 +227,43 @@ def test_a_step_function_of_the_script_that_runs(monkeypatch: pytest.MonkeyPatch
     found = make_step(Kind.TRAIN, "mine", module.run_mine, Params(1.0), device="cpu")
     assert len(found.key) == 32
     assert any(name == "run_mine" for _, name in found.code.definitions)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The commit
+
+
+def _git(place: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run(["git", *identity, *arguments], cwd=place, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("where", ["site-packages", "checkout"])
+def test_only_a_checkout_of_our_own_tells_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Installed in a virtual environment inside somebody's project, that project's commit is not ours."""
+    root = tmp_path if where == "checkout" else tmp_path / ".venv" / "lib" / "site-packages"
+    (root / "bench").mkdir(parents=True)
+    module = root / "bench" / "provenance.py"
+    module.write_text("")
+    (tmp_path / "theirs.py").write_text("")
+    _git(tmp_path, "init", "-q")
+    _git(tmp_path, "add", "theirs.py", *(["bench"] if where == "checkout" else []))
+    _git(tmp_path, "commit", "-qm", "x")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    provenance.git_state.cache_clear()
+    try:
+        found = provenance.git_state()
+        if where == "site-packages":
+            assert found is None
+        else:
+            head = subprocess.run(
+                ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True
+            )
+            assert found == head.stdout.strip()
+            module.write_text("changed = 1")
+            provenance.git_state.cache_clear()
+            assert provenance.git_state() == f"{found}-dirty"
+    finally:
+        provenance.git_state.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 
 from bench.registry import COLUMNS, load
 from bench.report import figures
-from bench.report.load import read
+from bench.report.load import Declared, read
 from bench.report.tables import build_all
 
 TABLE = "Figure 3"
@@ -24,16 +24,25 @@ PUBLISHED = [
 ]
 
 
+DECLARED: dict[str, Declared] = {}
+
+
 def row(root: Path, order: int, name: str, speedup: float, top1: float, published: dict[str, Any], scale: str) -> None:
     records = [
         {"metric": "top1_acc", "value": top1, "unit": "%", "low": top1 - 1, "high": top1 + 1, "n": 360, "seed": 0},
         {"metric": "dynamic_speedup", "value": speedup, "unit": "x", "seed": 0},
     ]
+    row_id = f"toy/figure-3/{order}"
+    DECLARED[row_id] = Declared(TABLE, name, order, "cifar10", published=published)
     value = {
-        "paper": "toy", "table": TABLE, "row": name, "order": order, "scale": scale, "own_scale": "cifar10",
-        "analogue": scale != "cifar10", "ours": False, "claimed_speedup": None, "status": "ran", "published": published,
-        "command": "bench run toy", "shape": None, "records": records, "steps": {}, "recipe": "net",
-    }  # fmt: skip
+        "id": row_id,
+        "setting": {"scale": scale},
+        "status": "ran",
+        "shape": None,
+        "records": records,
+        "steps": {},
+        "recipe": "net",
+    }
     path = root / "toy" / "rows" / scale / f"{order}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
@@ -64,7 +73,7 @@ def test_points_and_figure(tmp_path: Path, scale: str) -> None:
     row(root, 2, "FBS at d=0.3", 10.0, 90.0, {}, scale)
     row(root, 3, "NS at 2.01x", 2.0, 92.0, {"top1_acc": ["NS at 2x", "top-1"]}, scale)
     row(root, 4, "both at d=0.5", 5.0, 91.0, {"dynamic_speedup": ["both at 90.50% top-1", "speed-up"]}, scale)
-    lines = read(root, registry)["toy"]
+    lines = read(root, registry, {"toy": DECLARED})["toy"]
     measured = [(series, x, cell.value) for series, x, cell in figures.trade_off_points(lines)]
     assert measured == [("dense", 100, 95), ("FBS", 25, 94), ("FBS", 10, 90), ("NS", 50, 92), ("both", 20, 91)]
     quoted = [("dense", 100, 91.4, True), ("FBS", 25, 90.6, False), ("NS", 50, 87.5, True), ("both", 31.25, 90.5, True)]
@@ -87,6 +96,6 @@ def test_a_few_points_are_read_in_the_table(tmp_path: Path) -> None:
         csv.writer(file, lineterminator="\n").writerow(COLUMNS)
     for order in range(3):
         row(tmp_path / "runs", order, f"FBS at d={order}", 1.0 + order, 90.0, {}, "digits")
-    lines = read(tmp_path / "runs", registry)["toy"]
+    lines = read(tmp_path / "runs", registry, {"toy": DECLARED})["toy"]
     (table,) = build_all(lines, [])
     assert figures.draw(table, tmp_path / "figures") == []

@@ -103,7 +103,7 @@ def detected(setting: Setting, step: Step, seed: int, work: float) -> Step:
 
 def summarised(setting: Setting, runs: list[Step]) -> Step:
     """The mean AP over these evaluations' networks."""
-    name = f"summarised({runs[0].name})"
+    name = f"summarised({runs[0].name}, {len(runs)} networks)"
     params = DetectionSummary()
     return make_step(Kind.COMPARE, name, run_summarised, params, runs, data=setting.data, device=setting.device)
 
@@ -116,6 +116,10 @@ def compared(
     ``kind`` is ``change`` (from the dense network) or ``difference`` (between two methods); ``suffix`` goes behind the
     metrics.
     """
-    name, parents = f"compared({runs[0].name}, {references[0].name})", [*runs, *references]
+    name, parents = f"compared({runs[0].name}, {references[0].name}{_others(runs)})", [*runs, *references]
     params = DetectionComparison(kind, suffix)
     return make_step(Kind.COMPARE, name, run_compared, params, parents, data=setting.data, device=setting.device)
+
+
+def _others(runs: list[Step]) -> str:
+    return f" and {len(runs) - 1} more seeds" if len(runs) > 1 else ""

@@ -79,15 +79,19 @@ def evaluated(parent: Step, seed: int, data: DataValue, work: float) -> Step:
 
 def summarised(runs: list[Step]) -> Step:
     """The step that gives the accuracy over these evaluations' networks."""
-    name = f"summarised({runs[0].name})"
+    name = f"summarised({runs[0].name}, {len(runs)} networks)"
     return make_step(Kind.COMPARE, name, run_summarised, Summary(), runs, device=runs[0].device)
 
 
 def compared(runs: list[Step], references: list[Step], suffix: str = "") -> Step:
     """The step that compares evaluations with their references, seed by seed; ``suffix`` goes behind the metrics."""
-    name = f"compared({runs[0].name}, {references[0].name})"
+    name = f"compared({runs[0].name}, {references[0].name}{_others(runs)})"
     parents = [*runs, *references]
     return make_step(Kind.COMPARE, name, run_compared, Comparison(suffix), parents, device=runs[0].device)
+
+
+def _others(runs: list[Step]) -> str:
+    return f" and {len(runs) - 1} more seeds" if len(runs) > 1 else ""
 
 
 def contrasted(first: list[Step], second: list[Step], references: list[Step]) -> Step:

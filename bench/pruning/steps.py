@@ -260,14 +260,18 @@ def _dense_sites(recipe: Recipe) -> tuple[nn.Module, list[Site]]:
 
 def curves(parent: Step, params: CurveMeasuring, data: DataValue, work: float) -> Step:
     """The step that measures the dense network's error curves."""
-    name = f"curves(seed {params.sampling.seed})"
+    name = f"curves(seed {params.sampling.seed}, {parent.name})"
     return make_step(Kind.PRUNE, name, run_curves, params, [parent], data=data, device=parent.device, work=work)
 
 
-def pruned(parent: Step, error_curves_: Step | None, params: Pruning, data: DataValue, work: float) -> Step:
-    """The step that prunes the dense network layer by layer."""
-    extra = ", full" if params.method.rectify else ""
-    name = f"pruned({params.method.selection}, {_target(params.widths)}{extra}, seed {params.sampling.seed})"
+def pruned(
+    parent: Step, error_curves_: Step | None, params: Pruning, data: DataValue, work: float, target: str = ""
+) -> Step:
+    """The step that prunes the dense network layer by layer; ``target`` names its widths for people."""
+    words = [params.method.selection, target or _target(params.widths)]
+    words += ["without compensation"] if not params.method.compensate else []
+    words += ["full"] if params.method.rectify else []
+    name = f"pruned({', '.join(words)}, seed {params.sampling.seed}, {parent.name})"
     parents = [parent] if error_curves_ is None else [parent, error_curves_]
     return make_step(Kind.PRUNE, name, run_pruned, params, parents, data=data, device=parent.device, work=work)
 

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.report.load import RAN, content
-from bench.store import write_json
+from bench.report.load import RAN, Declarations, content, row_files
+from bench.store import disk_errors, row_path, write_json
 
 
-def accept(runs: Path, results: Path, papers: Sequence[str] | None, *, allow_dirty: bool = False) -> list[Path]:
+def accept(
+    runs: Path, results: Path, papers: Sequence[str] | None, declared: Declarations, *, allow_dirty: bool = False
+) -> list[Path]:
     """Copies row files from ``runs`` to ``results`` for these papers (all for None); returns the files written.
 
+    Rows that no script declares any more are left out, and removed from ``results``.
     Rows that ran replace what is there; rows that did not are written only where nothing is, so that no measured value
     is lost.  Nothing is written at all when the code that made one of the rows was not committed, unless
     ``allow_dirty``, or when a row file is unreadable.  Raises :class:`UserError` for these and where nothing is found.
     """
-    known = sorted({path.parts[-4] for path in runs.glob("*/rows/*/*.json")})
+    known = sorted({path.parts[-4] for path in row_files(runs)})
     if not known:
         raise UserError(f"no rows in {runs}: run `bench run` first, or name the run's folder")
     for paper in papers or []:
@@ -26,17 +29,26 @@ def accept(runs: Path, results: Path, papers: Sequence[str] | None, *, allow_dir
             raise UserError(f"no rows of {paper!r} in {runs}: it has {', '.join(known)}")
     chosen = []
     for paper in papers or known:
-        for path in sorted((runs / paper / "rows").glob("*/*.json")):
+        for path in row_files(runs, paper):
             row = content(path)
+            if row["id"] not in declared.get(paper, {}):
+                continue
             target = results / path.relative_to(runs)
             if row.get("status") == RAN:
                 if not allow_dirty:
                     _check_code(path, row)
                 chosen.append((target, row))
-            elif not target.exists():
+            elif not target.exists() and not any(target.parent.glob(f"{target.stem}--*.json")):
                 chosen.append((target, row))
     for target, row in chosen:
         write_json(target, row)
+        if row["status"] == RAN:  # the note that it could not run
+            row_path(results, row["id"], {"scale": row["setting"]["scale"]}).unlink(missing_ok=True)
+    for paper in papers or known:
+        for old in row_files(results, paper):
+            if content(old)["id"] not in declared.get(paper, {}):
+                with disk_errors(old):
+                    old.unlink()
     return [target for target, _ in chosen]
 
 

@@ -1,12 +1,12 @@
-"""Row files read, values aggregated over seeds, joined with the published ones and judged."""
+"""Row files read and joined with what the scripts declare; values aggregated over seeds, and judged."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
+import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,9 +18,12 @@ from bench import claims, registry, verdict
 from bench.claims import Claim
 from bench.errors import UserError
 from bench.registry import Published
+from bench.store import folder_name
 from bench.verdict import Verdict
 
 RAN = "ran"
+# a folder of the user's may bear the name of one of these
+KNOWN_SCALES = ("digits", "clutter", "scenes", "cifar10", "imagenet", "voc", "coco")
 _POINTS = ("%", "pp", "points")
 # the contrast of two rows that decides a claim by metric, and the sign that makes it positive where the first is better
 CONTRASTS = {
@@ -63,12 +66,37 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Declared:
+    """What a script says of a row, beside what was measured.
+
+    ``order`` is its place in the script, ``scale`` its own scale, ``claimed`` the speed-up that the paper states,
+    ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one.
+    """
+
+    table: str
+    name: str
+    order: int
+    scale: str
+    ours: bool = False
+    claimed: float | None = None
+    published: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+# the rows of each paper by id
+Declarations = Mapping[str, Mapping[str, Declared]]
+
+
+@dataclass(frozen=True)
 class Line:
-    """One row at one scale.
+    """One row in one setting.
 
     ``links`` are the published values by our metric, ``verdicts`` what the measured ones among them say; ``claim`` is
-    what the row decides where it is the contrast of two others, ``decision`` the verdict on it.  ``bases`` are the dense
-    network's accuracy here and in the paper (%), where the row is about a change of it.
+    what the row decides where it is the contrast of two others, ``decision`` the verdict on it; ``bases`` are the dense
+    network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are the
+    row file's.  ``scale`` names the data, and what else of the setting differs between the rows of the
+    paper.  ``older`` says that other code measured it than what newer rows of the table were measured by.  ``command``
+    measures the row, ``table_command`` its whole table.
     """
 
     paper: str
@@ -89,6 +117,11 @@ class Line:
     points: Sequence[Point]
     links: Mapping[str, Published]
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    id: str = ""
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Any] = field(default_factory=dict)
+    older: bool = False
+    table_command: str = ""
     claim: Claim | None = None
     decision: Verdict | None = None
     bases: tuple[float, float] | None = None
@@ -108,31 +141,50 @@ class Line:
         return [verdict.ANALOGUE] if self.analogue else [str(found) for found in self.verdicts.values()]
 
 
-def read(root: Path, folder: Path) -> dict[str, list[Line]]:
-    """All rows under ``root`` by paper, in the order of the papers' scripts; ``folder`` holds the registry.
+def read(root: Path, folder: Path, declared: Declarations) -> dict[str, list[Line]]:
+    """All rows under ``root`` that the scripts declare, by paper, in the scripts' order; ``folder`` holds the registry.
 
-    Raises :class:`UserError` for a row file that cannot be read, or that links to no published value or to several.
+    One line for each row and setting; of settings that differ in the seeds alone the one with most of them, then the
+    newest.  Raises :class:`UserError` for a row file that cannot be read, or that links to no published value or to
+    several.
     """
     found: dict[str, list[Line]] = {}
     known = {claim.claim: claim for claim in claims.load(folder)} if (folder / claims.FILE).exists() else {}
-    for path in sorted(root.glob("*/rows/*/*.json")):
-        paper = path.parts[-4]
-        if paper not in found:
-            found[paper] = []
-            published = registry.load(paper, folder)
-        found[paper].append(_line(path, published, known))
-    for lines in found.values():
-        lines.sort(key=lambda line: (line.order, line.name, line.scale))
+    for paper, rows in declared.items():
+        files = {path: value for path in row_files(root, paper) if (value := content(path))["id"] in rows}
+        if not files:
+            continue
+        published = registry.load(paper, folder)
+        labels = _labels(list(files.values()))
+        chosen: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
+        for path, value in files.items():
+            place = value["id"], labels(value)
+            if place not in chosen or _rank(value) > _rank(chosen[place][1]):
+                chosen[place] = path, value
+        lines = [
+            _line(path, value, label, rows[value["id"]], published, known)
+            for (_, label), (path, value) in chosen.items()
+        ]
+        lines = _marked(lines)
+        found[paper] = sorted(lines, key=lambda line: (line.order, line.name, line.scale))
     return found
+
+
+def row_files(root: Path, paper: str = "*") -> list[Path]:
+    """The row files of a paper, or of all."""
+    return sorted(root.glob(f"{paper}/rows/*/*.json"))
 
 
 def content(path: Path) -> dict[str, Any]:
     """A row file's JSON.  Raises :class:`UserError` where it is none, or lies in another paper's or scale's folder."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if (value["paper"], value["scale"]) != (path.parts[-4], path.parts[-2]):
-            raise ValueError(f"it belongs to {value['paper']} at {value['scale']}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        paper, scale = value["id"].split("/")[0], value["setting"]["scale"]
+        if (paper, folder_name(scale)) != (path.parts[-4], path.parts[-2]):
+            raise ValueError(f"it belongs to {paper} at {scale}")
+        if missing := {"status", "shape", "records", "steps"} - set(value):
+            raise ValueError(f"it has no {' or '.join(sorted(missing))}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None
     return value  # type: ignore[no-any-return]
 
@@ -141,26 +193,136 @@ def _broken(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is not a readable row file ({error!r}): remove it and run the row again")
 
 
-def _line(path: Path, published: Sequence[Published], known: Mapping[str, Claim]) -> Line:
-    value = content(path)
+def _rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
+    """Which of two settings of a row is shown: what ran, then more seeds, then the newer one."""
+    dates = [step["provenance"]["date"] for step in value["steps"].values()]
+    return value["status"] == RAN, len(value["setting"].get("seeds", ())), max(dates, default="")
+
+
+# what of a setting the name of its scale must tell where a paper's rows differ in it
+_TELLING = ("data", "protocol", "weights", "device")
+
+
+def _labels(files: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], str]:
+    """Names for the settings: the data's name, and what the rows of one name differ in."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    for value in files:
+        if value["status"] == RAN:
+            here = seen.setdefault(_base(value), {part: set() for part in _TELLING})
+            for part in _TELLING:
+                here[part].add(_told(value["setting"], part))
+
+    def label(value: Mapping[str, Any]) -> str:
+        base = _base(value)
+        differing = [part for part in _TELLING if len(seen.get(base, {}).get(part, ())) > 1]
+        if value["status"] != RAN:
+            return base
+        told = [f"{part} {_told(value['setting'], part)}" for part in differing]
+        return f"{base} ({', '.join(told)})" if told else base
+
+    return label
+
+
+def _base(value: Mapping[str, Any]) -> str:
+    setting = value["setting"]
+    known = setting["scale"] in KNOWN_SCALES and setting.get("folder", False)
+    return f"folder {setting['scale']}" if known else str(setting["scale"])
+
+
+def _told(setting: Mapping[str, Any], part: str) -> str:
+    if part == "data":
+        return str((setting.get("data") or {}).get("fingerprint", ""))[:8]
+    if part == "protocol":  # those of ImageNet's evaluation; others follow from the network's input size
+        protocol = str((setting.get("data") or {}).get("protocol", ""))
+        return protocol if protocol in ("short256", "squash256") else ""
+    if part == "weights":
+        given = setting.get("weights")
+        return "none" if given is None else str(given["sha256"] or given["file"])[:8]
+    return str(setting.get(part, ""))
+
+
+def _line(
+    path: Path,
+    value: dict[str, Any],
+    label: str,
+    declared: Declared,
+    published: Sequence[Published],
+    known: Mapping[str, Claim],
+) -> Line:
     try:
-        table, name = value["table"], value["row"]
         cells, points = aggregate(value["records"])
-        # another scale's label is an analogue, whatever the file says: data of one kind only in a column
-        analogue = bool(value["analogue"]) or value["scale"] != value["own_scale"]
-        links = {metric: _linked(path, published, table, where) for metric, where in value["published"].items()}
+        setting = value["setting"]
+        # other data than the paper's are an analogue, whatever they are called
+        analogue = setting["scale"] != declared.scale or bool(setting.get("folder"))
+        links = {m: _linked(path, published, declared.table, where) for m, where in declared.published.items()}
         ran = value["status"] == RAN
-        claim = known.get(name) if table == claims.TABLE else None
+        claim = known.get(declared.name) if declared.table == claims.TABLE else None
         bases = _bases(cells, links, published) if ran else None
         return Line(
-            value["paper"], table, name, int(value["order"]), value["scale"], value["own_scale"], analogue,
-            bool(value["ours"]), value["claimed_speedup"], str(value["status"]), value.get("recipe", ""),
-            value["command"], value["shape"], value["steps"], cells, points, links,
+            path.parts[-4],
+            declared.table,
+            declared.name,
+            declared.order,
+            label,
+            declared.scale,
+            analogue,
+            declared.ours,
+            declared.claimed,
+            str(value["status"]),
+            value.get("recipe", ""),
+            command(value["id"], setting, declared),
+            value["shape"],
+            value["steps"],
+            cells,
+            points,
+            links,
             {} if analogue or not ran else judge_all(cells, links, bases),
-            claim, decide(claim, cells) if ran and claim is not None else None, bases,
-        )  # fmt: skip
+            value["id"],
+            setting,
+            value.get("history", {}),
+            table_command=command(value["id"], setting, declared, whole=True),
+            claim=claim,
+            decision=decide(claim, cells) if ran and claim is not None else None,
+            bases=bases,
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None
+
+
+def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bool = False) -> str:
+    """The command that measures a row (the ``whole`` table) in a setting; folders and files by their last name."""
+    parts = ["bench", "run", name.partition("/")[0], *(["--table", declared.table] if whole else ["--row", name])]
+    if setting["scale"] != declared.scale or setting.get("folder"):
+        parts += ["--scale", setting["scale"]]
+    seeds = setting.get("seeds", list(declared.seeds))
+    if tuple(seeds) != declared.seeds and len(seeds) == 1:
+        parts += ["--seed", str(seeds[0])]
+    given = setting.get("weights")
+    if given is not None:
+        parts += ["--weights", given["file"]]
+    if _told(setting, "protocol") == "squash256":
+        parts += ["--protocol", "squash256"]
+    if setting.get("amp"):
+        parts.append("--amp")
+    return shlex.join(parts)
+
+
+def _marked(lines: Sequence[Line]) -> list[Line]:
+    """The lines, with those marked that were measured by other code than the newest line of their table was."""
+    newest: dict[tuple[str, str, str], tuple[str, str]] = {}
+    for line in lines:
+        for step in line.steps.values():
+            place, made = (line.scale, line.table, step.get("run", "")), (step["provenance"]["date"], step["code"])
+            newest[place] = max(newest.get(place, made), made)
+    return [
+        replace(
+            line,
+            older=any(
+                newest[line.scale, line.table, step.get("run", "")][1] != step["code"] for step in line.steps.values()
+            ),
+        )
+        for line in lines
+    ]
 
 
 def _linked(path: Path, published: Sequence[Published], table: str, where: Sequence[str]) -> Published:
@@ -188,10 +350,8 @@ def aggregate(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Cell], li
         else:
             curves.setdefault((record["metric"], record.get("series"), float(record["x"])), []).append(record)
     points = []
-    for (label, given, x), values in curves.items():
-        match = re.fullmatch(r"(.+?) \((.+)\)", label) if given is None else None
-        name, series = (match[1], match[2]) if match else (label, given or "")
-        points.append(Point(series, x, _cell(name, values)))
+    for (name, series, x), values in curves.items():
+        points.append(Point(series or "", x, _cell(name, values)))
     return {name: _cell(name, values) for name, values in plain.items()}, points
 
 

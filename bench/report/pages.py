@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bench import registry
 from bench.report import figures, render
 from bench.report.glossary import meanings
-from bench.report.load import Line, read
+from bench.report.load import Declared, Line, read
 from bench.report.tables import DAGGER, Table, build_all
 from bench.store import disk_errors, write_text
 
@@ -27,11 +27,12 @@ _GENERATED = "This page is generated from the row files; edits are overwritten."
 
 @dataclass(frozen=True)
 class About:
-    """What a page says of its paper: title, reference, and the deviations from it, which the page numbers."""
+    """What a page says of its paper: title, reference, the deviations from it, which the page numbers, and its rows."""
 
     title: str
     reference: str
     deviations: list[str]
+    rows: Mapping[str, Declared] = field(default_factory=dict)
 
 
 def write(root: Path, registry_folder: Path, papers: Mapping[str, About]) -> list[Path]:
@@ -41,7 +42,7 @@ def write(root: Path, registry_folder: Path, papers: Mapping[str, About]) -> lis
     earlier tables in these folders are removed.  Returns the files written.  Raises :class:`UserError` for unreadable
     rows, wrong links, and a full disk.
     """
-    found = read(root, registry_folder)
+    found = read(root, registry_folder, {paper: about.rows for paper, about in papers.items()})
     written: list[Path] = []
     for paper in papers:
         if paper in found:
@@ -103,7 +104,7 @@ def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
         else:
             links.append(f"[points of the curves]({_link(path, folder)})")
     text += [f"Files: {', '.join(links)}", ""]
-    commands = dict.fromkeys(line.command for line in table.lines if line.ran)
+    commands = dict.fromkeys(line.table_command for line in table.lines if line.ran)
     if commands:
         text += ["Run by:", "", "```sh", *commands, "```", ""]
     return text

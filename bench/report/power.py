@@ -11,7 +11,7 @@ because seeds matter, lower the power.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def _error(entry: Published, scale: float) -> float:
     return ERRORS.get((entry.dataset.split()[0], order), ERRORS["ImageNet", 1])
 
 
-def text(found: dict[str, Sequence[Power]], rows: bool) -> str:
+def text(found: Mapping[str, Sequence[Power]], rows: bool) -> str:
     """A table of the papers and data sets; with ``rows`` every value."""
     lines = []
     if rows:

@@ -237,6 +237,9 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     recipes = {line.recipe for line in ran if line.recipe}
     if len(recipes) == 1:
         notes.append(f"Network of the run: {recipes.pop()}.")
+    older = [line.name for line in ran if line.older]
+    if older:
+        notes.append(f"Measured by older code than the newest row of this table: {', '.join(older)}.")
     if all_ours:
         notes.append("All rows go beyond the paper: there are no published values.")
     return notes

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import runner
+from bench.commands import declared
 from bench.gating import steps as gating
 from bench.measure.latency import Protocol
 from bench.models.recipe import Recipe
@@ -97,8 +98,8 @@ def test_every_derived_size_is_exact(tmp_path: Path) -> None:
     paper = fbs.paper()
     derived = [row for row in paper.rows if row.table in fbs.DERIVED.values()]
     job = Job(out=tmp_path, scale="digits", progress=False)
-    runner.run(paper, runner.plan(derived, job), job, Store(tmp_path), lambda text: None, "bench run fbs")
-    lines = read(tmp_path, REGISTRY)["fbs"]
+    runner.run(runner.plan(paper, derived, job), job, Store(tmp_path))
+    lines = read(tmp_path, REGISTRY, declared())["fbs"]
     verdicts = {(line.table, line.name): dict(line.verdicts) for line in lines if line.links}
     assert len(verdicts) == 10 + 7 + 2
     assert verdicts.pop((fbs.DERIVED["resnet18"], "d=0.8, b22 not gated")) == {"expected_speedup": "wrong"}
@@ -126,13 +127,15 @@ def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         Row(fbs.FIGURE3, name, "cifar10", None, None, tiny, chain, {}, seeds=(0,)) for name, chain in made.items()
     ]
     job = Job(out=tmp_path, scale="digits", progress=False)
-    store = Store(tmp_path)
-    files = runner.run(fbs.paper(), runner.plan(chosen, job), job, store, lambda text: None, "bench run fbs")
+    outcomes = runner.run(runner.plan(fbs.paper(), chosen, job), job, Store(tmp_path))
     found = {}
-    for file in files:
-        row = json.loads(file.read_text())
-        found[row["row"]] = {record["metric"]: record["value"] for record in row["records"]}
-    assert list(found) == list(made)
+    for outcome in outcomes:
+        assert outcome.file is not None, outcome.reason
+        row = json.loads(outcome.file.read_text())
+        assert row["id"] == outcome.id
+        assert all(len(training["epochs"]) >= 1 for training in row["history"].values())
+        found[row["id"]] = {record["metric"]: record["value"] for record in row["records"]}
+    assert list(found) == [f"fbs/figure-3a/{name}" for name in ("fbs-at-d-0.5", "cp-lasso-at-3.9x", "ns-at-1.2x")]
     metrics = {
         "top1_acc",
         "top1_err",
@@ -172,10 +175,12 @@ def test_every_row_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     chosen = [replace(row, dense=row.dense, seeds=(0,)) for row in paper.rows if row.table not in fbs.DERIVED.values()]
     job = Job(out=tmp_path, scale="digits", progress=False)
     paper = replace(paper, rows=chosen)
-    files = runner.run(paper, runner.plan(chosen, job), job, Store(tmp_path), lambda text: None, "bench run fbs")
-    lines = read(tmp_path, REGISTRY)["fbs"]
-    assert len(lines) == len(files) == len(chosen)
+    outcomes = runner.run(runner.plan(paper, chosen, job), job, Store(tmp_path))
+    assert {outcome.status for outcome in outcomes} == {runner.OK}, outcomes
+    lines = read(tmp_path, REGISTRY, declared())["fbs"]
+    assert len(lines) == len(chosen)
     assert all(line.ran and line.cells for line in lines)
-    pages.write(tmp_path, REGISTRY, {"fbs": pages.About(paper.title, paper.reference, paper.deviations)})
+    about = pages.About(paper.title, paper.reference, paper.deviations, declared()["fbs"])
+    pages.write(tmp_path, REGISTRY, {"fbs": about})
     page = (tmp_path / "fbs" / "README.md").read_text()
     assert "Table 3 (memory)" in page and "trade-off" in page

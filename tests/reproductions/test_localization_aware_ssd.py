@@ -337,7 +337,7 @@ def test_segments_cover_every_site_once_and_in_order(name: str, count: int) -> N
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> list[runner.Planned]:
     job = Job(out=tmp_path_factory.mktemp("runs"), scale="scenes", device="cpu", progress=False)
-    return runner.plan(lcp.paper().rows, job)
+    return runner.plan(lcp.paper(), lcp.paper().rows, job)
 
 
 def test_every_row_plans_at_scenes(planned: list[runner.Planned]) -> None:

@@ -1,0 +1,136 @@
+"""Row files: what a row measured in one setting, and nothing that its script says (title, order, links, commands)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.measure import macs
+from bench.models.recipe import Recipe
+from bench.store import Record, Store, digest, row_path, write_json
+
+if TYPE_CHECKING:
+    from bench.runner import Planned
+
+RAN = "ran"
+
+
+def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
+    """Writes the file of a row whose steps are all stored."""
+    assert entry.chain is not None
+    steps, records, history = {}, _size_records(entry, store), {}
+    for step in dict.fromkeys([*entry.chain.networks, *entry.chain.records]):
+        header = _header(store, step.key)
+        steps[step.key] = {name: header[name] for name in ("step", "kind", "run", "code", "seconds", "provenance")}
+        records += [{**record, "step": step.key} for record in header["records"]]
+    for key in _trained(store, list(steps)):
+        header = _header(store, key)
+        history[key] = {
+            "step": header["step"],
+            "seed": header["params"].get("seed"),
+            "epochs": header["facts"]["history"],
+        }
+    shape = entry.row.own_shape()
+    value = {
+        "id": entry.id,
+        "setting": dict(setting),
+        "status": RAN,
+        "recipe": label(entry.dense),
+        "shape": None if shape is None else own_sizes(shape),
+        "records": records,
+        "steps": steps,
+        "history": history,
+        "widths": {step.key: _header(store, step.key)["recipe"]["widths"] for step in entry.chain.networks},
+        "code": digest(sorted({step["code"] for step in steps.values()})),
+    }
+    target = row_path(store.root, entry.id, setting)
+    write_json(target, value)
+    row_path(store.root, entry.id, {"scale": setting["scale"]}).unlink(missing_ok=True)  # it could not run before
+    return target
+
+
+def write_reason(store: Store, entry: Planned, scale: str) -> Path | None:
+    """Notes why a row could not run; where it was measured before at this scale, that stays as it is."""
+    target = row_path(store.root, entry.id, {"scale": scale})
+    if any(target.parent.glob(f"{target.stem}--*.json")):
+        return None
+    shape = entry.row.own_shape()
+    write_json(
+        target,
+        {
+            "id": entry.id,
+            "setting": {"scale": scale},
+            "status": f"not run ({entry.reason})",
+            "shape": None if shape is None else own_sizes(shape),
+            "records": [],
+            "steps": {},
+        },
+    )
+    return target
+
+
+def _header(store: Store, key: str) -> dict[str, Any]:
+    header = store.header(key)
+    assert header is not None
+    return header
+
+
+def _trained(store: Store, keys: list[str]) -> list[str]:
+    """The trainings behind some steps, parents first."""
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+
+    def visit(key: str) -> None:
+        header = store.header(key)
+        if key in seen or header is None:
+            return
+        seen.add(key)
+        for parent in header["parents"]:
+            visit(parent)
+        if "history" in header["facts"]:
+            found[key] = None
+
+    for key in keys:
+        visit(key)
+    return list(found)
+
+
+def label(recipe: Recipe | None) -> str:
+    """The network in words."""
+    if recipe is None:
+        return ""
+    arguments = ", ".join(f"{name}={value}" for name, value in recipe.arguments.items())
+    return f"{recipe.builder}({arguments}) at {recipe.input_shape[1]}x{recipe.input_shape[2]}"
+
+
+def own_sizes(shape: Recipe) -> dict[str, Any]:
+    """Exact sizes at the paper's own shape, pruned and dense, from the ``meta`` device."""
+    pruned = macs.count(shape.build("meta"), shape.input_shape)
+    dense = macs.count(shape.dense().build("meta"), shape.input_shape)
+    return {
+        "recipe": label(shape),
+        "macs": {convention: pruned.total(convention) for convention in macs.CONVENTIONS},
+        "dense_macs": {convention: dense.total(convention) for convention in macs.CONVENTIONS},
+        "params": pruned.params,
+        "dense_params": dense.params,
+        "speedup": dense.total("conv") / pruned.total("conv"),
+    }
+
+
+def _size_records(entry: Planned, store: Store) -> list[dict[str, Any]]:
+    """MACs, parameters and theoretical speed-up of the networks that were really made, one set per seed."""
+    assert entry.chain is not None
+    found = []
+    for step in entry.chain.networks:
+        recipe = Recipe.from_json(_header(store, step.key)["recipe"])
+        device = "cpu" if ":" in recipe.builder else "meta"
+        pruned = macs.count(recipe.build(device), recipe.input_shape)
+        dense = macs.count(recipe.dense().build(device), recipe.input_shape)
+        for record in (
+            Record("macs", pruned.total("conv"), "MACs", convention="conv"),
+            Record("params", pruned.params, ""),
+            Record("speedup", dense.total("conv") / pruned.total("conv"), "x", convention="conv"),
+        ):
+            found.append({**record.to_json(), "step": step.key})
+    return found

@@ -1,0 +1,1 @@
+"""A package of papers for tests that start processes of their own."""
