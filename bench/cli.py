@@ -1,4 +1,4 @@
-"""The command line: ``bench list | run | tables | coverage | macs | prune | doctor | data | accept``.
+"""The command line: ``bench list | run | tables | coverage | power | macs | prune | doctor | data | accept``.
 
 Exit status 0: done; 2: a mistake of the user's, told in one line; a bug gives a traceback.
 """
@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", nargs="*", help="papers, with or without a script (default: all)")
     sub.add_argument("--from", dest="source", type=Path, help="the folder to read (default runs/ where it exists)")
     sub.add_argument("--data", type=Path, help="where data sets are found (default $BENCH_DATA, else ./data)")
+
+    sub = command("power", "what verdicts on the published values can decide at the size of their data")
+    sub.add_argument("paper", nargs="*", help="papers, value by value (default: all, counted)")
 
     sub = command("macs", "MACs and parameters of a model or of a row at the paper's own shape")
     sub.add_argument("model", help="a model (vgg16, resnet50, ..., MODULE:FACTORY) or a row, e.g. 'VGG-16 5x'")

@@ -32,6 +32,7 @@ from bench.report import accept as accepting
 from bench.report import coverage as covering
 from bench.report import load as loading
 from bench.report import pages, render
+from bench.report import power as powering
 from bench.report import tables as building
 from bench.runner import Job
 from bench.store import Store, disk_errors, write_json
@@ -180,6 +181,18 @@ def coverage(options: argparse.Namespace) -> Output:
     value: dict[str, Any] = {"papers": {name: covering.to_json(one) for name, one in found.items()}}
     value["total"] = covering.to_json(sum(found.values(), covering.EMPTY))["kinds"]
     return value, covering.text(found)
+
+
+def power(options: argparse.Namespace) -> Output:
+    """What the verdicts on published values can decide, before anything is run."""
+    folder = registry_folder()
+    known = registered(folder)
+    for name in options.paper:
+        if name not in known:
+            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
+    found = {name: powering.of_values(load_registry(name, folder)) for name in options.paper or known}
+    value = {name: powering.to_json(powers) for name, powers in found.items()}
+    return value, powering.text(found, rows=bool(options.paper))
 
 
 def coverages(names: Sequence[str], source: Path, folder: Path, data_root: Path) -> dict[str, covering.Coverage]:

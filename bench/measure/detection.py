@@ -274,9 +274,9 @@ def _resamples(images: int) -> Iterator[Array]:
 
 def _record(name: str, values: Sequence[float], unit: str, draws: Array, n: int, seed: int | None) -> Record:
     """In hundredths; ``draws`` are resamples x seeds, those without any object (NaN) are left out."""
-    mean, low, high = interval_of_statistic(values, draws)
-    if unit == "%":  # an AP, not a difference of two
-        low, high = max(low, 0.0), min(high, 1.0)
+    mean, low, high = interval_of_statistic(values, draws, n)
+    least = 0.0 if unit == "%" else -1.0  # an AP, or a difference of two
+    low, high = max(low, least), min(high, 1.0)
     deviation = spread(values)
     return Record(
         name, 100.0 * mean, unit, 100.0 * low, 100.0 * high, n, seed, networks=len(values),

@@ -109,18 +109,22 @@ def interval_of_ratio(above: Tensor, below: Tensor) -> tuple[float, float, float
     return ratio, ratio + low, ratio + high
 
 
-def interval_of_statistic(values: Sequence[float], draws: NDArray[np.float64]) -> tuple[float, float, float]:
+def interval_of_statistic(
+    values: Sequence[float], draws: NDArray[np.float64], images: int
+) -> tuple[float, float, float]:
     """Mean over the seeds of a statistic that is no mean over images (AP), and its 95 % interval.
 
-    ``values`` are one per seed; ``draws`` (resamples x seeds) the same on bootstrap samples of the images, each sample
-    shared by the seeds.  Centred on the value itself: resampling images raises AP.
+    ``values`` are one per seed; ``draws`` (resamples x seeds) the same on bootstrap samples of the ``images``, each sample
+    shared by the seeds.  Centred on the value itself: resampling images raises AP.  Where no resample differs (all
+    objects found, or nothing changed) the half-width is that of imagined images, as for CHANGES: about 3 / images.
     """
     given = np.asarray(values, dtype=np.float64)
     usable = draws[np.isfinite(draws).all(1)]
     covariance = np.atleast_2d(np.cov(usable, rowvar=False)) if len(usable) > 1 else np.zeros((len(given),) * 2)
     mean = float(given.mean())
-    low, high = _interval(mean, given, covariance, 10**6)
-    return mean, low, high
+    low, high = _interval(mean, given, covariance, images)
+    least = _Z * math.sqrt(2.0 * CHANGES.weight) / (images + 2.0 * CHANGES.weight)
+    return mean, min(low, mean - least), max(high, mean + least)
 
 
 def _interval(

@@ -140,7 +140,12 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
                 samplers[report.reader] = sampled.index.tolist()
             else:
                 widths[producer] = len(report.kept)
-    held_out = [report.held_out_error for report in reports if report.held_out_error is not None]
+    # layers that lose channels only: a method that also refits the others would be averaged over other layers
+    held_out = [
+        report.held_out_error
+        for report in reports
+        if report.held_out_error is not None and len(report.kept) < report.channels
+    ]
     found = []
     if held_out:
         error = 100.0 * sum(held_out) / len(held_out)

@@ -138,7 +138,8 @@ GLOSSARY: dict[str, Metric] = {
         ),
         Metric(
             "held_out_error", "held-out error", "%", 2,
-            "Share of the responses' variance that the rebuilt layers miss on training rows held out from the fit.",
+            "Share of the responses' variance that the layers which lose channels miss, on training rows held out from the "
+            "fit; mean over these layers.",
             "lower",
         ),
         Metric(

@@ -32,6 +32,7 @@ from bench.measure.detection import (
     voc_ap,
     voc_compare,
     voc_records,
+    voc_summary,
 )
 
 CLASSES = ("cat", "dog", "emu", "yak")  # no image ever has a yak
@@ -313,16 +314,17 @@ def test_interval_of_a_proportion() -> None:
     assert (one.low, one.high) == (records[0].low, records[0].high)
 
 
-def test_perfect_detections_leave_no_doubt_where_a_class_is_rare() -> None:
+def test_perfect_detections_leave_the_doubt_of_forty_images() -> None:
     """One image of forty has the dog; about a third of the resamples lack it, and their mean is over cats alone."""
     box = [10, 10, 60, 60]
     detections, truths = [found([box], [0.9], [0])] * 39, [image([box], [0])] * 39
     detections, truths = [*detections, found([box], [0.9], [1])], [*truths, image([box], [1])]
     (record,) = voc_records([detections], truths, ["cat", "dog"], [0], "11points")
     assert (record.metric, record.value) == ("map_voc07", pytest.approx(100.0))
-    assert (record.low, record.high) == (pytest.approx(100.0), pytest.approx(100.0))
+    # 1.96 sqrt(2.3) / 42.3, as if one image had been lost and one gained
+    assert (record.low, record.high) == (pytest.approx(100.0 - 7.027, abs=1e-2), pytest.approx(100.0))
     rare = class_records(detections, truths, ["cat", "dog"], "11points", 0)[1]
-    assert rare.metric == "ap_voc07 (dog)" and rare.low == pytest.approx(100.0)
+    assert rare.metric == "ap_voc07 (dog)" and rare.value == pytest.approx(100.0)
 
 
 def test_a_comparison_is_paired_by_image() -> None:
@@ -334,16 +336,21 @@ def test_a_comparison_is_paired_by_image() -> None:
     assert (record.metric, record.unit, record.n, record.seed) == ("map_voc12_change", "pp", 200, None)
     assert record.value == pytest.approx(-10.0)
     assert [record.low, record.high] == pytest.approx([low, high], abs=1.0)
-    (same,) = voc_compare([run, run], [run, run], truths, ["cat"], "11points", seed=3)
-    assert (same.metric, same.value, same.low, same.high) == ("map_voc07_change", 0.0, 0.0, 0.0)
+    (same,) = voc_compare([run, run], [run, run], truths, ["cat"], "11points")
+    assert (same.metric, same.value, same.networks) == ("map_voc07_change", 0.0, 2)
+    # no width of zero from 200 images: about 3 in 200 may change
+    assert (same.low, same.high) == pytest.approx((-1.5, 1.5), abs=0.05)
 
 
-def test_a_comparison_draws_seeds_too() -> None:
-    """Two seeds, all images alike, so only the seeds vary: changes 0 and -100, both drawn alike in a quarter of cases."""
+def test_a_comparison_counts_the_seeds_spread() -> None:
+    """Changes 0 and -100 of two seeds: one degree of freedom, 12.7 standard errors of 50, cut at what is possible."""
     good, truths = present(50, 50)
     bad, _ = present(0, 50)
     (record,) = voc_compare([good, bad], [good, good], truths, ["cat"], "area")
-    assert (record.value, record.low, record.high) == pytest.approx((-50.0, -100.0, 0.0))
+    assert (record.value, record.low, record.high) == pytest.approx((-50.0, -100.0, 100.0))
+    assert record.spread == pytest.approx(100 / 2**0.5)
+    (mean,) = voc_summary([good, bad], truths, ["cat"], "area")
+    assert (mean.metric, mean.value, mean.low, mean.high) == ("map_voc12", 50.0, 0.0, 100.0)
 
 
 # COCO

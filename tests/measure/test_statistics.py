@@ -115,12 +115,15 @@ def test_a_statistic_by_bootstrap_has_the_interval_of_the_mean() -> None:
     y = rng.normal(0, 0.05, (3, 1)) + rng.normal(0, 1.0, (1, 300)) + rng.normal(0, 0.5, (3, 300))
     draws = np.array([y @ (rng.multinomial(300, np.full(300, 1 / 300)) / 300) for _ in range(4000)])
     draws[7, 1] = math.nan  # a resample on which the statistic does not exist is left out
-    theirs = interval_of_statistic(y.mean(1).tolist(), draws)
+    theirs = interval_of_statistic(y.mean(1).tolist(), draws, 300)
     ours = interval_of_mean(torch.from_numpy(y))
     assert theirs[0] == pytest.approx(ours[0])
     assert theirs[2] - theirs[1] == pytest.approx(ours[2] - ours[1], rel=0.06)
-    one = interval_of_statistic([y[0].mean()], draws[:, :1])
+    one = interval_of_statistic([y[0].mean()], draws[:, :1], 300)
     assert one[2] - one[1] == pytest.approx(2 * 1.96 * y[0].std() / math.sqrt(300), rel=0.06)
+    # nothing differs in any resample, and still 1 % of the images may
+    never = interval_of_statistic([0.0], np.zeros((50, 1)), 300)
+    assert never == pytest.approx((0.0, -2.973 / 302.3, 2.973 / 302.3), rel=1e-3)
 
 
 def test_spread_over_seeds() -> None:

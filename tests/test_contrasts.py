@@ -1,0 +1,91 @@
+"""Claims become rows: which two networks are compared, in which order, about which dense one, with which seeds."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import claims, contrasts, runner
+from bench.claims import Claim
+from bench.contrasts import claim_row
+from bench.measure.steps import Evaluation, run_evaluated
+from bench.models.recipe import Recipe
+from bench.rows import Chain, Row, Setting
+from bench.steps import DataValue, Kind, Step, make_step
+
+RECIPE = Recipe("cifar_resnet20", {"num_classes": 10}, (3, 16, 16))
+
+
+def named(name: str, seed: int) -> Step:
+    return make_step(Kind.EVALUATE, name, run_evaluated, Evaluation(seed), [], device="cpu")
+
+
+def row(name: str, seeds: tuple[int, ...] = (0, 1, 2), scales: tuple[str, ...] | None = None, shift: int = 0) -> Row:
+    """A row whose evaluations are told by name and seed."""
+
+    def chain(setting: Setting, recipe: Recipe) -> Chain:
+        runs = [named(f"{name} {seed}", 100 * shift + seed) for seed in setting.seeds]
+        return Chain([], [], runs, [named(f"dense {seed}", 1000 + seed) for seed in setting.seeds])
+
+    return Row("Table 1", name, "cifar10", dense=lambda *_: RECIPE, chain=chain, seeds=seeds, scales=scales)
+
+
+def claim(first: str = "A", second: str = "B") -> Claim:
+    return Claim("a-beats-b", "toy", "A beats B", "Table 1", first, second, "Table 1", "top1", None, 0.5, "p. 1", True)
+
+
+def setting(seeds: tuple[int, ...]) -> Setting:
+    return Setting("digits", DataValue("content", {}), 10, 100, 50, "cpu", seeds, None)
+
+
+def test_first_minus_second_about_the_dense_network_of_the_first() -> None:
+    made = claim_row(claim(), [row("A", shift=1), row("B", shift=2)])
+    assert (made.table, made.name, made.scale, made.seeds) == ("Claims", "a-beats-b", "cifar10", (0, 1, 2))
+    assert made.chain is not None
+    (step,) = made.chain(setting((0, 1)), RECIPE).records
+    assert [parent.name for parent in step.parents] == ["A 0", "A 1", "B 0", "B 1", "dense 0", "dense 1"]
+
+
+def test_seeds_and_scales_are_the_common_ones() -> None:
+    made = claim_row(claim(), [row("A", (0, 1, 2), ("digits", "cifar10")), row("B", (0,), ("cifar10",))])
+    assert (made.seeds, made.scales) == ((0,), ("cifar10",))
+
+
+def test_a_pair_that_comes_back_for_every_seed_is_one_pair() -> None:
+    def same(name: str) -> Row:
+        one = named(name, 7 + len(name))
+        return Row("Table 1", name, "cifar10", dense=lambda *_: RECIPE,
+                   chain=lambda s, r: Chain([], [], [one] * len(s.seeds), [one] * len(s.seeds)))  # fmt: skip
+
+    made = claim_row(claim("A", "BB"), [same("A"), same("BB")])
+    assert made.chain is not None
+    (step,) = made.chain(setting((0, 1, 2)), RECIPE).records
+    assert [parent.name for parent in step.parents] == ["A", "BB", "A"]
+
+
+def test_a_row_that_cannot_run_gives_the_reason() -> None:
+    absent = claim_row(claim("A", "nobody"), [row("A")])
+    assert (absent.chain, absent.missing) == (None, "no row implements nobody")
+    missing = Row("Table 1", "B", "imagenet", missing="method not implemented yet")
+    assert claim_row(claim(), [row("A"), missing]).missing == "method not implemented yet: B"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        # typed from the papers' notes: which row is claimed to be better
+        ("cp-lasso-beats-first-k", "2x LASSO, uniform", "2x first k, uniform"),
+        ("cp-lasso-beats-max-response", "2x LASSO, uniform", "2x max response, uniform"),
+        ("cp-enhanced-beats-plain", "Ours (enhanced)", "Ours"),
+        ("cp-pruned-beats-scratch-resnet56", "Ours (fine-tuned)", "From scratch"),
+        ("fbs-beats-static-4x", "FBS at d=0.5", "CP (LASSO) at 3.94x"),
+        ("fbs-beats-slimming-2x", "FBS at d=0.7", "NS at 2.01x"),
+        ("lcp-beats-dcp", "LCP, fine-tuned", "DCP, fine-tuned"),
+    ],
+)
+def test_the_papers_claims_compare_the_rows_that_they_are_about(name: str, first: str, second: str) -> None:
+    folder = Path(contrasts.__file__).parents[1] / "reproductions" / "registry"
+    known = {one.claim: one for one in claims.load(folder)}
+    assert (known[name].first, known[name].second) == (first, second)
+    paper = runner.papers()[known[name].paper]
+    made = next(one for one in paper.rows if (one.table, one.name) == ("Claims", name))
+    assert made.missing is None and made.chain is not None
