@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from torch import nn
 
+from bench.gating.builder import original
 from bench.measure import dynamic, macs
 from bench.models.recipe import Recipe
 from bench.registry import UNITS, OtherConvention, Published, converted, find
@@ -107,13 +108,6 @@ def size(recipe: Recipe, metric: str, convention: str) -> Fraction:
     if form == "removed":
         return 100 * (1 - ours / dense)
     return dense / ours if form == "dense/ours" else ours / dense
-
-
-def original(recipe: Recipe) -> Recipe:
-    """The dense, ungated network behind a recipe."""
-    while recipe.builder == "gated":
-        recipe = Recipe.from_json(recipe.arguments["base"])
-    return recipe.dense()
 
 
 def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
