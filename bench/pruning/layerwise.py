@@ -7,6 +7,7 @@ up from layer to layer.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -27,7 +28,8 @@ from bench.pruning.walk import Walk
 class LayerReport:
     """What happened at one reader: channels before and kept, the ridge, errors as fractions of the response variance.
 
-    ``error`` is on the fitted rows, ``held_out_error`` on rows of other training images.
+    ``error`` is on the fitted rows, ``held_out_error`` on rows of other training images (held out, or by
+    cross-validation).  An infinite ridge (null in JSON) means that the old weights stayed, but for a factor per channel.
     """
 
     reader: str
@@ -40,7 +42,7 @@ class LayerReport:
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"ridge": self.ridge if math.isfinite(self.ridge) else None}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def _prune_site(
     """One layer of the walk; the moments live no longer than this call."""
     conv, norm = surgery.convolution(model, site.reader), norm_behind(model, site)
     channels = conv.in_channels
-    moments, held_out = accumulate(calibration, walk, site, conv, method.compensate)
+    sampled = accumulate(calibration, walk, site, conv, method.compensate)
+    moments = sampled.fitted
     weight, bias = folded(conv, norm)
     producer = None if site.producer is None else surgery.convolution(model, site.producer)
     layer = Layer(
@@ -108,16 +111,16 @@ def _prune_site(
     )  # fmt: skip
     kept = select(method.selection, layer, wanted)
     if not method.reconstruct:
-        rebuilt = judged(Reconstruction(weight[:, kept], bias, 0.0, 0.0, None), moments, kept, held_out)
+        rebuilt = judged(Reconstruction(weight[:, kept], bias, math.inf, 0.0, None), sampled, kept)
         _remove(model, calibration, walk, site, channels, kept)
         return _report(site, site, channels, kept, rebuilt)
-    rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
+    kernel = (conv.kernel_size[0], conv.kernel_size[1])
+    rebuilt = reconstruct(sampled, kept, kernel, weight, method.ridges)
     rounds = method.rectify if site.rectified and (site.shortcut is None or method.compensate) else 0
     for _ in range(rounds):
-        new = rectify(calibration, walk, site, conv, (moments, held_out), kept, rebuilt.weight, rebuilt.bias)
-        rebuilt = reconstruct(new[0], kept, conv.kernel_size, new[1], method.ridges)  # type: ignore[arg-type]
-    if rounds:  # the errors that are reported are about the responses, whatever the targets were
-        rebuilt = judged(rebuilt, moments, kept, held_out)
+        new = rectify(calibration, walk, site, conv, sampled, kept, rebuilt.weight, rebuilt.bias)
+        # the errors that are reported are about the responses, whatever the targets are
+        rebuilt = reconstruct(new, kept, kernel, weight, method.ridges, reported=sampled)
     _remove(model, calibration, walk, site, channels, kept)
     seen = response_statistics(moments, kept, rebuilt.weight)
     unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
@@ -153,8 +156,8 @@ def _prune_shared(
     channels = readers[0][1].in_channels
     before = accumulate_shared(calibration, walk, site, [conv for _, conv in readers])
     layers = [
-        Layer(moments, *folded(conv, norm_behind(model, reader)), seed=seed, options=dict(method.options))
-        for (reader, conv), (moments, _) in zip(readers, before, strict=True)
+        Layer(sampled.fitted, *folded(conv, norm_behind(model, reader)), seed=seed, options=dict(method.options))
+        for (reader, conv), sampled in zip(readers, before, strict=True)
     ]
     assert site.producer is not None
     filters = surgery.convolution(model, site.producer).weight.detach()
@@ -164,12 +167,14 @@ def _prune_shared(
     reports = []
     every = list(range(len(kept)))
     after = accumulate_shared(calibration, walk, site, convs)
-    for reader, conv, (moments, held_out) in zip(site.readers, convs, after, strict=True):
+    for reader, conv, sampled in zip(site.readers, convs, after, strict=True):
         norm = norm_behind(model, reader)
+        weight, bias = folded(conv, norm)
         if method.reconstruct:
-            rebuilt = reconstruct(moments, every, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
-            unfold(conv, norm, rebuilt.weight, rebuilt.bias, response_statistics(moments, every, rebuilt.weight))
+            kernel = (conv.kernel_size[0], conv.kernel_size[1])
+            rebuilt = reconstruct(sampled, every, kernel, weight, method.ridges)
+            unfold(conv, norm, rebuilt.weight, rebuilt.bias, response_statistics(sampled.fitted, every, rebuilt.weight))
         else:
-            rebuilt = judged(Reconstruction(*folded(conv, norm), 0.0, 0.0, None), moments, every, held_out)
+            rebuilt = judged(Reconstruction(weight, bias, math.inf, 0.0, None), sampled, every)
         reports.append(_report(site, reader, channels, kept, rebuilt))
     return reports
