@@ -14,12 +14,15 @@ from tqdm import tqdm
 
 from bench.errors import UserError
 from bench.pruning.exact import eliminate
+from bench.pruning.faithful import check_traced
 from bench.pruning.fold import folded
-from bench.pruning.graph import Site, find_sites, trace
+from bench.pruning.graph import Site, find_sites, left_out, trace
 from bench.pruning.moments import Moments, output_size, patches, sample_positions
 from bench.pruning.reconstruction import Sampled, columns_of
 from bench.pruning.surgery import convolution
 from bench.pruning.walk import Walk
+
+_CHECKED = 8  # images on which the traced network is compared with the given one
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Calibration:
     responses: dict[str, SiteResponses]
     sampling: Sampling
     device: str
+    left_out: list[tuple[str, str]]  # layers that do not compute what their class says, with the reason
 
     @property
     def crossed(self) -> bool:
@@ -116,7 +120,7 @@ def calibrate(
     ``shared`` as in :func:`find_sites`.
 
     ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches.  Raises :class:`UserError` without
-    images or without a convolution that could be pruned.
+    images, without a convolution that could be pruned, or where the traced network computes something else.
     """
     batches = list(torch.split(images, sampling.batch)) if isinstance(images, Tensor) else list(images)
     count = sum(len(batch) for batch in batches)
@@ -125,15 +129,23 @@ def calibrate(
     model = model.to(device).eval()
     graph = trace(model)
     sites = [site for site in find_sites(model, graph, shared) if wanted(site)]
+    faults = left_out(model, graph)
     if not sites:
-        raise UserError("the network has no convolution behind another one: nothing to prune")
+        raise UserError(f"the network has no convolution behind another one: nothing to prune{because(faults)}")
+    check_traced(model, graph, batches[0][:_CHECKED].to(device))
     generator = torch.Generator().manual_seed(sampling.seed)
     fitted, judges = _split(count, sampling, generator)
     walk = Walk(model, graph, batches, device, sampling.budget)
     responses: dict[str, SiteResponses] = {}
     for site in tqdm(sites, desc="original responses", disable=not progress, leave=False):
         responses |= _responses(model, walk, site, sampling.positions, generator)
-    return Calibration(batches, fitted, judges, sites, responses, sampling, device)
+    return Calibration(batches, fitted, judges, sites, responses, sampling, device, faults)
+
+
+def because(faults: Sequence[tuple[str, str]]) -> str:
+    """The first few layers that were left out, with their reasons, as the end of a message."""
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return f" ({'; '.join(f'{name}: {reason}' for name, reason in faults[:3])}{more})" if faults else ""
 
 
 def _split(count: int, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 
 import torch
 from torch import nn
@@ -17,11 +18,14 @@ from tqdm import tqdm
 
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate, accumulate_shared, norm_behind, rectify
+from bench.pruning.faithful import copied
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import Site, trace
 from bench.pruning.reconstruction import RIDGES, Reconstruction, judged, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
+
+_ROWS_PER_UNKNOWN = 10
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class LayerReport:
     """What happened at one reader: channels before and kept, the ridge, errors as fractions of the response variance.
 
     ``error`` is on the fitted rows, ``held_out_error`` on rows of other training images (held out, or by
-    cross-validation).  An infinite ridge (null in JSON) means that the old weights stayed, but for a factor per channel.
+    cross-validation).  ``unknowns`` are the least squares' inputs.  An infinite ridge (null in JSON) means that the old weights stayed, but for a factor per channel.
     """
 
     reader: str
@@ -39,6 +43,7 @@ class LayerReport:
     ridge: float
     error: float
     held_out_error: float | None
+    unknowns: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -63,6 +68,25 @@ class Method:
     reconstruct: bool = True
 
 
+def few_images(calibration: Calibration, reports: Sequence[LayerReport]) -> list[str]:
+    """A warning with its numbers where the calibration is too small to say much; none where it is not.
+
+    Ten rows for each unknown of the widest layer's least squares are wanted (the authors: 50,000 for 4,608).
+    """
+    rows = int(calibration.fitted.sum()) * calibration.sampling.positions
+    unknowns = max((report.unknowns for report in reports), default=0)
+    if rows >= _ROWS_PER_UNKNOWN * unknowns:
+        return []
+    held_out = [report.held_out_error for report in reports if report.held_out_error is not None]
+    told = f", held-out error {median(held_out):.2f} of the responses' variance in the median" if held_out else ""
+    kept = sum(math.isinf(report.ridge) for report in reports)
+    enough = -(-_ROWS_PER_UNKNOWN * unknowns // calibration.sampling.positions)
+    return [
+        f"few calibration images: {len(calibration.fitted)} give {rows:,} rows for up to {unknowns:,} unknowns of a layer"
+        f"{told}; {kept} of {len(reports)} layers keep their old weights: give {enough:,} images or more"
+    ]
+
+
 @torch.no_grad()
 def prune(
     original: nn.Module, calibration: Calibration, keep: Mapping[str, int], method: Method, progress: bool = True
@@ -75,7 +99,7 @@ def prune(
     # the walk never changes fully connected weights, so they are shared with the original until it is over: VGG-16's
     # are half a gigabyte
     shared = [p for m in original.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
-    model = copy.deepcopy(original, {id(p): p for p in shared}).to(calibration.device).eval()
+    model = copied(original, {id(p): p for p in shared}).to(calibration.device).eval()
     graph = trace(model)
     walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
     reports = []
@@ -139,8 +163,9 @@ def _remove(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, 
 
 
 def _report(site: Site, reader: Site, channels: int, kept: list[int], rebuilt: Reconstruction) -> LayerReport:
+    unknowns = rebuilt.weight[0].numel()
     return LayerReport(
-        reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error
+        reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error, unknowns
     )
 
 
