@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +20,8 @@ from torch.nn import functional as F
 
 from bench.errors import UserError
 
-_OPERATORS = {
-    getattr(operator, f"i{name}"): getattr(operator, name)
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-}
+_NAMES = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+_OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in _NAMES}
 # in evaluation mode these give back the very tensor that they got
 _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _SAME = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "detach", "requires_grad_"}
@@ -36,6 +35,21 @@ _VIEWS = {
     "cpu", "cuda", "real", "imag", "atleast_2d", "atleast_3d",
 }  # fmt: skip
 _NUMBERS = ("shape", "ndim", "dtype", "device", "size", "dim", "numel", "len", "is_contiguous", "stride")
+
+
+class InPlaceProxy(fx.Proxy):  # type: ignore[misc]
+    """A traced value that records ``y += x`` as such; torch.fx's own would record ``y + x``, a new tensor."""
+
+
+def _recorder(function: Callable[..., Any]) -> Callable[[InPlaceProxy, Any], Any]:
+    def record(self: InPlaceProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _operation in _NAMES:
+    setattr(InPlaceProxy, f"__i{_operation}__", _recorder(getattr(operator, f"i{_operation}")))
 
 
 @dataclass(eq=False)

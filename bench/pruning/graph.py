@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from bench.errors import UserError
-from bench.pruning.functional import functionalise
+from bench.pruning.functional import InPlaceProxy, functionalise
 from bench.pruning.probe import convolution_fault, norm_fault, passing_fault
 from bench.pruning.surgery import SampledConv2d
 
@@ -65,6 +65,10 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
         """Convolutions, norms over channels and torch's own modules are nodes; everything else is traced through."""
         own = isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or keeps_channels(m)
         return own or bool(super().is_leaf_module(m, module_qualified_name))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Values that record their in-place operators."""
+        return InPlaceProxy(node, self)
 
 
 def keeps_channels(module: nn.Module) -> bool:
