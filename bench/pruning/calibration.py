@@ -91,9 +91,7 @@ class Calibration:
     def groups(self, first: int, last: int) -> list[Tensor]:
         """The rows of the images from ``first`` up to ``last`` as flags: fitted, then each judge's."""
         repeats = self.sampling.positions
-        return [
-            flags[first:last].repeat_interleave(repeats).to(self.device) for flags in (self.fitted, *self.judges)
-        ]
+        return [flags[first:last].repeat_interleave(repeats).to(self.device) for flags in (self.fitted, *self.judges)]
 
     def moments(self, conv: nn.Conv2d) -> list[Moments]:
         """Empty moments of a convolution, one for each of :meth:`groups`."""
@@ -234,9 +232,7 @@ def accumulate(calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d
     return _sampled(calibration, found)
 
 
-def accumulate_shared(
-    calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d]
-) -> list[Sampled]:
+def accumulate_shared(calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d]) -> list[Sampled]:
     """The moments of all readers of a site, as :func:`accumulate` gives them for one, in one pass."""
     device = calibration.device
     found = [calibration.moments(conv) for conv in convs]

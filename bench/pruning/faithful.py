@@ -32,7 +32,9 @@ def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Modu
         return copy.deepcopy(model, memo)
     except Exception as error:  # copying runs the user's own code
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise UserError(f"{type(model).__name__} cannot be copied ({reason}): give a network that copy.deepcopy takes") from error
+        raise UserError(
+            f"{type(model).__name__} cannot be copied ({reason}): give a network that copy.deepcopy takes"
+        ) from error
 
 
 @torch.no_grad()
@@ -66,7 +68,9 @@ def check_traced(model: nn.Module, graph: fx.Graph, images: Tensor) -> float:
     given = [leaf for leaf in pytree.tree_leaves(model(images.clone())) if isinstance(leaf, Tensor)]
     traced = [leaf for leaf in pytree.tree_leaves(run_graph(model, graph, images.clone())) if isinstance(leaf, Tensor)]
     if [leaf.shape for leaf in given] != [leaf.shape for leaf in traced]:
-        raise UserError(f"traced by torch.fx, {type(model).__name__} gives outputs of other shapes: it cannot be pruned")
+        raise UserError(
+            f"traced by torch.fx, {type(model).__name__} gives outputs of other shapes: it cannot be pruned"
+        )
     largest = 0.0
     for ours, theirs in zip(traced, given, strict=True):
         if ours.numel() and ours.is_floating_point():

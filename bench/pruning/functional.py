@@ -93,7 +93,9 @@ def functionalise(model: nn.Module, graph: fx.Graph) -> None:
             _make_out_of_place(node)
             own = memory.get(changed)
             if own is None or changed.op == "get_attr":
-                raise UserError(f"the network changes its own state in place ({node.name}): leave that out of forward()")
+                raise UserError(
+                    f"the network changes its own state in place ({node.name}): leave that out of forward()"
+                )
             own.current, own.changes = node, own.changes + 1
             for other in own.family:
                 if other is not own:
@@ -175,7 +177,11 @@ def _make_out_of_place(node: fx.Node) -> None:
         node.target = _OPERATORS[node.target]
     elif _ends_in_place(_name(node)):
         name = _name(node)[:-1]
-        twins = [getattr(Tensor, name, None)] if node.op == "call_method" else [getattr(torch, name, None), getattr(F, name, None)]
+        twins = (
+            [getattr(Tensor, name, None)]
+            if node.op == "call_method"
+            else [getattr(torch, name, None), getattr(F, name, None)]
+        )
         twin = next((twin for twin in twins if twin is not None), None)
         if twin is None:
             raise UserError(f"the network changes a tensor in place by {name}_ ({node.name}): write that out of place")
@@ -192,8 +198,11 @@ def _is_number(node: fx.Node, numbers: set[fx.Node]) -> bool:
     if name in _NUMBERS and node.op != "call_module":
         return True
     inputs = node.all_input_nodes
-    return node.op == "call_function" and bool(inputs) and all(source in numbers for source in inputs) and (
-        getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+    return (
+        node.op == "call_function"
+        and bool(inputs)
+        and all(source in numbers for source in inputs)
+        and (getattr(node.target, "__module__", "") in ("_operator", "builtins", "math"))
     )
 
 

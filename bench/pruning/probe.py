@@ -27,7 +27,9 @@ def convolution_fault(conv: nn.Conv2d) -> str | None:
         return f"its padding is {conv.padding if isinstance(conv.padding, str) else conv.padding_mode}, not zeros of a fixed size"
     if conv.weight.is_meta:  # no values to compare: the class has to do
         return None
-    sides = [d * (k - 1) + 1 + s * (_EXTRA - 1) for d, k, s in zip(conv.dilation, conv.kernel_size, conv.stride, strict=True)]
+    sides = [
+        d * (k - 1) + 1 + s * (_EXTRA - 1) for d, k, s in zip(conv.dilation, conv.kernel_size, conv.stride, strict=True)
+    ]
     x = _random((2, conv.in_channels, *sides), conv.weight)
     weight, bias = conv.weight, conv.bias
     expected = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -76,7 +76,9 @@ def columns_of(kept: Sequence[int] | Tensor, size: int, device: torch.device | s
     return (channels[:, None] * size + torch.arange(size, device=device)).reshape(-1)
 
 
-def solve(moments: Centred, kept: Sequence[int] | Tensor, size: int, ridge: float, prior: Tensor | None = None) -> Tensor:
+def solve(
+    moments: Centred, kept: Sequence[int] | Tensor, size: int, ridge: float, prior: Tensor | None = None
+) -> Tensor:
     """V (c'*k x n): the ridge regression of Y on the kept channels' inputs, |Y - X V|^2 + ridge |V - prior|^2.
 
     ``ridge`` is in units of ``moments.scale``; ``prior`` c'*k x n (None: zero).  An infinite ridge gives the prior.

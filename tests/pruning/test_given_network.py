@@ -87,7 +87,9 @@ def test_the_user_s_object_stays_as_it_was(fails: bool) -> None:
     state = copy.deepcopy(model.state_dict())
 
     def facts() -> list[object]:
-        modules = [(n, m.training, getattr(m, "inplace", None), len(m._forward_hooks)) for n, m in model.named_modules()]
+        modules = [
+            (n, m.training, getattr(m, "inplace", None), len(m._forward_hooks)) for n, m in model.named_modules()
+        ]
         parameters = [(n, id(p), p.requires_grad, p.grad is None, p.device) for n, p in model.named_parameters()]
         return [modules, parameters]
 
