@@ -16,8 +16,9 @@ from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import accuracy, macs
 from bench.pruning import surgery
-from bench.pruning.calibration import Sampling, calibrate, error_curves
-from bench.pruning.layerwise import LayerReport, Method
+from bench.pruning.calibration import Sampling, because, calibrate, error_curves
+from bench.pruning.faithful import copied
+from bench.pruning.layerwise import LayerReport, Method, few_images
 from bench.pruning.layerwise import prune as prune_layers
 from bench.pruning.steps import ELIMINATION_RIDGE, calibration_images
 from bench.pruning.widths import MacModel, error_driven, scaled
@@ -30,13 +31,19 @@ WIDTHS = ("uniform", "error-driven")
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned network with what was measured on the test split, before and after, and a report for each layer."""
+    """A pruned network with what was measured on the test split, before and after, and a report for each layer.
+
+    ``left_out`` names the layers that were not pruned because they do not compute what their class says, with the reason;
+    ``warnings`` are what the calibration says about itself.
+    """
 
     model: nn.Module
     layers: list[LayerReport]
     dense: macs.Macs
     pruned: macs.Macs
     records: list[Record]
+    left_out: list[tuple[str, str]]
+    warnings: list[str]
 
     @property
     def speedup(self) -> float:
@@ -62,6 +69,7 @@ def prune(
         raise UserError(f"a speed-up of {speedup:g} prunes nothing: give a number above 1")
     data = data if isinstance(data, ImageSet) else image_folder(Path(data), size, "short256", progress=progress)
     shape = (3, data.size, data.size)
+    model = copied(model).cpu().eval()  # the user's own keeps its modes, flags and place
     check_outputs(model, shape, len(data.classes))
     dense = macs.count(model.cpu(), shape)
     sampling = Sampling(positions=positions, seed=seed)
@@ -69,7 +77,9 @@ def prune(
     calibration = calibrate(model, batches, sampling, device, progress=progress)
     sites = [site for site in calibration.sites if site.producer is not None]
     if not sites:
-        raise UserError("no convolution's channels belong to it alone: nothing to prune")
+        raise UserError(
+            f"no convolution's channels belong to it alone: nothing to prune{because(calibration.left_out)}"
+        )
     channels = {site.reader: surgery.convolution(model, site.reader).in_channels for site in sites}
     mac_model = MacModel(dense.conv, sites, channels)
     if widths == "uniform":
@@ -80,7 +90,9 @@ def prune(
     before = accuracy.logits(model, data.test, device, progress=progress)
     after = accuracy.logits(smaller, data.test, device, progress=progress)
     records = [*accuracy.records(after, data.test.labels, seed), *accuracy.compare([after], [before], data.test.labels)]
-    return Pruned(smaller.cpu(), layers, dense, macs.count(smaller.cpu(), shape), records)
+    smaller = smaller.cpu()
+    warnings = few_images(calibration, layers)
+    return Pruned(smaller, layers, dense, macs.count(smaller, shape), records, calibration.left_out, warnings)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from bench.gating.compact import Compact, add, dense, take
 from bench.gating.flow import PASSING_MODULES, is_addition, keeps_zeros, module_of
 from bench.gating.layer import GatedConv2d
 from bench.gating.skipped import PlainConv, SkippedConv
+from bench.pruning.functional import out_of_place
 from bench.pruning.graph import trace
 
 # whose outputs are never negative, so that the subsampler needs no absolute value
@@ -174,7 +175,8 @@ def _instruction(
         network.parts.append(module)
     if is_addition(node):
         return add, False
-    call = _call(module, node)
+    # values are used again, so nothing may change them
+    call = _call(None if module is None else out_of_place(module), node)
     if keeps_zeros(model, node) and len(node.all_input_nodes) == 1:
         return lambda x: Compact(call(x.values), x.index, x.channels) if isinstance(x, Compact) else call(x), False
     return lambda *values: call(*[dense(value) for value in values]), False

@@ -14,24 +14,30 @@ from tqdm import tqdm
 
 from bench.errors import UserError
 from bench.pruning.exact import eliminate
+from bench.pruning.faithful import check_traced
 from bench.pruning.fold import folded
-from bench.pruning.graph import Site, find_sites, trace
+from bench.pruning.graph import Site, find_sites, left_out, trace
 from bench.pruning.moments import Moments, output_size, patches, sample_positions
-from bench.pruning.reconstruction import columns_of
+from bench.pruning.reconstruction import Sampled, columns_of
 from bench.pruning.surgery import convolution
 from bench.pruning.walk import Walk
+
+_CHECKED = 8  # images on which the traced network is compared with the given one
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How calibration samples: training images, ``positions`` outputs of each per layer, a ``held_out`` share of images.
 
-    Held-out images choose the ridge and judge the reconstruction; they are never fitted.  ``batch`` images run at once;
-    ``budget`` bytes of activations may be kept between layers.
+    Held-out images choose the ridge and judge the reconstruction; they are never fitted.  Where they would be fewer than
+    ``least_held_out``, all images are fitted and cross-validation over ``folds`` parts of them does both instead (0: no
+    cross-validation).  ``batch`` images run at once; ``budget`` bytes of activations may be kept between layers.
     """
 
     positions: int = 10
     held_out: float = 0.1
+    least_held_out: int = 10
+    folds: int = 5
     batch: int = 64
     budget: int = 1_500_000_000
     seed: int = 0
@@ -70,10 +76,27 @@ class Calibration:
 
     batches: list[Tensor]
     fitted: Tensor  # one flag per image: fitted or held out
+    judges: list[Tensor]  # one flag per image each: the images that are held out, or the folds of the fitted ones
     sites: list[Site]
     responses: dict[str, SiteResponses]
     sampling: Sampling
     device: str
+    left_out: list[tuple[str, str]]  # layers that do not compute what their class says, with the reason
+
+    @property
+    def crossed(self) -> bool:
+        """Whether the judges are folds of the fitted images."""
+        return bool(self.fitted.all()) and len(self.judges) > 1
+
+    def groups(self, first: int, last: int) -> list[Tensor]:
+        """The rows of the images from ``first`` up to ``last`` as flags: fitted, then each judge's."""
+        repeats = self.sampling.positions
+        return [flags[first:last].repeat_interleave(repeats).to(self.device) for flags in (self.fitted, *self.judges)]
+
+    def moments(self, conv: nn.Conv2d) -> list[Moments]:
+        """Empty moments of a convolution, one for each of :meth:`groups`."""
+        columns = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
+        return [Moments(columns, conv.out_channels, self.device) for _ in range(1 + len(self.judges))]
 
 
 def norm_behind(model: nn.Module, site: Site) -> nn.BatchNorm2d | None:
@@ -95,7 +118,7 @@ def calibrate(
     ``shared`` as in :func:`find_sites`.
 
     ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches.  Raises :class:`UserError` without
-    images or without a convolution that could be pruned.
+    images, without a convolution that could be pruned, or where the traced network computes something else.
     """
     batches = list(torch.split(images, sampling.batch)) if isinstance(images, Tensor) else list(images)
     count = sum(len(batch) for batch in batches)
@@ -104,16 +127,36 @@ def calibrate(
     model = model.to(device).eval()
     graph = trace(model)
     sites = [site for site in find_sites(model, graph, shared) if wanted(site)]
+    faults = left_out(model, graph)
     if not sites:
-        raise UserError("the network has no convolution behind another one: nothing to prune")
+        raise UserError(f"the network has no convolution behind another one: nothing to prune{because(faults)}")
+    check_traced(model, graph, batches[0][:_CHECKED].to(device))
     generator = torch.Generator().manual_seed(sampling.seed)
-    fitted = torch.ones(count, dtype=torch.bool)
-    fitted[torch.randperm(count, generator=generator)[: int(sampling.held_out * count)]] = False
+    fitted, judges = _split(count, sampling, generator)
     walk = Walk(model, graph, batches, device, sampling.budget)
     responses: dict[str, SiteResponses] = {}
     for site in tqdm(sites, desc="original responses", disable=not progress, leave=False):
         responses |= _responses(model, walk, site, sampling.positions, generator)
-    return Calibration(batches, fitted, sites, responses, sampling, device)
+    return Calibration(batches, fitted, judges, sites, responses, sampling, device, faults)
+
+
+def because(faults: Sequence[tuple[str, str]]) -> str:
+    """The first few layers that were left out, with their reasons, as the end of a message."""
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return f" ({'; '.join(f'{name}: {reason}' for name, reason in faults[:3])}{more})" if faults else ""
+
+
+def _split(count: int, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, list[Tensor]]:
+    """Flags of ``count`` images: which are fitted, and by which the fit is judged."""
+    order = torch.randperm(count, generator=generator)
+    fitted = torch.ones(count, dtype=torch.bool)
+    held_out, folds = int(sampling.held_out * count), min(sampling.folds, count)
+    if held_out < sampling.least_held_out and folds > 1:
+        fold = torch.empty(count, dtype=torch.long)
+        fold[order] = torch.arange(count) % folds
+        return fitted, [fold == number for number in range(folds)]
+    fitted[order[:held_out]] = False
+    return fitted, [~fitted] if held_out else []
 
 
 def _responses(
@@ -149,9 +192,9 @@ def at_positions(maps: Tensor, positions: Tensor) -> Tensor:
 
 def sampled_rows(
     calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, compensate: bool
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None, list[Tensor]]]:
     """For each batch: inputs (rows x p) in the network that ``walk`` runs, what the block should hand on (rows x n, of
-    the original network), what its shortcut hands on now (rows x n or None), and a flag per row: fitted or held out.
+    the original network), what its shortcut hands on now (rows x n or None), and the rows' :meth:`Calibration.groups`.
 
     Without ``compensate`` the shortcut is left out of both.
     """
@@ -166,57 +209,52 @@ def sampled_rows(
         if now is not None and stored.shortcut is not None:
             wanted = wanted + stored.shortcut[rows].to(x.device)
             added = at_positions(now, here)
-        fitted = calibration.fitted[first:last].repeat_interleave(per_image).to(x.device)
-        yield patches(x, here, conv), wanted, added, fitted
+        yield patches(x, here, conv), wanted, added, calibration.groups(first, last)
         first = last
 
 
-def accumulate(
-    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, compensate: bool
-) -> tuple[Moments, Moments]:
+def _sampled(calibration: Calibration, moments: Sequence[Moments]) -> Sampled:
+    return Sampled(moments[0], tuple(moments[1:]), calibration.crossed)
+
+
+def accumulate(calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, compensate: bool) -> Sampled:
     """Moments of the site's inputs in the network that ``walk`` runs, against the original responses.
 
-    Returns those of the fitted and of the held-out images.  With ``compensate`` the target at the end of a residual
-    branch is Y1 - Y1' + Y2 (CP, 3.3): the branch also makes up for the error that has come down the shortcut.
+    With ``compensate`` the target at the end of a residual branch is Y1 - Y1' + Y2 (CP, 3.3): the branch also makes up
+    for the error that has come down the shortcut.
     """
-    columns = conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]
-    pair = tuple(Moments(columns, conv.out_channels, calibration.device) for _ in range(2))
-    for inputs, wanted, added, fitted in sampled_rows(calibration, walk, site, conv, compensate):
+    found = calibration.moments(conv)
+    for inputs, wanted, added, groups in sampled_rows(calibration, walk, site, conv, compensate):
         target = wanted if added is None else wanted - added
-        for moments, mask in zip(pair, (fitted, ~fitted), strict=True):
+        for moments, mask in zip(found, groups, strict=True):
             if bool(mask.any()):
                 moments.add(inputs[mask], target[mask])
-    return pair[0], pair[1]
+    return _sampled(calibration, found)
 
 
-def accumulate_shared(
-    calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d]
-) -> list[tuple[Moments, Moments]]:
+def accumulate_shared(calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d]) -> list[Sampled]:
     """The moments of all readers of a site, as :func:`accumulate` gives them for one, in one pass."""
     device = calibration.device
-    pairs = [
-        tuple(Moments(c.in_channels * c.kernel_size[0] * c.kernel_size[1], c.out_channels, device) for _ in range(2))
-        for c in convs
-    ]
+    found = [calibration.moments(conv) for conv in convs]
     per_image, first = calibration.sampling.positions, 0
     for inputs, _ in walk.visit_all([reader.reader for reader in site.readers]):
         last = first + len(inputs[0])
-        fitted = calibration.fitted[first:last].repeat_interleave(per_image).to(device)
-        for x, conv, reader, pair in zip(inputs, convs, site.readers, pairs, strict=True):
+        groups = calibration.groups(first, last)
+        for x, conv, reader, own in zip(inputs, convs, site.readers, found, strict=True):
             stored = calibration.responses[reader.reader]
             rows = patches(x, stored.positions[first:last], conv)
             wanted = stored.response[first * per_image : last * per_image].to(device)
-            for moments, mask in zip(pair, (fitted, ~fitted), strict=True):
+            for moments, mask in zip(own, groups, strict=True):
                 if bool(mask.any()):
                     moments.add(rows[mask], wanted[mask])
         first = last
-    return [(pair[0], pair[1]) for pair in pairs]
+    return [_sampled(calibration, own) for own in found]
 
 
 def rectify(
-    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, moments: tuple[Moments, Moments],
-    kept: Sequence[int], weight: Tensor, bias: Tensor,
-) -> tuple[Moments, Moments]:  # fmt: skip
+    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, sampled: Sampled, kept: Sequence[int],
+    weight: Tensor, bias: Tensor,
+) -> Sampled:  # fmt: skip
     """New targets that ask nothing where the ReLU behind the layer lets nothing through (ours, beyond the paper).
 
     Minimised is the sum of (z - z')^2 where z > 0 and of relu(z')^2 elsewhere, z the original network's value behind the
@@ -227,15 +265,15 @@ def rectify(
     size = conv.kernel_size[0] * conv.kernel_size[1]
     columns = columns_of(kept, size, conv.weight.device)
     solution = weight.flatten(1).T.float()
-    pair = (moments[0].retargeted(), moments[1].retargeted())
-    for inputs, wanted, added, fitted in sampled_rows(calibration, walk, site, conv, compensate=True):
+    found = [moments.retargeted() for moments in (sampled.fitted, *sampled.judges)]
+    for inputs, wanted, added, groups in sampled_rows(calibration, walk, site, conv, compensate=True):
         shortcut = torch.zeros_like(wanted) if added is None else added
         current = inputs[:, columns] @ solution + bias.float() + shortcut
         target = torch.where(wanted > 0, wanted, current.clamp_max(0.0)) - shortcut
-        for new, mask in zip(pair, (fitted, ~fitted), strict=True):
+        for new, mask in zip(found, groups, strict=True):
             if bool(mask.any()):
                 new.add_targets(inputs[mask], target[mask])
-    return pair
+    return _sampled(calibration, found)
 
 
 def error_curves(
@@ -253,7 +291,7 @@ def error_curves(
     prunable = [site for site in calibration.sites if site.producer is not None or site.reader in samplers]
     for site in tqdm(prunable, desc="error curves", disable=not progress, leave=False):
         convs = [convolution(model, reader.reader) for reader in site.readers]
-        found = [moments for moments, _ in accumulate_shared(calibration, walk, site, convs)]
+        found = [sampled.fitted for sampled in accumulate_shared(calibration, walk, site, convs)]
         result = eliminate([moments.centred() for moments in found], convs[0].in_channels, 1, ridge)
         own = max(calibration.responses[site.reader].variance, torch.finfo(torch.float64).tiny)
         if site.others:  # their increases are shares of each reader's variance already

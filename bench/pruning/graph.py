@@ -8,6 +8,7 @@ channels belong to one convolution alone, the producer that loses the filters.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,15 +16,21 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from bench.errors import UserError
+from bench.pruning.functional import InPlaceProxy, functionalise
+from bench.pruning.probe import convolution_fault, norm_fault, passing_fault
+from bench.pruning.surgery import SampledConv2d
 
 # operations that treat every channel by itself and keep their order
 _CHANNELWISE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ZeroPad2d,
 )  # fmt: skip
 _CHANNELWISE_FUNCTIONS = (F.relu, F.relu6, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.relu)
 _CHANNELWISE_METHODS = ("relu", "contiguous")
-_IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul}
+_OTHER_NORMS = (
+    nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm,
+    nn.LayerNorm, nn.LocalResponseNorm,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,16 @@ class Site:
 
 
 class _Tracer(fx.Tracer):  # type: ignore[misc]
-    """Keeps every convolution whole, also those of our own classes."""
+    """Keeps every convolution and batch norm whole, also those of other classes: what they compute is probed."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Convolutions, norms over channels and torch's own modules are nodes; everything else is traced through."""
-        own = isinstance(m, nn.Conv2d) or keeps_channels(m)
+        own = isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or keeps_channels(m)
         return own or bool(super().is_leaf_module(m, module_qualified_name))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Values that record their in-place operators."""
+        return InPlaceProxy(node, self)
 
 
 def keeps_channels(module: nn.Module) -> bool:
@@ -69,43 +80,119 @@ def keeps_channels(module: nn.Module) -> bool:
 
 
 def trace(model: nn.Module) -> fx.Graph:
-    """The network's graph without in-place operations, so that values may be kept and reused.
+    """The network's graph in evaluation mode, in-place operations made explicit (:func:`functionalise`).
 
-    In-place flags of the network's own activations are switched off, which changes no result.  Raises
-    :class:`UserError` for a network that torch.fx cannot trace.
+    ``model`` is left as it is; modules with an ``inplace`` flag have to be run out of place, as :func:`run_node` does.
+    Raises :class:`UserError` for a network that torch.fx cannot trace or whose in-place operations cannot be followed.
     """
-    for module in model.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # what forward() asks of its mode becomes part of the graph
     try:
         graph: fx.Graph = _Tracer().trace(model)
     except Exception as error:  # tracing runs the user's own forward, which may raise anything
-        raise UserError(f"torch.fx cannot trace {type(model).__name__}: {error}") from error
-    for node in graph.nodes:
-        if node.op == "call_function":
-            node.target = _IN_PLACE.get(node.target, node.target)
-        elif node.op == "call_method" and node.target in ("add_", "mul_", "relu_"):
-            node.target = node.target[:-1]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"torch.fx cannot trace {type(model).__name__}: {reason}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    functionalise(model, graph)
     return graph
+
+
+class Layers:
+    """The layers of a traced network and what keeps each of them from being pruned (``faults``, by name).
+
+    A convolution or norm fits where it computes the plain formula of its own tensors (:mod:`bench.pruning.probe`), is
+    called once, and shares no tensor with another.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        self.model = model
+        self.faults: dict[str, str] = {}
+        self.modules: dict[fx.Node, nn.Module] = {}
+        calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+        read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+        owners: dict[int, list[str]] = {}
+        for name, module in model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(name)
+        for node in graph.nodes:
+            if node.op == "call_function" and node.target is F.conv2d:
+                self.faults[node.name] = "it is a convolution called as a function"
+            if node.op != "call_module":
+                continue
+            name = str(node.target)
+            self.modules[node] = module = model.get_submodule(name)
+            if name in self.faults:
+                continue
+            fault = _fault(module)
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                tied = [other for p in module.parameters(recurse=False) for other in owners[id(p)] if other != name]
+                if calls[name] > 1:
+                    fault = f"it is called {calls[name]} times in one forward pass"
+                elif tied:
+                    fault = f"it shares its weights with {tied[0]}"
+                elif name in read:
+                    fault = "forward() also reads its weights directly"
+            if fault is not None:
+                self.faults[name] = fault
+
+    def convolution(self, node: fx.Node) -> nn.Conv2d | None:
+        """The convolution behind a node where it can be pruned, else None."""
+        module = self.modules.get(node)
+        return module if isinstance(module, nn.Conv2d) and str(node.target) not in self.faults else None
+
+    def is_batch_norm(self, node: fx.Node) -> bool:
+        """Whether a node is a batch norm that is a fixed scale and shift of each channel."""
+        return isinstance(self.modules.get(node), nn.BatchNorm2d) and str(node.target) not in self.faults
+
+    def is_channelwise(self, node: fx.Node) -> bool:
+        """Whether a node treats every channel by itself and keeps their order."""
+        if node.op == "call_module":
+            known = isinstance(self.modules[node], _CHANNELWISE_MODULES)
+            return (known and str(node.target) not in self.faults) or self.is_batch_norm(node)
+        if node.op == "call_function":
+            return node.target in _CHANNELWISE_FUNCTIONS
+        return node.op == "call_method" and node.target in _CHANNELWISE_METHODS
+
+    def is_coupled(self, node: fx.Node) -> bool:
+        """Whether a node's values depend on all channels, although its output channels are its input channels."""
+        return node in self.modules and keeps_channels(self.modules[node])
+
+
+def _fault(module: nn.Module) -> str | None:
+    """What a module computes that its class does not say, or None."""
+    if type(module) is SampledConv2d:  # ours: plain in its filters, but no reader (it samples its input already)
+        return None
+    if isinstance(module, nn.Conv2d):
+        return convolution_fault(module)
+    if isinstance(module, nn.BatchNorm2d):
+        return norm_fault(module)
+    if isinstance(module, _OTHER_NORMS):
+        return f"a {type(module).__name__} cannot lose channels"
+    return passing_fault(module) if isinstance(module, _CHANNELWISE_MODULES) else None
+
+
+def left_out(model: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
+    """The layers that pruning leaves as they are, in forward order, each with the reason."""
+    return list(Layers(model, graph).faults.items())
 
 
 def find_sites(model: nn.Module, graph: fx.Graph, shared: bool = False) -> list[Site]:
     """Every convolution that reads another layer's channels, in forward order.
 
-    The first convolution, grouped convolutions and convolutions called more than once are left out.  With ``shared``
-    the readers of one convolution's channels are one site even where they are several; without it such readers have no
+    The first convolution and what :func:`left_out` names are left out.  With ``shared`` the readers of one convolution's channels are one site even where they are several; without it such readers have no
     producer.
     """
-    single = _single_sites(model, graph)
+    layers = Layers(model, graph)
+    single = _single_sites(layers, graph)
     if not shared:
         return single
     by_reader = {site.reader: site for site in single}
     grouped: dict[str, Site] = {}
     taken: set[str] = set()
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
-        once = _convolution(model, node) is not None and calls.count(node.target) == 1
-        readers = _all_readers(model, node) if once else None
+        readers = _all_readers(layers, node) if layers.convolution(node) is not None else None
         if readers is not None and len(readers) > 1 and all(name in by_reader for name in readers):
             first, *rest = (replace(by_reader[name], producer=str(node.target)) for name in readers)
             grouped[first.reader] = replace(first, others=tuple(rest))
@@ -113,15 +200,15 @@ def find_sites(model: nn.Module, graph: fx.Graph, shared: bool = False) -> list[
     return [grouped.get(site.reader, site) for site in single if site.reader in grouped or site.reader not in taken]
 
 
-def _all_readers(model: nn.Module, producer: fx.Node) -> list[str] | None:
+def _all_readers(layers: Layers, producer: fx.Node) -> list[str] | None:
     """The convolutions that read the producer's channels, in forward order; None where anything else does."""
     found: list[fx.Node] = []
     waiting = list(producer.users)
     while waiting:
         node = waiting.pop()
-        if _convolution(model, node) is not None:
+        if layers.convolution(node) is not None:
             found.append(node)
-        elif (_is_channelwise(model, node) or _is_coupled(model, node)) and len(node.all_input_nodes) == 1:
+        elif (layers.is_channelwise(node) or layers.is_coupled(node)) and len(node.all_input_nodes) == 1:
             waiting += list(node.users)
         else:
             return None
@@ -129,30 +216,23 @@ def _all_readers(model: nn.Module, producer: fx.Node) -> list[str] | None:
     return [str(node.target) for node in sorted(set(found), key=order.__getitem__)]
 
 
-def _is_coupled(model: nn.Module, node: fx.Node) -> bool:
-    return node.op == "call_module" and keeps_channels(model.get_submodule(str(node.target)))
-
-
-def _single_sites(model: nn.Module, graph: fx.Graph) -> list[Site]:
-    convs = {node.name: node for node in graph.nodes if _convolution(model, node) is not None}
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+def _single_sites(layers: Layers, graph: fx.Graph) -> list[Site]:
+    convs = {node.name: node for node in graph.nodes if layers.convolution(node) is not None}
     sites = []
     for node in convs.values():
-        if calls.count(node.target) > 1 or _input(node).op == "placeholder":
+        if _input(node).op == "placeholder" or isinstance(layers.convolution(node), SampledConv2d):
             continue
-        producer = _producer(model, node)
-        if producer is not None and calls.count(producer.target) > 1:
-            producer = None
+        producer = _producer(layers, node)
         norm = _only_user(node)
-        end, shortcut = _branch_end(model, node)
+        end, shortcut = _branch_end(layers, node)
         sites.append(
             Site(
                 reader=str(node.target),
                 producer=str(producer.target) if producer is not None else None,
-                batch_norm=str(norm.target) if norm is not None and _is_batch_norm(model, norm) else None,
+                batch_norm=str(norm.target) if norm is not None and layers.is_batch_norm(norm) else None,
                 shortcut=shortcut.name if end is node and shortcut is not None else None,
                 branch_end=str(end.target) if end is not None else None,
-                rectified=_is_rectified(model, node, end is node),
+                rectified=_is_rectified(layers, node, end is node),
             )
         )
     return sites
@@ -164,48 +244,29 @@ def reader_node(graph: fx.Graph, reader: str) -> fx.Node:
     return found
 
 
-def _convolution(model: nn.Module, node: fx.Node) -> nn.Conv2d | None:
-    """The plain convolution behind a node (groups 1, zero padding of fixed size), or None."""
-    if node.op != "call_module":
-        return None
-    module = model.get_submodule(str(node.target))
-    plain = isinstance(module, nn.Conv2d) and module.groups == 1
-    return module if plain and module.padding_mode == "zeros" and not isinstance(module.padding, str) else None  # type: ignore[return-value]
-
-
-def _is_batch_norm(model: nn.Module, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.BatchNorm2d)
-
-
-def _is_channelwise(model: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), _CHANNELWISE_MODULES)
-    if node.op == "call_function":
-        return node.target in _CHANNELWISE_FUNCTIONS
-    return node.op == "call_method" and node.target in _CHANNELWISE_METHODS
-
-
 def _is_addition(node: fx.Node) -> bool:
-    return (node.op == "call_function" and node.target in (operator.add, torch.add)) or (
+    """Whether a node is the plain sum of two values, without a factor ``alpha``."""
+    known = (node.op == "call_function" and node.target in (operator.add, torch.add)) or (
         node.op == "call_method" and node.target == "add"
     )
+    return known and len(node.args) + len(node.kwargs) == 2 and "alpha" not in node.kwargs
 
 
 def _input(node: fx.Node) -> fx.Node:
     return node.all_input_nodes[0]
 
 
-def _is_rectified(model: nn.Module, reader: fx.Node, ends_branch: bool) -> bool:
+def _is_rectified(layers: Layers, reader: fx.Node, ends_branch: bool) -> bool:
     """Whether a ReLU comes next: behind the batch norm and, at the end of a branch, behind the addition."""
     node = _only_user(reader)
-    if node is not None and _is_batch_norm(model, node):
+    if node is not None and layers.is_batch_norm(node):
         node = _only_user(node)
     if node is not None and ends_branch and _is_addition(node):
         node = _only_user(node)
     if node is None:
         return False
     if node.op == "call_module":
-        return isinstance(model.get_submodule(str(node.target)), nn.ReLU)
+        return isinstance(layers.modules[node], nn.ReLU) and str(node.target) not in layers.faults
     return node.target in (F.relu, torch.relu, "relu")
 
 
@@ -213,42 +274,42 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _producer(model: nn.Module, reader: fx.Node) -> fx.Node | None:
+def _producer(layers: Layers, reader: fx.Node) -> fx.Node | None:
     """The convolution whose channels only ``reader`` reads, or None."""
     node = _input(reader)
     while len(node.users) == 1:
-        if _convolution(model, node) is not None:
+        if layers.convolution(node) is not None:
             return node
-        if not _is_channelwise(model, node) or len(node.all_input_nodes) != 1:
+        if not layers.is_channelwise(node) or len(node.all_input_nodes) != 1:
             return None
         node = _input(node)
     return None
 
 
-def _branch_end(model: nn.Module, reader: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+def _branch_end(layers: Layers, reader: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     """The last convolution of the residual branch that ``reader`` is in, and the node added to its response."""
     node, end = reader, reader
     while (user := _only_user(node)) is not None:
         if _is_addition(user):
             others = [other for other in user.all_input_nodes if other is not node]
             # a downsampling convolution leads to the same addition, but it is the shortcut, not the branch
-            is_branch = len(others) == 1 and _depth(model, node, others[0]) > _depth(model, others[0], node)
-            linear = node is end or (_input(node) is end and _is_batch_norm(model, node))
+            is_branch = len(others) == 1 and _depth(layers, node, others[0]) > _depth(layers, others[0], node)
+            linear = node is end or (_input(node) is end and layers.is_batch_norm(node))
             return (end, others[0]) if is_branch and linear else (None, None)
-        if _convolution(model, user) is not None:
+        if layers.convolution(user) is not None:
             end = user
-        elif not _is_channelwise(model, user):
+        elif not layers.is_channelwise(user):
             return None, None
         node = user
     return None, None
 
 
-def _depth(model: nn.Module, node: fx.Node, other: fx.Node) -> int:
+def _depth(layers: Layers, node: fx.Node, other: fx.Node) -> int:
     """Convolutions on the way from the place where the ways to ``node`` and to ``other`` part, down to ``node``."""
     common = _ancestors(other) | {other}
     count = 0
     while node not in common and node.all_input_nodes:
-        count += _convolution(model, node) is not None
+        count += isinstance(layers.modules.get(node), nn.Conv2d)
         node = _input(node)
     return count
 

@@ -291,8 +291,8 @@ def _terms(
 ) -> list[Term]:
     """L_re of every reader; further readers count in the unit of the first (energy of their outputs)."""
     found = [
-        term(fitted, conv, norm_behind(model, reader))
-        for (fitted, _), conv, reader in zip(
+        term(sampled.fitted, conv, norm_behind(model, reader))
+        for sampled, conv, reader in zip(
             accumulate_shared(calibration, walk, site, convs), convs, site.readers, strict=True
         )
     ]

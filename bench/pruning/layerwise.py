@@ -7,8 +7,10 @@ up from layer to layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import median
 
 import torch
 from torch import nn
@@ -16,18 +18,22 @@ from tqdm import tqdm
 
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate, accumulate_shared, norm_behind, rectify
+from bench.pruning.faithful import copied
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import Site, trace
 from bench.pruning.reconstruction import RIDGES, Reconstruction, judged, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
 
+_ROWS_PER_UNKNOWN = 10
+
 
 @dataclass(frozen=True)
 class LayerReport:
     """What happened at one reader: channels before and kept, the ridge, errors as fractions of the response variance.
 
-    ``error`` is on the fitted rows, ``held_out_error`` on rows of other training images.
+    ``error`` is on the fitted rows, ``held_out_error`` on rows of other training images (held out, or by
+    cross-validation).  ``unknowns`` are the least squares' inputs.  An infinite ridge (null in JSON) means that the old weights stayed, but for a factor per channel.
     """
 
     reader: str
@@ -37,10 +43,11 @@ class LayerReport:
     ridge: float
     error: float
     held_out_error: float | None
+    unknowns: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"ridge": self.ridge if math.isfinite(self.ridge) else None}
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,25 @@ class Method:
     reconstruct: bool = True
 
 
+def few_images(calibration: Calibration, reports: Sequence[LayerReport]) -> list[str]:
+    """A warning with its numbers where the calibration is too small to say much; none where it is not.
+
+    Ten rows for each unknown of the widest layer's least squares are wanted (the authors: 50,000 for 4,608).
+    """
+    rows = int(calibration.fitted.sum()) * calibration.sampling.positions
+    unknowns = max((report.unknowns for report in reports), default=0)
+    if rows >= _ROWS_PER_UNKNOWN * unknowns:
+        return []
+    held_out = [report.held_out_error for report in reports if report.held_out_error is not None]
+    told = f", held-out error {median(held_out):.2f} of the responses' variance in the median" if held_out else ""
+    kept = sum(math.isinf(report.ridge) for report in reports)
+    enough = -(-_ROWS_PER_UNKNOWN * unknowns // calibration.sampling.positions)
+    return [
+        f"few calibration images: {len(calibration.fitted)} give {rows:,} rows for up to {unknowns:,} unknowns of a layer"
+        f"{told}; {kept} of {len(reports)} layers keep their old weights: give {enough:,} images or more"
+    ]
+
+
 @torch.no_grad()
 def prune(
     original: nn.Module, calibration: Calibration, keep: Mapping[str, int], method: Method, progress: bool = True
@@ -73,7 +99,7 @@ def prune(
     # the walk never changes fully connected weights, so they are shared with the original until it is over: VGG-16's
     # are half a gigabyte
     shared = [p for m in original.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
-    model = copy.deepcopy(original, {id(p): p for p in shared}).to(calibration.device).eval()
+    model = copied(original, {id(p): p for p in shared}).to(calibration.device).eval()
     graph = trace(model)
     walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
     reports = []
@@ -99,7 +125,8 @@ def _prune_site(
     """One layer of the walk; the moments live no longer than this call."""
     conv, norm = surgery.convolution(model, site.reader), norm_behind(model, site)
     channels = conv.in_channels
-    moments, held_out = accumulate(calibration, walk, site, conv, method.compensate)
+    sampled = accumulate(calibration, walk, site, conv, method.compensate)
+    moments = sampled.fitted
     weight, bias = folded(conv, norm)
     producer = None if site.producer is None else surgery.convolution(model, site.producer)
     layer = Layer(
@@ -108,16 +135,16 @@ def _prune_site(
     )  # fmt: skip
     kept = select(method.selection, layer, wanted)
     if not method.reconstruct:
-        rebuilt = judged(Reconstruction(weight[:, kept], bias, 0.0, 0.0, None), moments, kept, held_out)
+        rebuilt = judged(Reconstruction(weight[:, kept], bias, math.inf, 0.0, None), sampled, kept)
         _remove(model, calibration, walk, site, channels, kept)
         return _report(site, site, channels, kept, rebuilt)
-    rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
+    kernel = (conv.kernel_size[0], conv.kernel_size[1])
+    rebuilt = reconstruct(sampled, kept, kernel, weight, method.ridges)
     rounds = method.rectify if site.rectified and (site.shortcut is None or method.compensate) else 0
     for _ in range(rounds):
-        new = rectify(calibration, walk, site, conv, (moments, held_out), kept, rebuilt.weight, rebuilt.bias)
-        rebuilt = reconstruct(new[0], kept, conv.kernel_size, new[1], method.ridges)  # type: ignore[arg-type]
-    if rounds:  # the errors that are reported are about the responses, whatever the targets were
-        rebuilt = judged(rebuilt, moments, kept, held_out)
+        new = rectify(calibration, walk, site, conv, sampled, kept, rebuilt.weight, rebuilt.bias)
+        # the errors that are reported are about the responses, whatever the targets are
+        rebuilt = reconstruct(new, kept, kernel, weight, method.ridges, reported=sampled)
     _remove(model, calibration, walk, site, channels, kept)
     seen = response_statistics(moments, kept, rebuilt.weight)
     unfold(surgery.convolution(model, site.reader), norm, rebuilt.weight, rebuilt.bias, seen)
@@ -136,8 +163,9 @@ def _remove(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, 
 
 
 def _report(site: Site, reader: Site, channels: int, kept: list[int], rebuilt: Reconstruction) -> LayerReport:
+    unknowns = rebuilt.weight[0].numel()
     return LayerReport(
-        reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error
+        reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error, unknowns
     )
 
 
@@ -153,8 +181,8 @@ def _prune_shared(
     channels = readers[0][1].in_channels
     before = accumulate_shared(calibration, walk, site, [conv for _, conv in readers])
     layers = [
-        Layer(moments, *folded(conv, norm_behind(model, reader)), seed=seed, options=dict(method.options))
-        for (reader, conv), (moments, _) in zip(readers, before, strict=True)
+        Layer(sampled.fitted, *folded(conv, norm_behind(model, reader)), seed=seed, options=dict(method.options))
+        for (reader, conv), sampled in zip(readers, before, strict=True)
     ]
     assert site.producer is not None
     filters = surgery.convolution(model, site.producer).weight.detach()
@@ -164,12 +192,14 @@ def _prune_shared(
     reports = []
     every = list(range(len(kept)))
     after = accumulate_shared(calibration, walk, site, convs)
-    for reader, conv, (moments, held_out) in zip(site.readers, convs, after, strict=True):
+    for reader, conv, sampled in zip(site.readers, convs, after, strict=True):
         norm = norm_behind(model, reader)
+        weight, bias = folded(conv, norm)
         if method.reconstruct:
-            rebuilt = reconstruct(moments, every, conv.kernel_size, held_out, method.ridges)  # type: ignore[arg-type]
-            unfold(conv, norm, rebuilt.weight, rebuilt.bias, response_statistics(moments, every, rebuilt.weight))
+            kernel = (conv.kernel_size[0], conv.kernel_size[1])
+            rebuilt = reconstruct(sampled, every, kernel, weight, method.ridges)
+            unfold(conv, norm, rebuilt.weight, rebuilt.bias, response_statistics(sampled.fitted, every, rebuilt.weight))
         else:
-            rebuilt = judged(Reconstruction(*folded(conv, norm), 0.0, 0.0, None), moments, every, held_out)
+            rebuilt = judged(Reconstruction(weight, bias, math.inf, 0.0, None), sampled, every)
         reports.append(_report(site, reader, channels, kept, rebuilt))
     return reports

@@ -65,6 +65,14 @@ class Moments:
         if not bool(torch.isfinite(self._x_sum).all() and torch.isfinite(self._y_sum).all()):
             raise UserError("a layer's activations are not finite: the network or its weights are broken")
 
+    def without(self, part: Moments) -> Moments:
+        """The moments of the rows that are not in ``part``, whose rows are all in these."""
+        other = Moments(0, 0)
+        other.count = self.count - part.count
+        for name in ("xx", "xy", "yy", "x_sum", "y_sum"):
+            setattr(other, f"_{name}", getattr(self, name) - getattr(part, name))
+        return other
+
     def retargeted(self) -> Moments:
         """The same inputs without any targets yet: the start of a pass that only :meth:`add_targets`."""
         other = Moments(0, 0)

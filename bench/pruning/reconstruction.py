@@ -1,17 +1,26 @@
-"""Least-squares reconstruction of a layer on its kept channels, and its exact error, from the moments alone."""
+"""Least-squares reconstruction of a layer on its kept channels, and its exact error, from the moments alone.
+
+The ridge pulls towards the layer's old weights, rescaled channel by channel (:func:`rescaled`), not towards zero: with
+few rows the data say little, and the old weights are the best guess there is.  Without end the ridge gives them
+unchanged, so the choice among ridges contains the choice to leave the weights alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bench.pruning.moments import Centred, Moments
+from bench.pruning.moments import Centred, Moments, channel_gram
 
-# candidates for the ridge, in units of the mean diagonal of XX; the one with the least error on held-out rows is used
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# candidates for the ridge, in units of the mean diagonal of XX; the one with the least error on held-out rows is used.
+# The last one is the rescaled old weights themselves, so the grid ends where the error does.
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4, math.inf)
+# keeps the scales of channels that are copies of each other at one where the rows cannot tell them apart
+_SCALE_RIDGE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,8 @@ class Reconstruction:
     """New weights (n x c' x kh x kw) and bias (n), float64, with the ridge used and the errors they leave.
 
     ``error`` and ``held_out_error`` are fractions of the responses' variance, on the rows that were fitted and on rows
-    of other training images (None without such rows).
+    that were not: of held-out images, or, by cross-validation, of each fold's images with the weights fitted on the
+    other folds (None without either).  A ridge of infinity means the old weights, rescaled.
     """
 
     weight: Tensor
@@ -29,24 +39,83 @@ class Reconstruction:
     held_out_error: float | None
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A layer's moments: ``fitted``, and ``judges`` to choose the ridge by.
+
+    ``judges`` are held-out images that ``fitted`` does not contain (at most one entry), or, where ``crossed``, the folds
+    that ``fitted`` is made of.
+    """
+
+    fitted: Moments
+    judges: tuple[Moments, ...] = ()
+    crossed: bool = False
+
+    def usable(self) -> list[Moments]:
+        """The judges that hold any rows."""
+        return [judge for judge in self.judges if judge.count]
+
+    def pairs(self) -> Iterator[tuple[Moments, Moments]]:
+        """What to fit and what to judge it by: the held-out rows, or each fold in turn by the others."""
+        for judge in self.usable():
+            yield self.fitted.without(judge) if self.crossed else self.fitted, judge
+
+    def shares(self, weight: Tensor, bias: Tensor, kept: Sequence[int] | Tensor) -> tuple[float, float | None]:
+        """Errors of given weights on the fitted rows and on all judges' rows, as fractions of their variance."""
+        solution = weight.flatten(1).T
+        found = error(self.fitted, kept, solution, bias) / _at_least_tiny(variance(self.fitted))
+        if not self.usable():
+            return found, None
+        total = sum(error(judge, kept, solution, bias) for judge in self.usable())
+        return found, total / _at_least_tiny(sum(variance(judge) for judge in self.usable()))
+
+
 def columns_of(kept: Sequence[int] | Tensor, size: int, device: torch.device | str = "cpu") -> Tensor:
     """The columns of X (of ``size`` = kh*kw per channel) that belong to the kept channels."""
     channels = torch.as_tensor(kept, dtype=torch.long, device=device)
     return (channels[:, None] * size + torch.arange(size, device=device)).reshape(-1)
 
 
-def solve(moments: Centred, kept: Sequence[int] | Tensor, size: int, ridge: float) -> Tensor:
-    """V (c'*k x n): the ridge regression of Y on the kept channels' inputs; ``ridge`` in units of ``moments.scale``."""
+def solve(
+    moments: Centred, kept: Sequence[int] | Tensor, size: int, ridge: float, prior: Tensor | None = None
+) -> Tensor:
+    """V (c'*k x n): the ridge regression of Y on the kept channels' inputs, |Y - X V|^2 + ridge |V - prior|^2.
+
+    ``ridge`` is in units of ``moments.scale``; ``prior`` c'*k x n (None: zero).  An infinite ridge gives the prior.
+    """
     columns = columns_of(kept, size, moments.xx.device)
     block, target = moments.xx[columns[:, None], columns], moments.xy[columns]
-    amount = ridge * moments.scale
+    if prior is None:
+        prior = torch.zeros_like(target)
+    if math.isinf(ridge):
+        return prior
+    return prior + _solve(block, target - block @ prior, ridge * moments.scale, 1e-12 * moments.scale)
+
+
+def _solve(matrix: Tensor, target: Tensor, amount: float, least: float) -> Tensor:
+    """(matrix + amount I)^-1 target; the amount grows where rounding has left the matrix indefinite."""
     while True:
         factor, info = torch.linalg.cholesky_ex(
-            block + amount * torch.eye(len(block), dtype=block.dtype, device=block.device)
+            matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         )
         if int(info) == 0:
             return torch.cholesky_solve(target, factor)
-        amount = max(10.0 * amount, 1e-12 * moments.scale)
+        amount = max(10.0 * amount, least)
+
+
+def rescaled(moments: Centred, weight: Tensor) -> Tensor:
+    """``weight`` (n x c' x kh x kw) with one factor a_i for each channel: ThiNet's small least squares.
+
+    The factors minimise |Y - sum_i a_i X_i W_i'|^2 over the rows in ``moments`` (about the means, of the kept channels):
+    c' unknowns for all outputs together, so few rows are enough.  Channels that say nothing keep the factor 1.
+    """
+    gram, target = channel_gram(moments, weight)
+    unit = float(gram.diagonal().mean())
+    if not unit > 0.0:
+        return weight
+    ones = torch.ones(len(gram), 1, dtype=gram.dtype, device=gram.device)
+    factors = ones + _solve(gram, target[:, None] - gram @ ones, _SCALE_RIDGE * unit, _SCALE_RIDGE * unit)
+    return weight * factors[None, :, :, None]
 
 
 def error(moments: Moments, kept: Sequence[int] | Tensor, solution: Tensor, bias: Tensor) -> float:
@@ -61,17 +130,10 @@ def error(moments: Moments, kept: Sequence[int] | Tensor, solution: Tensor, bias
     return max(float(fitted + shift), 0.0)
 
 
-def judged(
-    rebuilt: Reconstruction, moments: Moments, kept: Sequence[int] | Tensor, held_out: Moments | None
-) -> Reconstruction:
-    """The same weights with their errors against the responses in ``moments`` and ``held_out``."""
-    solution = rebuilt.weight.flatten(1).T
-    shares = [
-        error(rows, kept, solution, rebuilt.bias) / max(variance(rows), torch.finfo(torch.float64).tiny)
-        for rows in (moments, held_out)
-        if rows is not None and rows.count > 0
-    ]
-    return replace(rebuilt, error=shares[0], held_out_error=shares[1] if len(shares) > 1 else None)
+def judged(rebuilt: Reconstruction, sampled: Sampled, kept: Sequence[int] | Tensor) -> Reconstruction:
+    """Weights that no row was used for, with their errors against the responses in ``sampled``."""
+    found, held_out = sampled.shares(rebuilt.weight, rebuilt.bias, kept)
+    return replace(rebuilt, error=found, held_out_error=held_out)
 
 
 def response_statistics(moments: Moments, kept: Sequence[int] | Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,36 +150,57 @@ def variance(moments: Moments) -> float:
     return max(float((moments.yy - moments.y_sum.square() / max(moments.count, 1)).sum()), 0.0)
 
 
+def _at_least_tiny(value: float) -> float:
+    return max(value, torch.finfo(torch.float64).tiny)
+
+
+class _Regression:
+    """The solutions of one set of rows for any ridge; ``old`` are the kept channels' old weights (None: towards zero)."""
+
+    def __init__(self, moments: Moments, kept: Sequence[int] | Tensor, size: int, old: Tensor | None) -> None:
+        self.centred = moments.centred(columns_of(kept, size, moments.xx.device))
+        self.every, self.size = range(len(torch.as_tensor(kept))), size
+        self.prior = None if old is None else rescaled(self.centred, old).flatten(1).T
+
+    def at(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """V (c'*k x n) and the bias (n) = mean Y - V' mean X."""
+        solution = solve(self.centred, self.every, self.size, ridge, self.prior)
+        return solution, self.centred.y_mean - self.centred.x_mean @ solution
+
+
 def reconstruct(
-    moments: Moments,
+    sampled: Sampled,
     kept: Sequence[int] | Tensor,
     kernel: tuple[int, int],
-    held_out: Moments | None = None,
+    weight: Tensor | None = None,
     ridges: Sequence[float] = RIDGES,
+    reported: Sampled | None = None,
 ) -> Reconstruction:
     """Regresses Y on the kept channels with an intercept (CP, equation 2 (ii)); bias = mean Y - V' mean X.
 
-    Y must include the layer's old bias.  Of ``ridges`` the one with the least error on ``held_out`` is taken, without
-    such rows the first.
+    Y must include the layer's old bias.  ``weight`` (n x c x kh x kw) are the old weights, towards which the ridge pulls
+    (None: towards zero, plain ridge regression).  Of ``ridges`` the one with the least error on the judges' rows is
+    taken; where nothing can judge (a single image), the last one, which is the most cautious.  ``reported`` holds the
+    responses that the errors are told of, where the targets in ``sampled`` are others; same rows.
     """
     size = kernel[0] * kernel[1]
-    columns = columns_of(kept, size, moments.xx.device)
-    centred = moments.centred(columns)
-    every = range(len(torch.as_tensor(kept)))
-    best: tuple[float, float, Tensor, Tensor] | None = None
-    usable = held_out is not None and held_out.count > 0
-    for ridge in ridges if usable else ridges[:1]:
-        solution = solve(centred, every, size, ridge)
-        bias = centred.y_mean - centred.x_mean @ solution
-        judged = error(held_out if held_out is not None and usable else moments, kept, solution, bias)
-        if best is None or judged < best[0]:
-            best = (judged, ridge, solution, bias)
-    assert best is not None
-    judged, ridge, solution, bias = best
-    scale = max(variance(moments), torch.finfo(torch.float64).tiny)
-    held = None
-    if held_out is not None and usable:
-        held = judged / max(variance(held_out), torch.finfo(torch.float64).tiny)
-    outputs = solution.shape[1]
-    weight = solution.T.reshape(outputs, -1, *kernel)
-    return Reconstruction(weight, bias, ridge, error(moments, kept, solution, bias) / scale, held)
+    old = None if weight is None else weight[:, torch.as_tensor(kept, dtype=torch.long, device=weight.device)]
+    told = sampled if reported is None else reported
+    totals = dict.fromkeys(ridges, 0.0)
+    shares = dict.fromkeys(ridges, 0.0)
+    judges = 0
+    for (train, judge), seen in zip(sampled.pairs(), told.usable(), strict=True):
+        regression = _Regression(train, kept, size, old)
+        for ridge in ridges:
+            solution, bias = regression.at(ridge)
+            totals[ridge] += error(judge, kept, solution, bias)
+            shares[ridge] += error(seen, kept, solution, bias) if reported is not None else 0.0
+        judges += 1
+    ridge = min(ridges, key=totals.__getitem__) if judges else ridges[-1]
+    solution, bias = _Regression(sampled.fitted, kept, size, old).at(ridge)
+    left = error(told.fitted, kept, solution, bias) / _at_least_tiny(variance(told.fitted))
+    held_out = None
+    if judges:
+        scale = _at_least_tiny(sum(variance(judge) for judge in told.usable()))
+        held_out = (shares if reported is not None else totals)[ridge] / scale
+    return Reconstruction(solution.T.reshape(solution.shape[1], -1, *kernel), bias, ridge, left, held_out)

@@ -149,7 +149,7 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
     found = []
     if held_out:
         error = 100.0 * sum(held_out) / len(held_out)
-        rows = int((~calibration.fitted).sum()) * calibration.sampling.positions
+        rows = sum(int(flags.sum()) for flags in calibration.judges) * calibration.sampling.positions
         found.append(Record("held_out_error", error, "%", n=rows, seed=calibration.sampling.seed))
     facts = {"layers": [report.to_json() for report in reports], "keep": keep}
     return checkpoint(pruned.cpu(), replace(recipe, widths=widths, samplers=samplers), records=found, facts=facts)
@@ -185,16 +185,16 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
     assert site.producer is not None
     conv, norm = surgery.convolution(model, site.reader), norm_behind(model, site)
     walk = Walk(model, trace(model), calibration.batches, context.device, sampling.budget)
-    moments, held_out = accumulate(calibration, walk, site, conv, compensate=False)
+    sampled = accumulate(calibration, walk, site, conv, compensate=False)
     weight, bias = folded(conv, norm)
-    layer = Layer(moments, weight, bias, surgery.convolution(model, site.producer).weight, seed=sampling.seed)
+    layer = Layer(sampled.fitted, weight, bias, surgery.convolution(model, site.producer).weight, seed=sampling.seed)
     dense = accuracy.logits(model, data.test, context.device, workers=context.workers, progress=context.progress)
     found = []
     for criterion in params.selections:
         for speedup in params.speedups:
             keep = max(1, round(conv.in_channels / speedup))
             kept = select(criterion, layer, keep)
-            rebuilt = reconstruct(moments, kept, conv.kernel_size, held_out)  # type: ignore[arg-type]
+            rebuilt = reconstruct(sampled, kept, (conv.kernel_size[0], conv.kernel_size[1]), weight)
             pruned = copy.deepcopy(model)
             # the other channels' weights are zero: the same outputs as removal, because only this reader sees them
             whole = torch.zeros_like(weight)

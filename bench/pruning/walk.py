@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bench.pruning.functional import out_of_place
 from bench.pruning.graph import keeps_channels, reader_node
 
 
@@ -128,7 +129,7 @@ def run_node(model: nn.Module, node: fx.Node, values: dict[fx.Node, Any]) -> Any
     args = fx.node.map_arg(node.args, lambda n: values[n])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: values[n])
     if node.op == "call_module":
-        return model.get_submodule(str(node.target))(*args, **kwargs)
+        return out_of_place(model.get_submodule(str(node.target)))(*args, **kwargs)
     if node.op == "call_function":
         return node.target(*args, **kwargs)  # type: ignore[operator]
     if node.op == "call_method":

@@ -207,8 +207,9 @@ def test_target_at_a_branch_end_makes_up_for_the_shortcut() -> None:
     graph = trace(changed)
     for compensate, target in ((True, y1 - y1_now + y2), (False, y2)):
         walk = Walk(changed, graph, calibration.batches, "cpu", 1_000_000)
-        pair = accumulate(calibration, walk, site, conv, compensate)
-        for moments, flags in zip(pair, (calibration.fitted, ~calibration.fitted), strict=True):
+        sampled = accumulate(calibration, walk, site, conv, compensate)
+        groups = (calibration.fitted, *calibration.judges)
+        for moments, flags in zip((sampled.fitted, *sampled.judges), groups, strict=True):
             rows = flags.repeat_interleave(6)
             xs, ys = inputs[rows].double(), target[rows].double()
             assert moments.count == len(xs)
@@ -278,14 +279,14 @@ def test_rectifying_rounds_never_raise_the_rectified_error(branch: bool) -> None
     wanted = at_positions_plainly(captured(model, x, norm), places) + shortcut
     inputs = inputs_of(model, x, reader)[:, kept]
     walk = Walk(model, trace(model), calibration.batches, "cpu", 10**9)
-    pair = accumulate(calibration, walk, site, conv, compensate=True)
+    sampled = accumulate(calibration, walk, site, conv, compensate=True)
     errors = []
-    current = pair
+    current = sampled
     for _ in range(6):
-        rebuilt = reconstruct(current[0], kept, conv.kernel_size, ridges=(1e-12,))  # type: ignore[arg-type]
+        rebuilt = reconstruct(current, kept, conv.kernel_size, ridges=(1e-12,))  # type: ignore[arg-type]
         maps = F.conv2d(inputs, rebuilt.weight.float(), rebuilt.bias.float(), padding=conv.padding)
         errors.append(rectified_error(calibration, wanted, at_positions_plainly(maps, places) + shortcut))
-        current = rectify(calibration, walk, site, conv, pair, kept, rebuilt.weight, rebuilt.bias)
+        current = rectify(calibration, walk, site, conv, sampled, kept, rebuilt.weight, rebuilt.bias)
     assert all(after <= before * (1.0 + 1e-5) for before, after in itertools.pairwise(errors))
     assert errors[-1] < 0.99 * errors[0]
 

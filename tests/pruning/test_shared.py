@@ -546,7 +546,8 @@ def test_without_reconstruction_removal_is_slicing(selection: str, order: str) -
 def test_errors_without_reconstruction_are_the_pruned_network_s(order: str) -> None:
     model = busy(Detector(order))
     x = images(20)
-    calibration = calibrate(model, x, Sampling(positions=6, batch=8, held_out=0.3), progress=False, shared=True)
+    sampling = Sampling(positions=6, batch=8, held_out=0.3, least_held_out=1)
+    calibration = calibrate(model, x, sampling, progress=False, shared=True)
     pruned, reports = prune(model, calibration, {"next": 3}, Method("random", reconstruct=False), progress=False)
     fitted = fitted_rows(calibration)
     for report in reports:
