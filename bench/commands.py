@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> Output:
     status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
     if not processes.is_main():
         return [], "", status
-    written = pages.write(options.out, registry_folder(), abouts())
+    written = _write_pages(options.out)
     shown = [
         table
         for paper, rows in chosen
@@ -203,7 +203,14 @@ def coverage(options: argparse.Namespace) -> Output:
         if name not in known:
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
     source = options.source or _results()
-    found = coverages(options.paper or known, source, folder, bench.data.data_root(options.data))
+    data_root, gpu = bench.data.data_root(options.data), torch.cuda.is_available()
+
+    def absent(scale: str) -> str:
+        if bench.data.find(scale, data_root) is None:
+            return covering.DATA
+        return covering.NOT_RUN if gpu or scale in bench.data.EMBEDDED else covering.GPU
+
+    found = coverages(options.paper or known, source, folder, absent)
     value: dict[str, Any] = {"papers": {name: covering.to_json(one) for name, one in found.items()}}
     value["total"] = covering.to_json(sum(found.values(), covering.EMPTY))["kinds"]
     return value, covering.text(found), 0
@@ -221,17 +228,15 @@ def power(options: argparse.Namespace) -> Output:
     return value, powering.text(found, rows=bool(options.paper)), 0
 
 
-def coverages(names: Sequence[str], source: Path, folder: Path, data_root: Path) -> dict[str, covering.Coverage]:
-    """The coverage of the named papers: sizes are decided on the spot, accuracies are read from the rows in ``source``."""
+def coverages(
+    names: Sequence[str], source: Path, folder: Path, absent: Callable[[str], str]
+) -> dict[str, covering.Coverage]:
+    """The coverage of the named papers: sizes are decided on the spot, accuracies are read from the rows in ``source``.
+
+    ``absent(scale)`` says why a row with that scale of its own has not run.
+    """
     lines = loading.read(source, folder, declared())
     scripts = runner.papers()
-    gpu = torch.cuda.is_available()
-
-    def absent(scale: str) -> str:
-        if bench.data.find(scale, data_root) is None:
-            return covering.DATA
-        return covering.NOT_RUN if gpu or scale in bench.data.EMBEDDED else covering.GPU
-
     found = {}
     for name in names:
         published = load_registry(name, folder)
@@ -389,10 +394,20 @@ def data(options: argparse.Namespace) -> Output:
     return {"folder": str(options.folder), **counts}, text, 0
 
 
+def _write_pages(root: Path) -> list[Path]:
+    """The pages of all papers; why a value is not decided is said without regard to what this machine has."""
+    folder = registry_folder()
+
+    def absent(scale: str) -> str:
+        return covering.NOT_RUN if scale in bench.data.EMBEDDED else covering.DATA
+
+    return pages.write(root, folder, abouts(), coverages(registered(folder), root, folder, absent))
+
+
 def accept(options: argparse.Namespace) -> Output:
     """Promotes rows from runs/ to results/ and writes the pages."""
     files = accepting.accept(options.source, options.to, options.paper or None, declared())
-    written = pages.write(options.to, registry_folder(), abouts())
+    written = _write_pages(options.to)
     value = {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}
     return value, f"{len(files)} rows accepted; the index: {options.to / 'README.md'}", 0
 

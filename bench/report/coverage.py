@@ -162,6 +162,25 @@ def text(coverages: Mapping[str, Coverage]) -> str:
     return "\n".join(lines)
 
 
+def markdown(coverages: Mapping[str, Coverage], titles: Mapping[str, str]) -> list[str]:
+    """The same as lines of Markdown, papers by their titles."""
+    total = sum(coverages.values(), EMPTY)
+    lines = [
+        "| paper | | published | decided | verdicts | the others |",
+        "| :-- | :-- | --: | --: | :-- | :-- |",
+    ]
+    for name, coverage in [*coverages.items(), ("**all papers**", total)]:
+        for number, kind in enumerate(JUDGED):
+            verdicts, reasons = coverage.decided(kind), coverage.open(kind)
+            plural = {"accuracy": "accuracies", "size": "sizes"}[kind]
+            label = titles.get(name, name) if number == 0 else ""
+            numbers = f"{coverage.verified[kind]} | {verdicts.total()}"
+            lines.append(f"| {label} | {plural} | {numbers} | {_counts(verdicts)} | {_counts(reasons)} |")
+    found = {reason for kind in JUDGED for reason in total.open(kind)}
+    meanings = "; ".join(f"*{reason}*: {meaning}" for reason, meaning in REASONS.items() if reason in found)
+    return [*lines, "", f"{meanings[:1].upper()}{meanings[1:]}. {_apart(total).capitalize()}."]
+
+
 def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counter.most_common())
 

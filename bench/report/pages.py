@@ -10,7 +10,9 @@ from typing import Any
 from urllib.parse import quote
 
 from bench import registry
+from bench.report import coverage as covering
 from bench.report import figures, render
+from bench.report.coverage import Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
 from bench.report.tables import DAGGER, Table, build_all
@@ -35,10 +37,12 @@ class About:
     rows: Mapping[str, Declared] = field(default_factory=dict)
 
 
-def write(root: Path, registry_folder: Path, papers: Mapping[str, About]) -> list[Path]:
+def write(
+    root: Path, registry_folder: Path, papers: Mapping[str, About], coverages: Mapping[str, Coverage] | None = None
+) -> list[Path]:
     """Writes the page of each of ``papers`` that has rows, its tables and figures, and the index of all ``papers``.
 
-    They go to ``<root>/<paper>/README.md``, its folders ``tables`` and ``figures``, and ``<root>/README.md``.  Files of
+    The index opens with the ``coverages`` of the registries.  They go to ``<root>/<paper>/README.md``, its folders ``tables`` and ``figures``, and ``<root>/README.md``.  Files of
     earlier tables in these folders are removed.  Returns the files written.  Raises :class:`UserError` for unreadable
     rows, wrong links, and a full disk.
     """
@@ -51,7 +55,7 @@ def write(root: Path, registry_folder: Path, papers: Mapping[str, About]) -> lis
             _remove_stale(root / paper, set(files))
             written += files
     index = root / "README.md"
-    write_text(index, _index(papers, found))
+    write_text(index, _index(papers, found, coverages or {}))
     return [*written, index]
 
 
@@ -146,8 +150,8 @@ def _machine(hardware: Mapping[str, Any]) -> str:
     return f"{hardware['name']} ({hardware['device']}), {hardware['threads']} threads, {hardware['system']}"
 
 
-def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]]) -> str:
-    """The table of papers and scales with the counts of their verdicts."""
+def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]], coverages: Mapping[str, Coverage]) -> str:
+    """How much of what was published is decided, and the papers and scales with the counts of their verdicts."""
     counts = {
         (paper, scale): _count(line for line in found[paper] if line.scale == scale)
         for paper in papers
@@ -155,6 +159,10 @@ def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]]) -> 
     }
     present = [word for word in _OUTCOMES if any(count[word] for count in counts.values())]
     text = ["# Results", "", _GENERATED, ""]
+    if coverages:
+        titles = {name: render.markdown_text(about.title) for name, about in papers.items()}
+        text += ["## What of the published values is decided", "", *covering.markdown(coverages, titles), ""]
+        text += ["## What ran", ""]
     if counts:
         head = ["paper", "scale", "rows", *present]
         text += ["| " + " | ".join(head) + " |", "| :-- | :-- |" + " --: |" * (len(head) - 2)]
