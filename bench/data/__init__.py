@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.data import coco, detection, known, scenes, voc
 from bench.data.annotations import DetectionSet
-from bench.data.cifar10 import cifar10_images
+from bench.data.cifar10 import NPZ, cifar10_images
 from bench.data.digits import digits_images
 from bench.data.folder import image_folder
 from bench.data.images import ImageSet
@@ -48,7 +48,7 @@ def missing(scale: str, root: Path) -> str:
     if scale in ("voc", "coco"):
         return voc.missing(root) if scale == "voc" else coco.missing(root)
     if scale == "cifar10":
-        return f"put cifar-10-batches-py into {root}, or let `bench run` download it"
+        return f"put cifar-10-batches-py into {root}, or cifar10/{{train,test}}.npz, or let `bench run` download it"
     return f"put train/ and val/ (one folder a class) into {root / 'imagenet'}, or name the folder that holds them with --data"
 
 
@@ -65,11 +65,13 @@ def _places(scale: str, root: Path) -> list[Path]:
     if scale in ("voc", "coco"):
         place = voc.find(root) if scale == "voc" else coco.find(root)
         return [] if place is None else [place]
-    places, mark = {
-        "cifar10": ([root, root / "cifar10"], "cifar-10-batches-py"),
-        "imagenet": ([root / "imagenet", root / "ILSVRC2012", root], "train"),
-    }.get(scale, ([], ""))
-    return [place for place in places if (place / mark).is_dir()]
+    if scale == "cifar10":
+        places = [root, root / "cifar10"]
+        archives = [place for place in places if (place / "cifar-10-batches-py").is_dir()]
+        return archives + [place for place in places if all((place / name).is_file() for name in NPZ)]
+    if scale == "imagenet":
+        return [place for place in (root / "imagenet", root / "ILSVRC2012", root) if (place / "train").is_dir()]
+    return []
 
 
 def check_scale(scale: str) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
@@ -15,6 +20,10 @@ from bench.errors import UserError
 from bench.store import disk_errors
 
 SUBSET_PER_BATCH, SUBSET_TEST = 1034, 1017
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# the training and test images as arrays, where the original archive is not at hand, and how many there should be
+NPZ, WHOLE = ("train.npz", "test.npz"), (50_000, 10_000)
+LEAST_SHARE = 0.99
 
 
 def _load(root: Path, train: bool) -> CIFAR10:
@@ -32,7 +41,12 @@ def _load(root: Path, train: bool) -> CIFAR10:
 
 
 def cifar10_images(root: Path) -> ImageSet:
-    """50,000 training and 10,000 test images at 32x32.  Raises :class:`UserError` where they cannot be had."""
+    """Training and test images at 32x32: 50,000 and 10,000 of torchvision's, else what ``root``'s npz files hold.
+
+    Raises :class:`UserError` where they cannot be had or are not CIFAR-10.
+    """
+    if not (root / "cifar-10-batches-py").is_dir() and all((root / name).is_file() for name in NPZ):
+        return _from_npz(root)
     splits, hasher = [], hashlib.sha256()
     for train in (True, False):
         data = _load(root, train)
@@ -41,6 +55,55 @@ def cifar10_images(root: Path) -> ImageSet:
         splits.append(MemorySplit(images, torch.tensor(data.targets), IMAGENET_MEAN, IMAGENET_STD, pad=4, mirror=True))
     classes = tuple(data.classes)
     return ImageSet("cifar10", hasher.hexdigest(), classes, 32, splits[0], splits[1], "32x32")
+
+
+def _from_npz(root: Path) -> ImageSet:
+    """``train.npz`` and ``test.npz`` with ``images`` (N x 32 x 32 x 3, uint8, RGB) and ``labels`` (N), nearly all of CIFAR-10.
+
+    No image may be there twice, and at least 99 % of both splits must be there; how many are missing is said in every
+    record (``of``).
+    """
+    splits, hasher = [], hashlib.sha256()
+    seen: set[bytes] = set()
+    for name, whole in zip(NPZ, WHOLE, strict=True):
+        images, labels = _read_npz(root / name)
+        if len(images) < LEAST_SHARE * whole or len(images) > whole:
+            raise UserError(
+                f"{root / name} has {len(images):,} images, CIFAR-10 {whole:,}: at least {LEAST_SHARE:.0%} must be there, "
+                "or run them as an image folder of their own with --scale"
+            )
+        for place, image in enumerate(images):
+            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            if digest in seen:
+                raise UserError(
+                    f"{root / name}: image {place} is there twice (in it or in {NPZ[0]}): remove the copies"
+                )
+            seen.add(digest)
+        hasher.update(images.tobytes() + labels.astype(np.uint8).tobytes())
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        targets = torch.from_numpy(labels.astype(np.int64))
+        splits.append(MemorySplit(pixels, targets, IMAGENET_MEAN, IMAGENET_STD, pad=4, mirror=True))
+    return ImageSet("cifar10", hasher.hexdigest(), CLASSES, 32, splits[0], splits[1], "32x32", WHOLE)
+
+
+def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
+    """Images and labels of one file, checked.  Raises :class:`UserError` in one line."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, labels = file["images"], file["labels"]
+    except KeyError as error:
+        raise UserError(f"{path} has no array {error.args[0]}: it needs images and labels") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}): make it again") from error
+    if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8:
+        raise UserError(f"{path}: images are {images.dtype} {images.shape}, not uint8 N x 32 x 32 x 3: make it again")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{path}: labels are {labels.dtype} {labels.shape}, not a number for each image: make it again")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(CLASSES):
+        raise UserError(
+            f"{path}: labels go from {labels.min()} to {labels.max()}, CIFAR-10's from 0 to 9: make it again"
+        )
+    return images, labels
 
 
 def write_subset(root: Path, destination: Path, progress: bool = True) -> dict[str, int]:

@@ -57,7 +57,10 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set: its public ``name`` and content ``fingerprint``, class names, input size, training and test split."""
+    """A data set: its public ``name`` and content ``fingerprint``, class names, input size, training and test split.
+
+    ``whole`` is how many training and test images the published set has, where some are missing here.
+    """
 
     name: str
     fingerprint: str
@@ -66,6 +69,12 @@ class ImageSet:
     train: Split
     test: Split
     protocol: str
+    whole: tuple[int, int] | None = None
+
+    @property
+    def test_of(self) -> int:
+        """How many test images the published set has."""
+        return len(self.test) if self.whole is None else self.whole[1]
 
 
 class MemorySplit(Split):

@@ -15,6 +15,7 @@ from bench.gating.layer import gated_layers
 from bench.gating.skip import SkippedNetwork
 from bench.measure import accuracy, dynamic, memory
 from bench.measure.statistics import proportion
+from bench.measure.steps import missing_of
 from bench.models.checkpoint import network
 from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Record, Result
@@ -52,18 +53,19 @@ def run_measured(context: Context, parents: list[Result], params: Measuring) -> 
     outputs, counted = dynamic.measure(model, test, context.device, 256, context.workers, context.progress)
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the network's outputs are not finite: its weights are broken")
-    found = accuracy.records(outputs, test.labels, params.seed)
+    of = missing_of(context.data())
+    found = accuracy.records(outputs, test.labels, params.seed, of)
     for record in list(found):
         assert record.low is not None and record.high is not None
         mirrored = (100.0 - record.value, 100.0 - record.high, 100.0 - record.low)
         metric = record.metric.replace("acc", "err")
-        found.append(Record(metric, mirrored[0], "%", mirrored[1], mirrored[2], record.n, record.seed))
+        found.append(Record(metric, mirrored[0], "%", mirrored[1], mirrored[2], record.n, record.seed, of=of))
     whole = dynamic.expected(original(recipe).build("meta"), recipe.input_shape)
     found += counted.records(params.seed, len(test), whole)
     return Result(
         records=found,
         arrays={"logits": outputs, "labels": test.labels, "macs": counted.totals},
-        facts={"layers": counted.table()},
+        facts={"layers": counted.table(), "of": of},
     )
 
 

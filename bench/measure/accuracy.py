@@ -17,6 +17,9 @@ from bench.measure.statistics import (
 )
 from bench.store import Record
 
+# what one image can add to a mean: of right answers, of changes
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
+
 
 @torch.no_grad()
 def logits(
@@ -38,25 +41,40 @@ def hits(outputs: Tensor, labels: Tensor, k: int) -> Tensor:
     return (outputs.topk(min(k, outputs.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
 
-def records(outputs: Tensor, labels: Tensor, seed: int | None) -> list[Record]:
-    """Top-1 and, with more than five classes, top-5 accuracy (%) of one network, with exact intervals for new images."""
+def records(outputs: Tensor, labels: Tensor, seed: int | None, of: int | None = None) -> list[Record]:
+    """Top-1 and, with more than five classes, top-5 accuracy (%) of one network, with exact intervals for new images.
+
+    ``of`` is how many images the whole set has where some are missing: the interval holds what they could change.
+    """
     found = []
     for k in (1, 5) if outputs.shape[1] > 5 else (1,):
         right, count = int(hits(outputs, labels, k).sum()), len(labels)
-        low, high = proportion(right, count)
-        found.append(Record(f"top{k}_acc", 100.0 * right / count, "%", 100.0 * low, 100.0 * high, count, seed))
+        ends = widened(proportion(right, count), count, of, *SHARE)
+        low, high = (100.0 * end for end in ends)
+        found.append(Record(f"top{k}_acc", 100.0 * right / count, "%", low, high, count, seed, of=of))
     return found
 
 
-def summary(runs: list[Tensor], labels: Tensor) -> list[Record]:
+def widened(ends: tuple[float, float], images: int, of: int | None, least: float, most: float) -> tuple[float, float]:
+    """An interval of a mean over ``images`` widened by what the missing ones of ``of`` could change.
+
+    Each of them could have the value ``least`` or ``most``.
+    """
+    if of is None or of <= images:
+        return ends
+    missing = of - images
+    return (ends[0] * images + least * missing) / of, (ends[1] * images + most * missing) / of
+
+
+def summary(runs: list[Tensor], labels: Tensor, of: int | None = None) -> list[Record]:
     """Accuracy (%), mean over the networks of several seeds, with intervals for new images and seeds.
 
-    ``runs[s]`` are N x classes logits, each of another network.
+    ``runs[s]`` are N x classes logits, each of another network; ``of`` as in :func:`records`.
     """
     found = []
     for k in (1, 5) if runs[0].shape[1] > 5 else (1,):
         right = torch.stack([hits(run, labels, k).double() for run in runs])
-        found.append(_record(f"top{k}_acc", interval_of_share(right), "%", right, 100.0))
+        found.append(_record(f"top{k}_acc", interval_of_share(right), "%", right, 100.0, of, SHARE))
     return found
 
 
@@ -66,28 +84,31 @@ def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(1)
 
 
-def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor) -> list[Record]:
+def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor, of: int | None = None) -> list[Record]:
     """Networks against their references on the same images, paired by image, mean over the seeds' runs.
 
     ``runs[s]`` and ``references[s]`` are N x classes logits.  Gives the change of top-1 and top-5 accuracy and of the
     errors (points), the agreement of the predictions (%), and the KL divergence from the reference's outputs (nats);
-    95 % intervals for new images and, with several seeds, new seeds.
+    95 % intervals for new images and, with several seeds, new seeds; ``of`` as in :func:`records` (the KL of missing
+    images has no bound, so its interval is about the images that are here).
     """
     pairs = list(zip(runs, references, strict=True))
     found = []
     for k in (1, 5) if labels.numel() and runs[0].shape[1] > 5 else (1,):
         change = torch.stack([hits(run, labels, k).double() - hits(ref, labels, k).double() for run, ref in pairs])
         mean, low, high = interval_of_change(change)
-        found.append(_record(f"top{k}_change", (mean, low, high), "pp", change, 100.0))
-        found.append(_record(f"top{k}_err_increase", (-mean, -high, -low), "pp", change, 100.0))
+        found.append(_record(f"top{k}_change", (mean, low, high), "pp", change, 100.0, of, CHANGE))
+        found.append(_record(f"top{k}_err_increase", (-mean, -high, -low), "pp", change, 100.0, of, CHANGE))
     agree = torch.stack([(run.argmax(1) == ref.argmax(1)).double() for run, ref in pairs])
-    found.append(_record("agreement", interval_of_share(agree), "%", agree, 100.0))
+    found.append(_record("agreement", interval_of_share(agree), "%", agree, 100.0, of, SHARE))
     kl = torch.stack([divergence(ref, run) for run, ref in pairs])
-    found.append(_record("kl", interval_of_mean(kl), "nats", kl))
+    found.append(_record("kl", interval_of_mean(kl), "nats", kl, of=of))
     return found
 
 
-def contrast(first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor) -> list[Record]:
+def contrast(
+    first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor, of: int | None = None
+) -> list[Record]:
     """What one method is worth against another: first minus second, paired by image and seed.
 
     Gives the differences of top-1 and top-5 accuracy (points), agreement with the reference (points) and KL (nats), and the ratio
@@ -97,28 +118,45 @@ def contrast(first: list[Tensor], second: list[Tensor], references: list[Tensor]
     found = []
     for k in (1, 5) if first[0].shape[1] > 5 else (1,):
         right = torch.stack([hits(a, labels, k).double() - hits(b, labels, k).double() for a, b, _ in rows])
-        found.append(_record(f"top{k}_difference", interval_of_change(right), "pp", right, 100.0))
+        found.append(_record(f"top{k}_difference", interval_of_change(right), "pp", right, 100.0, of, CHANGE))
     agree = torch.stack(
         [(a.argmax(1) == r.argmax(1)).double() - (b.argmax(1) == r.argmax(1)).double() for a, b, r in rows]
     )
     kl_first = torch.stack([divergence(r, a) for a, _, r in rows])
     kl_second = torch.stack([divergence(r, b) for _, b, r in rows])
     found += [
-        _record("agreement_difference", interval_of_change(agree), "pp", agree, 100.0),
-        _record("kl_difference", interval_of_mean(kl_first - kl_second), "nats", kl_first),
+        _record("agreement_difference", interval_of_change(agree), "pp", agree, 100.0, of, CHANGE),
+        _record("kl_difference", interval_of_mean(kl_first - kl_second), "nats", kl_first, of=of),
     ]
     if float(kl_second.mean()) > 0.0:
         mean, low, high = interval_of_ratio(kl_first, kl_second)
-        found.append(_record("kl_ratio", (mean - 1.0, low - 1.0, high - 1.0), "%", kl_first, 100.0))
+        found.append(_record("kl_ratio", (mean - 1.0, low - 1.0, high - 1.0), "%", kl_first, 100.0, of))
     return found
 
 
-def _record(name: str, found: tuple[float, float, float], unit: str, values: Tensor, scale: float = 1.0) -> Record:
-    """A mean over the seeds x images ``values`` with its interval, times ``scale``."""
+def _record(
+    name: str,
+    found: tuple[float, float, float],
+    unit: str,
+    values: Tensor,
+    scale: float = 1.0,
+    of: int | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> Record:
+    """A mean over the seeds x images ``values`` with its interval, times ``scale``; ``bounds`` are one image's."""
     networks, images = values.shape
-    value, low, high = (scale * end for end in found)
+    value, low, high = found
+    if bounds is not None:
+        low, high = widened((low, high), images, of, *bounds)
     deviation = spread(values.double().mean(1).tolist())
     return Record(
-        name, value, unit, low, high, images, networks=networks,
+        name,
+        scale * value,
+        unit,
+        scale * low,
+        scale * high,
+        images,
+        networks=networks,
         spread=None if deviation is None else scale * deviation,
-    )  # fmt: skip
+        of=of,
+    )

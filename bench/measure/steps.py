@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import accuracy
 from bench.models.checkpoint import network
@@ -44,21 +45,27 @@ def run_evaluated(context: Context, parents: list[Result], params: Evaluation) -
     outputs = accuracy.logits(model, test, context.device, workers=context.workers, progress=context.progress)
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the network's outputs are not finite: its weights are broken")
-    found = accuracy.records(outputs, test.labels, params.seed)
-    return Result(records=found, arrays={"logits": outputs, "labels": test.labels})
+    of = missing_of(context.data())
+    found = accuracy.records(outputs, test.labels, params.seed, of)
+    return Result(records=found, arrays={"logits": outputs, "labels": test.labels}, facts={"of": of})
+
+
+def missing_of(data: ImageSet) -> int | None:
+    """How many test images the published set has, where some are missing here."""
+    return data.test_of if data.test_of > len(data.test) else None
 
 
 def run_summarised(context: Context, parents: list[Result], params: Summary) -> Result:
     """Accuracy over the networks of several seeds, from their evaluations."""
     runs = [parent.arrays["logits"] for parent in parents]
-    return Result(records=accuracy.summary(runs, parents[0].arrays["labels"]))
+    return Result(records=accuracy.summary(runs, parents[0].arrays["labels"], parents[0].facts.get("of")))
 
 
 def run_compared(context: Context, parents: list[Result], params: Comparison) -> Result:
     """Evaluations (first half of the parents) against their references (second half), paired by image."""
     half = len(parents) // 2
     runs = [parent.arrays["logits"] for parent in parents]
-    found = accuracy.compare(runs[:half], runs[half:], parents[0].arrays["labels"])
+    found = accuracy.compare(runs[:half], runs[half:], parents[0].arrays["labels"], parents[0].facts.get("of"))
     return Result(records=[replace(record, metric=record.metric + params.suffix) for record in found])
 
 
@@ -66,9 +73,8 @@ def run_contrasted(context: Context, parents: list[Result], params: Contrast) ->
     """One method's evaluations (first third) minus another's (second third), about references (last third)."""
     third = len(parents) // 3
     runs = [parent.arrays["logits"] for parent in parents]
-    return Result(
-        records=accuracy.contrast(runs[:third], runs[third : 2 * third], runs[2 * third :], parents[0].arrays["labels"])
-    )
+    labels, of = parents[0].arrays["labels"], parents[0].facts.get("of")
+    return Result(records=accuracy.contrast(runs[:third], runs[third : 2 * third], runs[2 * third :], labels, of))
 
 
 def evaluated(parent: Step, seed: int, data: DataValue, work: float) -> Step:

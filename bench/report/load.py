@@ -43,6 +43,7 @@ class Cell:
     ``low`` and ``high`` bound the 95 % interval (None: exact).  ``seeds`` is the number of different networks behind the
     value.  With one the interval is about that network on new images; with several it is about new seeds too, ``value``
     is their mean and ``sd`` the standard deviation of one of them on the same images (None where it was not kept).
+    ``of`` is how many of the ``n`` images the published set has, where some are missing here.
     """
 
     metric: str
@@ -54,6 +55,7 @@ class Cell:
     seeds: int = 1
     n: int | None = None
     convention: str | None = None
+    of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -378,18 +380,19 @@ def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
             networks,
             record.get("n"),
             convention,
+            record.get("of"),
         )
     # one value as it is; so are sizes, which have no seed but one value for each network, where all are the same
     if len(values) == 1 or (not single and len(set(values)) == 1):
-        return Cell(name, values[0], unit, first.get("low"), first.get("high"), None, 1, n, convention)
+        return Cell(name, values[0], unit, first.get("low"), first.get("high"), None, 1, n, convention, first.get("of"))
     mean, sd = statistics.fmean(values), statistics.stdev(values)
     if any(record.get("low") is None for record in single or over):
-        return Cell(name, mean, unit, None, None, sd, len(values), n, convention)
+        return Cell(name, mean, unit, None, None, sd, len(values), n, convention, first.get("of"))
     seeds = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
     # what one network's images leave open is open for the mean of networks on the same images: an upper bound
     images = max(_half(record) for record in single or over)
     half = math.hypot(seeds, images)
-    return Cell(name, mean, unit, mean - half, mean + half, sd, len(values), n, convention)
+    return Cell(name, mean, unit, mean - half, mean + half, sd, len(values), n, convention, first.get("of"))
 
 
 def _half(record: Mapping[str, Any]) -> float:
@@ -432,7 +435,7 @@ def judge(
         return Verdict("not comparable", "no interval")
     return verdict.of_value(
         cell.value / factor, published, sigma=sigma / factor, runs=cell.seeds if cell.sd is not None else 1,
-        least_sigma=least / factor,
+        least_sigma=least / factor, slack=_missing(cell) / factor,
     )  # fmt: skip
 
 
@@ -451,7 +454,13 @@ def _sigma(cells: Mapping[str, Cell], name: str) -> float | None:
         chosen = cell
     if chosen.low is None or chosen.high is None:
         return None
-    return (chosen.high - chosen.low) / (2.0 * 1.959964)
+    # the interval was widened by what missing images could change, which the verdict adds itself
+    return max((chosen.high - chosen.low) / 2.0 - _missing(chosen), 0.0) / 1.959964
+
+
+def _missing(cell: Cell) -> float:
+    """What the missing test images could change, in points."""
+    return 0.0 if not cell.of or not cell.n or cell.of <= cell.n else 100.0 * (cell.of - cell.n) / cell.of
 
 
 def _judge_size(cell: Cell, published: Published) -> Verdict:

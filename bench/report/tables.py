@@ -226,6 +226,10 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     )
     if images:
         notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")
+    for n, of in sorted({(cell.n, cell.of) for cell in cells if cell.n and cell.of}):
+        notes.append(
+            f"{n:,} of the {of:,} published test images are here: intervals and verdicts hold what the others could change."
+        )
     conventions = sorted({cell.convention for cell in shown if cell.convention})
     if conventions or any(line.shape for line in lines):
         counted = ", ".join(conventions or ["conv"])
