@@ -202,7 +202,9 @@ def test_where_nothing_is_left_the_reasons_are_told() -> None:
     assert producers(model) == set()
     everything = chain(lambda m: [setattr(m, name, conv(Standardised)) for name in "bcde"])
     everything.f = nn.Conv2d(6, 5, 3, groups=1, padding="same")
-    with pytest.raises(UserError, match=r"nothing to prune \(b: it does not compute .*; c: .*; d: .* and 2 more\)") as told:
+    with pytest.raises(
+        UserError, match=r"nothing to prune \(b: it does not compute .*; c: .*; d: .* and 2 more\)"
+    ) as told:
         calibrate(everything, images(4), Sampling(), progress=False)
     assert "\n" not in str(told.value)
 
