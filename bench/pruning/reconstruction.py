@@ -51,9 +51,9 @@ class Sampled:
     judges: tuple[Moments, ...] = ()
     crossed: bool = False
 
-    def usable(self) -> list[Moments]:
-        """The judges that hold any rows."""
-        return [judge for judge in self.judges if judge.count]
+    def usable(self) -> Iterator[Moments]:
+        """The judges that hold any rows, one at a time."""
+        return (judge.transient() for judge in self.judges if judge.count)
 
     def pairs(self) -> Iterator[tuple[Moments, Moments]]:
         """What to fit and what to judge it by: the held-out rows, or each fold in turn by the others."""
@@ -64,10 +64,10 @@ class Sampled:
         """Errors of given weights on the fitted rows and on all judges' rows, as fractions of their variance."""
         solution = weight.flatten(1).T
         found = error(self.fitted, kept, solution, bias) / _at_least_tiny(variance(self.fitted))
-        if not self.usable():
+        pairs = [(error(judge, kept, solution, bias), variance(judge)) for judge in self.usable()]
+        if not pairs:
             return found, None
-        total = sum(error(judge, kept, solution, bias) for judge in self.usable())
-        return found, total / _at_least_tiny(sum(variance(judge) for judge in self.usable()))
+        return found, sum(left for left, _ in pairs) / _at_least_tiny(sum(whole for _, whole in pairs))
 
 
 def columns_of(kept: Sequence[int] | Tensor, size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -188,6 +188,7 @@ def reconstruct(
     told = sampled if reported is None else reported
     totals = dict.fromkeys(ridges, 0.0)
     shares = dict.fromkeys(ridges, 0.0)
+    spread = 0.0
     judges = 0
     for (train, judge), seen in zip(sampled.pairs(), told.usable(), strict=True):
         regression = _Regression(train, kept, size, old)
@@ -195,12 +196,10 @@ def reconstruct(
             solution, bias = regression.at(ridge)
             totals[ridge] += error(judge, kept, solution, bias)
             shares[ridge] += error(seen, kept, solution, bias) if reported is not None else 0.0
+        spread += variance(seen)
         judges += 1
     ridge = min(ridges, key=totals.__getitem__) if judges else ridges[-1]
     solution, bias = _Regression(sampled.fitted, kept, size, old).at(ridge)
     left = error(told.fitted, kept, solution, bias) / _at_least_tiny(variance(told.fitted))
-    held_out = None
-    if judges:
-        scale = _at_least_tiny(sum(variance(judge) for judge in told.usable()))
-        held_out = (shares if reported is not None else totals)[ridge] / scale
+    held_out = (shares if reported is not None else totals)[ridge] / _at_least_tiny(spread) if judges else None
     return Reconstruction(solution.T.reshape(solution.shape[1], -1, *kernel), bias, ridge, left, held_out)

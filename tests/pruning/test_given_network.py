@@ -57,7 +57,7 @@ def preactivation() -> PreActivation:
 def accuracy_of(model: nn.Module, data: ImageSet) -> float:
     """Top-1 in evaluation mode, of a copy, image by image."""
     twin = copy.deepcopy(model).eval()
-    right = [int(twin(data.test.batch([i], False)).argmax()) == int(data.test.labels[i]) for i in range(len(data.test))]
+    right = [int(twin(data.test[[i]][0]).argmax()) == int(data.test.labels[i]) for i in range(len(data.test))]
     return 100.0 * sum(right) / len(right)
 
 
