@@ -22,10 +22,20 @@ from bench.errors import UserError
 
 # Modules (and packages) that make no number: they store, plan, print, or say what is wrong.
 PLUMBING = (
-    "bench.cli", "bench.code", "bench.commands", "bench.errors", "bench.models.builders",
-    "bench.processes", "bench.provenance",
-    "bench.report", "bench.rowfile", "bench.rows", "bench.runner", "bench.steps", "bench.store",
-)  # fmt: skip
+    "bench.cli",
+    "bench.code",
+    "bench.commands",
+    "bench.errors",
+    "bench.models.builders",
+    "bench.processes",
+    "bench.provenance",
+    "bench.report",
+    "bench.rowfile",
+    "bench.rows",
+    "bench.runner",
+    "bench.steps",
+    "bench.store",
+)
 _OURS = ("bench", "reproductions")
 # What a root may be: "module:name".
 Root = str
@@ -205,7 +215,8 @@ def _references(module: str, name: str) -> tuple[tuple[str, str] | str, ...]:
 def _chains(node: ast.AST) -> Iterator[tuple[str, ...]]:
     """The dotted names in ``node``."""
     if isinstance(node, ast.Name):
-        yield (node.id,)
+        if not isinstance(node.ctx, ast.Store):  # a field or variable that happens to have the name is no reference
+            yield (node.id,)
     elif isinstance(node, ast.Attribute):
         parts: list[str] = []
         inner: ast.expr = node

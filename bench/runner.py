@@ -445,9 +445,8 @@ def run_row(name: str, job: Job) -> Outcome:
 # --------------------------------------------------------------------------------------------------------------------
 # What a plan says
 
-# GMACs a second of one processor thread (measured on two cores) and of a GPU (rough), by the step's function or its kind
-_RATES: Mapping[str, float] = {"train": 40.0, "evaluate": 40.0, "prune": 40.0, "time": 40.0}
-_GPU = 4000.0
+# how many threads' work a GPU does: rough, until the store knows better
+_GPU_THREADS = 100
 
 
 def expected_seconds(step: Step, learned: Mapping[tuple[str, str], float]) -> float:
@@ -455,10 +454,8 @@ def expected_seconds(step: Step, learned: Mapping[tuple[str, str], float]) -> fl
     device = step.device.split(":")[0]
     if (step.run_name, device) in learned:
         return learned[step.run_name, device] * (step.work or 1.0)
-    if device == "cuda":
-        return step.work / _GPU
-    rate = _RATES.get(step.run_name) or _RATES.get(step.kind.value, 0.0)
-    return step.work / (rate * torch.get_num_threads()) if rate else 0.0
+    threads = _GPU_THREADS if device == "cuda" else torch.get_num_threads()
+    return step.work / (step.rate * threads) if step.rate else 0.0
 
 
 def learned_costs(store: Store | None) -> dict[tuple[str, str], float]:

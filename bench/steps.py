@@ -29,6 +29,10 @@ class Kind(enum.StrEnum):
     SIZE = "size"
 
 
+# GMACs a second that one thread of a processor does in such steps, measured on two cores; a step may state its own
+RATES = {Kind.TRAIN: 40.0, Kind.EVALUATE: 25.0, Kind.PRUNE: 9.0, Kind.TIME: 20.0}
+
+
 @dataclass(frozen=True)
 class DataValue:
     """The data as one value: content, protocol, size and transforms; ``training`` has the augmentation too."""
@@ -72,7 +76,8 @@ class Step:
 
     ``run(context, parents' results, params)`` must stand at the top level of a file: what it reaches is part of the key.
     ``params`` is a frozen dataclass and holds the seed where there is one.  ``data`` is the value of the data as this kind
-    of step reads them (None for steps that read none), ``work`` the expected cost in GMACs (for the plan's minutes).
+    of step reads them (None for steps that read none), ``work`` the expected cost in GMACs and ``rate`` how many of them
+    a thread does in a second (for the plan's minutes).
     ``name`` is for people; ``origin`` names the network that a chain of like steps started from.
     """
 
@@ -85,6 +90,7 @@ class Step:
     device: str
     work: float = 0.0
     origin: str = ""
+    rate: float = 0.0
 
     @property
     def run_name(self) -> str:
@@ -138,10 +144,12 @@ def make_step(
     device: str,
     work: float = 0.0,
     origin: str = "",
+    rate: float | None = None,
 ) -> Step:
     """A step whose parameters are of the type that its function takes."""
     value = None if data is None else data.training if kind is Kind.TRAIN else data.plain
-    return Step(kind, name, run, params, tuple(parents), value, device, work, origin)
+    rate = RATES.get(kind, 0.0) if rate is None else rate
+    return Step(kind, name, run, params, tuple(parents), value, device, work, origin, rate)
 
 
 def canonical(value: Any) -> Any:

@@ -408,6 +408,7 @@ def staged(
             data=setting.data,
             device=setting.device,
             work=gmacs(recipe, setting.train_images, 3.0 * epochs),
+            rate=detection.RATE,
         )
         here = {producer: keep[producer] for producer in producers}
         selection = StageSelection(position, localization, here, GREEDY, CALIBRATION_IMAGES, sampling(seed))
@@ -421,6 +422,7 @@ def staged(
             device=setting.device,
             # two passes of a third of the network over one mini-batch for each channel picked
             work=gmacs(recipe, selection.sampling.batch, 2.0 * sum(here.values())),
+            rate=18.0,
         )
     return step
 

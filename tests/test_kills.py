@@ -146,23 +146,22 @@ def test_a_lock_is_one_process_s_and_leaves_nothing(tmp_path: Path) -> None:
 def test_twenty_kills_of_real_rows(tmp_path: Path) -> None:
     """Training, pruning and evaluation on digits: killed 20 times wherever it is, then the same records to the bit."""
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here / 'toy'}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
+    options: dict[str, Any] = {"cwd": here / "toy"}  # with -m the working directory's packages come first
+    options["env"] = {**os.environ, "PYTHONPATH": f"{here / 'toy'}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
 
     def command(out: str) -> list[str]:
         return [sys.executable, "-m", "bench", "run", "toy", "--table", "Table 1", "--out", str(tmp_path / out)]
 
     begin = time.monotonic()
-    subprocess.run(command("whole"), env=environment, check=True, capture_output=True)
+    subprocess.run(command("whole"), check=True, capture_output=True, **options)
     duration = time.monotonic() - begin
     generator = random.Random(0)
     for _ in range(20):
-        process = subprocess.Popen(
-            command("killed"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
         time.sleep(generator.uniform(0.3, 1.0) * duration)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command("killed"), env=environment, check=True, capture_output=True)
+    subprocess.run(command("killed"), check=True, capture_output=True, **options)
 
     def measured(out: str) -> dict[str, Any]:
         files = sorted((tmp_path / out / "toy" / "rows").rglob("*.json"))

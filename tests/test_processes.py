@@ -27,7 +27,10 @@ ENVIRONMENT = {
 def bench(*arguments: str, nproc: int = 1, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc > 1 else []
     command = [sys.executable, *launch, "-m", "bench", *arguments]
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=timeout)
+    where = HERE / "toy"  # with -m the working directory's packages come first
+    return subprocess.run(
+        command, cwd=where, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=timeout
+    )
 
 
 def records(out: Path) -> dict[str, dict[str, float]]:

@@ -97,7 +97,7 @@ def detected(setting: Setting, step: Step, seed: int, work: float) -> Step:
     """The evaluation of a detector."""
     name, params = f"detected({step.name})", Detection(seed)
     return make_step(
-        Kind.EVALUATE, name, run_detected, params, [step], data=setting.data, device=setting.device, work=work
+        Kind.EVALUATE, name, run_detected, params, [step], data=setting.data, device=setting.device, work=work, rate=9.0
     )
 
 

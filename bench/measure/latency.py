@@ -59,11 +59,12 @@ class Timing:
 
     def blocks(self, name: str) -> np.ndarray[Any, Any]:
         """The median of each round's two blocks, mean of the two: one observation a round."""
-        return np.asarray(self.samples[name].median(dim=2).values.mean(1).numpy())
+        # NumPy's median: torch's takes the lower of the two in the middle
+        return np.asarray(np.median(self.samples[name].numpy(), axis=2).mean(axis=1))
 
     def median(self, name: str) -> float:
         """The median of all calls, in seconds."""
-        return float(self.samples[name].flatten().median())
+        return float(np.median(self.samples[name].numpy()))
 
     def ratio(self, over: str, name: str, seed: int = 0) -> tuple[float, float, float]:
         """How many times faster ``name`` is than ``over``: median over the rounds, 95 % bootstrap interval."""

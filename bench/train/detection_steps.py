@@ -39,6 +39,10 @@ class DetectorTraining:
     backbone: bool = False
 
 
+# GMACs a second of one thread: decoding and augmenting take their share
+RATE = 13.0
+
+
 def detector(result: Result) -> tuple[SSD, Recipe]:
     """The detector of a result, on the CPU in evaluation mode, and its recipe."""
     net, recipe = network(result)
@@ -99,4 +103,5 @@ def trained(
         data=setting.data,
         device=setting.device,
         work=work,
+        rate=RATE,
     )

@@ -96,3 +96,11 @@ def test_a_real_measurement_on_the_cpu() -> None:
     assert timing.ratio("big", "small")[1] > 2
     assert timing.clock == "wall clock, CPU"
     assert timing.telemetry["before"]["threads"] == torch.get_num_threads()
+
+
+def test_the_median_of_an_even_number_lies_between_the_two_in_the_middle() -> None:
+    """Ten calls a block, as the protocol has: 1 to 10 have the median 5.5, not the fifth value."""
+    block = torch.arange(1.0, 11.0, dtype=torch.float64)
+    timing = Timing({"a": torch.stack([block, 10 * block]).reshape(1, 2, 10)}, "", "")
+    assert timing.blocks("a").tolist() == [(5.5 + 55.0) / 2]
+    assert timing.median("a") == 10.0  # of 1 ... 10, 10 ... 100 the tenth and the eleventh are 10 and 10
