@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from bench.errors import UserError
+from bench.data.pixels import open_image
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FileSplit", "ImageSet", "MemorySplit", "Split", "open_image"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -21,10 +24,24 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
     """Images and labels.  Indexing with a list of places gives a batch: images B x 3 x H x W (normalised) and labels B.
 
-    ``labels`` are class numbers (N).
+    ``labels`` are class numbers (N); ``mean`` and ``std`` (of red, green, blue, in 0 to 1) normalise the images.
     """
 
     labels: Tensor
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """The same images under another normalisation."""
+        other = copy.copy(self)
+        other.mean, other.std = mean, std
+        return other
+
+    def labelled(self, labels: Tensor) -> Self:
+        """The same images under other class numbers (N)."""
+        other = copy.copy(self)
+        other.labels = labels
+        return other
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +75,11 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set: its public ``name`` and content ``fingerprint``, class names, input size, training and test split."""
+    """A data set: its public ``name`` and content ``fingerprint``, class names, input size, training and test split.
+
+    ``problems`` counts, over both splits, the images that were not taken as they are (16 bits, turned by EXIF, ...), and
+    the test images that are training images too.  ``interpolation`` is that of the resize.
+    """
 
     name: str
     fingerprint: str
@@ -67,6 +88,12 @@ class ImageSet:
     train: Split
     test: Split
     protocol: str
+    problems: dict[str, int] = field(default_factory=dict)
+    interpolation: str = "bicubic"
+
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSet:
+        """The same set under another normalisation."""
+        return replace(self, train=self.train.normalised_by(mean, std), test=self.test.normalised_by(mean, std))
 
 
 class MemorySplit(Split):
@@ -76,15 +103,15 @@ class MemorySplit(Split):
         self, images: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], pad: int, mirror: bool
     ) -> None:
         self.images, self.labels, self.pad, self.mirror = images, labels, pad, mirror
-        self.mean = torch.tensor(mean)[:, None, None] * 255.0
-        self.std = torch.tensor(std)[:, None, None] * 255.0
+        self.mean, self.std = mean, std
 
     def batch(self, places: list[int], augment: bool) -> Tensor:
         """Images at ``places``; black before normalisation is what the padding adds."""
         chosen = self.images[torch.as_tensor(places)]
         if augment:
             chosen = self._augment(chosen)
-        return (chosen.float() - self.mean) / self.std
+        mean, std = (torch.tensor(values)[:, None, None] * 255.0 for values in (self.mean, self.std))
+        return (chosen.float() - mean) / std
 
     def _augment(self, images: Tensor) -> Tensor:
         count, _, height, width = images.shape
@@ -104,31 +131,38 @@ class MemorySplit(Split):
 class FileSplit(Split):
     """Image files decoded when they are needed, at 224x224 or another input size.
 
-    ``protocol`` is ``short256`` (shorter side 256, centre crop) or ``squash256`` (256x256, aspect not kept, centre crop);
-    augmentation takes a random crop of the same resized image and mirrors (CP's and ThiNet's fine-tuning).
+    ``protocol`` is ``short256`` (shorter side 256, centre crop), ``squash256`` (256x256, aspect not kept, centre crop)
+    or ``squash`` (the input size itself, aspect not kept); ``interpolation`` a name of torchvision's
+    ``InterpolationMode``.  Augmentation takes a random crop of the same resized image and mirrors (CP's and ThiNet's
+    fine-tuning).
     """
 
-    def __init__(self, files: list[tuple[Path, int]], size: int, protocol: str) -> None:
-        self.files = files
+    def __init__(
+        self,
+        files: list[tuple[Path, int]],
+        size: int,
+        protocol: str,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        interpolation: str = "bicubic",
+    ) -> None:
+        self.files, self.mean, self.std = files, mean, std
         self.labels = torch.tensor([label for _, label in files])
-        side = round(size * 256 / 224)
-        resize = v2.Resize(side if protocol == "short256" else (side, side), v2.InterpolationMode.BICUBIC)
-        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        self.plain = v2.Compose([resize, v2.CenterCrop(size), *finish])
-        self.augmented = v2.Compose([resize, v2.RandomCrop(size), v2.RandomHorizontalFlip(), *finish])
+        side = size if protocol == "squash" else round(size * 256 / 224)
+        resize = v2.Resize(side if protocol == "short256" else (side, side), v2.InterpolationMode(interpolation))
+        self.plain = v2.Compose([resize, v2.CenterCrop(size), v2.ToImage()])
+        self.augmented = v2.Compose([resize, v2.RandomCrop(size), v2.RandomHorizontalFlip(), v2.ToImage()])
 
     def batch(self, places: list[int], augment: bool) -> Tensor:
         """Images at ``places``.  Raises :class:`UserError` naming a file that cannot be decoded."""
         transform = self.augmented if augment else self.plain
-        return torch.stack([transform(open_image(self.files[place][0])) for place in places])
+        return self.normalised(torch.stack([transform(open_image(self.files[place][0])) for place in places]))
 
+    def pixels(self, places: list[int]) -> Tensor:
+        """Images at ``places`` without augmentation as 8-bit values, B x 3 x H x W: :meth:`normalised` makes inputs."""
+        return torch.stack([self.plain(open_image(self.files[place][0])) for place in places])
 
-def open_image(path: Path) -> Image.Image:
-    """The decoded RGB image.  Raises :class:`UserError` naming a file that is missing or no image."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"image {path} is missing: put it back or remove it from the list") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {path} cannot be decoded ({error}): replace or remove the file") from error
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """8-bit images B x 3 x H x W as the network takes them (float32)."""
+        scaled = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        return v2.functional.normalize(scaled, list(self.mean), list(self.std)).as_subclass(Tensor)
