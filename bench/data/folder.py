@@ -69,9 +69,7 @@ def image_folder(
         looked = [digests for _, digests in read]
         protocol = f"{size}x{size}"
     else:
-        splits = [
-            FileSplit(files, size, protocol, mean, std, interpolation) for files in (train_files, test_files)
-        ]
+        splits = [FileSplit(files, size, protocol, mean, std, interpolation) for files in (train_files, test_files)]
         if _is_small(train_files + test_files):
             looked = [
                 [_digest(image) for image in _look_through(files, problems, progress)]

@@ -73,7 +73,10 @@ def header(path: Path) -> tuple[tuple[int, int], int]:
         with Image.open(path) as image:
             if image.mode in ("I", "F"):
                 raise UserError(f"image {path} has {_KINDS[image.mode]} pixels: save it with 8 bits")
-            return image.size, orientation(image)
+            turns = orientation(image)
+            if turns != 1 and image.format not in ("JPEG", "MPO"):
+                raise UserError(f"image {path} is to be turned by its EXIF data: save it upright, or as JPEG")
+            return image.size, turns
     except FileNotFoundError as error:
         raise UserError(f"image {path} is missing: put it back or remove it from the list") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
