@@ -64,7 +64,8 @@ class Frame:
             return _turned(boxes, self.drawn, self.orientation)
         if self.repair == SCALED:
             factors = np.array([self.width / self.drawn[0], self.height / self.drawn[1]])
-            return boxes * np.concatenate([factors, factors])
+            scaled: Boxes = boxes * np.concatenate([factors, factors])
+            return scaled
         return boxes
 
 

@@ -165,4 +165,5 @@ class FileSplit(Split):
     def normalised(self, pixels: Tensor) -> Tensor:
         """8-bit images B x 3 x H x W as the network takes them (float32)."""
         scaled = v2.functional.to_dtype(pixels, torch.float32, scale=True)
-        return v2.functional.normalize(scaled, list(self.mean), list(self.std)).as_subclass(Tensor)
+        inputs: Tensor = v2.functional.normalize(scaled, list(self.mean), list(self.std))
+        return inputs.as_subclass(Tensor)

@@ -51,7 +51,7 @@ def look(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
                 done.append(DEEP)
             if upright.has_transparency_data:
                 rgba = upright.convert("RGBA")
-                if rgba.getextrema()[3][0] < 255:  # type: ignore[index]
+                if rgba.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
                     done.append(TRANSPARENT)
                     rgba = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
                 upright = rgba

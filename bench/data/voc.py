@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from bench.data.annotations import (
     Annotation,
-    Boxes,
     DetectionSet,
     DetectionSplit,
     Pipeline,
@@ -31,7 +30,7 @@ from bench.data.annotations import (
     metainfo,
     tally,
 )
-from bench.data.frames import Claim, Frame, frames
+from bench.data.frames import Boxes, Claim, Frame, frames
 from bench.errors import UserError
 
 # in the order of VOCinit.m of the devkit
@@ -150,12 +149,14 @@ def _detection(
 
 def _edges(boxes: Boxes) -> Boxes:
     """Boxes by their first and last pixels as boxes by their edges."""
-    return boxes + np.array([0.0, 0.0, 1.0, 1.0])
+    edges: Boxes = boxes + np.array([0.0, 0.0, 1.0, 1.0])
+    return edges
 
 
 def _moved(boxes: Boxes, frame: Frame) -> Boxes:
     """Boxes by their first and last pixels, where they lie in the image as it is loaded."""
-    return frame.apply(_edges(boxes)) - np.array([0.0, 0.0, 1.0, 1.0]) if frame.moves else boxes
+    moved: Boxes = frame.apply(_edges(boxes)) - np.array([0.0, 0.0, 1.0, 1.0]) if frame.moves else boxes
+    return moved
 
 
 def _builder(

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.data.images import ImageSet
+from bench.data.stream import ImageStream
 from bench.measure import accuracy, macs
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
@@ -29,14 +30,16 @@ from bench.train.steps import checkpoint, network
 ELIMINATION_RIDGE = 1e-4
 
 
-def calibration_images(data: ImageSet, count: int | None, seed: int, batch: int) -> list[Tensor]:
+def calibration_images(
+    data: ImageSet, count: int | None, seed: int, batch: int, workers: int = 0, progress: bool = False
+) -> ImageStream:
     """``count`` training images (all for None) without augmentation, drawn without replacement, in batches."""
     total = len(data.train)
     if count is None or count >= total:
         places = list(range(total))
     else:
         places = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return [data.train.batch(places[i : i + batch], augment=False) for i in range(0, len(places), batch)]
+    return ImageStream(data.train, places, batch, workers, progress)
 
 
 def mac_model(model: nn.Module, recipe: Recipe, sites: list[Site]) -> MacModel:
@@ -76,18 +79,11 @@ def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) 
     pruned, reports = prune(model, calibration, keep, method, context.progress)
     by_reader = {site.reader: site for site in sites}
     widths = dict(recipe.widths)
-    samplers = dict(recipe.samplers)
     for report in reports:
-        if len(report.kept) < report.channels:
-            producer = by_reader[report.reader].producer
-            if producer is None:
-                sampled = surgery.convolution(pruned, report.reader)
-                assert isinstance(sampled, surgery.SampledConv2d)
-                samplers[report.reader] = (
-                    sampled.index.tolist()
-                )  # of the stream, also where one sampler follows another
-            else:
-                widths[producer] = len(report.kept)
+        producer = by_reader[report.reader].producer
+        if len(report.kept) < report.channels and producer is not None:
+            widths[producer] = len(report.kept)
+    samplers, biases = surgery.structure(model, pruned)  # of the stream, also where one sampler follows another
     held_out = [report.held_out_error for report in reports if report.held_out_error is not None]
     found = []
     if held_out:
@@ -95,7 +91,8 @@ def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) 
         rows = int((~calibration.fitted).sum()) * calibration.sampling.positions
         found.append(Record("held_out_error", error, "%", n=rows, seed=calibration.sampling.seed))
     facts = {"layers": [report.to_json() for report in reports], "keep": keep}
-    return checkpoint(pruned.cpu(), replace(recipe, widths=widths, samplers=samplers), records=found, facts=facts)
+    smaller = replace(recipe, widths=widths, samplers=samplers, biases=(*recipe.biases, *biases))
+    return checkpoint(pruned.cpu(), smaller, records=found, facts=facts)
 
 
 def _widths(wanted: dict[str, Any], model: MacModel, sites: list[Site], parents: list[Result]) -> dict[str, int]:

@@ -14,6 +14,7 @@ from bench.measure.coco import coco_records
 from bench.models import weights
 from bench.models.recipe import Recipe
 from bench.models.ssd import SSD
+from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, Sampling, calibrate
 from bench.pruning.layerwise import Method, prune
 from bench.rows import Setting
@@ -89,7 +90,9 @@ def run_pruned(context: Context, parents: list[Result], params: dict[str, Any]) 
     keep = {reader_of[producer]: count for producer, count in params["keep"].items()}
     pruned, reports = prune(net, calibration, keep, Method(**params["method"]), context.progress)
     facts = {"layers": [report.to_json() for report in reports]}
-    return checkpoint(pruned.cpu(), replace(recipe, widths={**recipe.widths, **params["keep"]}), facts=facts)
+    biases = (*recipe.biases, *surgery.structure(net, pruned)[1])
+    smaller = replace(recipe, widths={**recipe.widths, **params["keep"]}, biases=biases)
+    return checkpoint(pruned.cpu(), smaller, facts=facts)
 
 
 def run_detected(context: Context, parents: list[Result], params: dict[str, Any]) -> Result:
