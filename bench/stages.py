@@ -20,6 +20,10 @@ from bench.store import disk_errors, file_digest, write_json
 Stage = tuple[dict[str, Any], dict[str, Tensor]]
 
 
+class Stopped(KeyboardInterrupt):
+    """An interrupt, with what is true of the work so far."""
+
+
 class Stages:
     """The stages in ``folder`` that belong to ``key``; each is facts (JSON values) and tensors."""
 
@@ -75,6 +79,21 @@ class Stages:
             stored = make()
             self.put(name, *stored)
         return stored
+
+    def kept(self) -> str:
+        """What an interrupted command leaves, in words."""
+        layers = self.get_header("layers")
+        answered = len([*(self.folder / "responses").glob("*.json")])
+        parts = [
+            "the dense network's accuracy" if self.get_header("dense") else "",
+            f"the responses of {answered} layers" if answered else "",
+            "the error curves" if self.get_header("curves") else "",
+            f"the network behind {layers['facts']['done']} layers" if layers else "",
+        ]
+        found = ", ".join(part for part in parts if part)
+        if not found:
+            return "stopped before anything was finished; the same command starts anew"
+        return f"stopped; {found} kept in {self.folder}; the same command goes on behind that"
 
     def clear(self) -> None:
         """Removes everything, once the command is done or its inputs have changed."""

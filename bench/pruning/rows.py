@@ -26,7 +26,7 @@ class RowFile:
             if path is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as this object)
             else:
-                self._file = path.open("rb" if length else "w+b")  # noqa: SIM115
+                self._file = path.open("rb" if length else "w+b")
 
     def append(self, rows: Tensor) -> None:
         """Adds rows behind the last."""
