@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench import assumptions, saved
+from bench import assumptions, memory, saved
 from bench.assumptions import Inputs
 from bench.data.folder import image_folder
 from bench.data.images import ImageSet
@@ -176,6 +176,7 @@ def prune(
             note(line)
         for kind, count in images_of.problems.items():
             note(f"{count} {kind}" if kind.startswith("test images") else f"{count} images were {kind}")
+        memory.release()
         batches = calibration_images(ready, images, seed, sampling.batch, workers, progress)
         calibration = calibrate(
             network, batches, sampling, device, _is_wanted, progress, spool=stages.folder / "responses"

@@ -173,7 +173,7 @@ def _load_structure(folder: Path) -> nn.Module:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         with torch.serialization.safe_globals(_allowed(names)):
             model = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, ImportError, AttributeError, RuntimeError, OSError, EOFError) as error:
+    except (pickle.UnpicklingError, ImportError, AttributeError, RuntimeError, ValueError, OSError, EOFError) as error:
         raise UserError(
             f"the modules in {path} cannot be read ({str(error).splitlines()[0][:160]}): make their code importable, or "
             "give the dense network as well, bench.api.load(folder, dense)"

@@ -33,11 +33,12 @@ def look(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     """The decoded 8-bit RGB image, upright, and what was done to it (of ``DEEP``, ``TRANSPARENT``, ``TURNED``)."""
     try:
         with Image.open(path) as image:
+            # colours of 16 bits are read by their high byte; looked at first, because reading EXIF data empties the tiles
+            deep = any(";16" in str(tile[3]) for tile in image.tile)
             _check_single(image, path)
             done = []
             if orientation(image) != 1:
                 done.append(TURNED)
-            deep = any(";16" in str(tile[3]) for tile in image.tile)  # colours are read with 8 bits, by the high byte
             white_is_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
             image.load()
             upright = ImageOps.exif_transpose(image)

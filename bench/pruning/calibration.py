@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bench import memory
 from bench.data.stream import ImageStream
 from bench.errors import UserError
 from bench.pruning.exact import eliminate
@@ -121,6 +122,7 @@ def calibrate(
         if found is None:
             found = _responses(model, walk, site, sampling.positions, count, generator, kept)
         responses |= found
+        memory.release()
     return Calibration(batches, fitted, sites, responses, sampling, device)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from bench import memory
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate, accumulate_shared, norm_behind, rectify
 from bench.pruning.fold import folded, unfold
@@ -93,6 +94,7 @@ def prune(
                 reports.append(_prune_site(model, calibration, walk, site, wanted, method, seed))
             if stages is not None:
                 _keep(original, model, reports, place + 1, stages)
+            memory.release()
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if any(parameter is other for other in shared):
