@@ -225,7 +225,7 @@ def _network(model: nn.Module | str, weights: Path | str | None, size: int) -> t
     if not isinstance(model, str):
         if weights is not None:
             raise UserError("a network that is given comes with its weights: leave out `weights`")
-        return copy.deepcopy(model), Recipe("", {}, shape)
+        return _same_weights(model), Recipe("", {}, shape)
     factory = find_builder(model)
     if folder is not None and saved.is_saved(folder):
         before = saved.recipe_of(folder)
@@ -240,6 +240,13 @@ def _network(model: nn.Module | str, weights: Path | str | None, size: int) -> t
     return network, Recipe(model, {}, shape)
 
 
+def _same_weights(model: nn.Module) -> nn.Module:
+    """Modules of our own on the same weights, which nothing here changes: modes, flags and devices are theirs alone."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
 def _folder(root: Path, size: int, inputs: Inputs, progress: bool) -> ImageSet:
     return image_folder(
         root, size, inputs.protocol or "short256", progress=progress, interpolation=inputs.interpolation or "bicubic",
@@ -249,7 +256,7 @@ def _folder(root: Path, size: int, inputs: Inputs, progress: bool) -> ImageSet:
 
 def _mac_model(network: nn.Module, dense: macs.Macs, speedup: float) -> MacModel:
     """Conv MACs as a function of the widths.  Raises :class:`UserError` where the target cannot be reached."""
-    probe = copy.deepcopy(network).eval()
+    probe = _same_weights(network).eval()
     sites = _prunable(find_sites(probe, trace(probe)))
     if not sites:
         raise UserError("no convolution's channels belong to it alone: nothing to prune")

@@ -145,7 +145,7 @@ def edited(dense: nn.Module) -> tuple[nn.Module, Recipe]:
     surgery.sample_input(model, "one.0", [1, 2, 4])
     for name in ("two.0", "one.0"):
         layer = surgery.convolution(model, name)
-        layer.bias = nn.Parameter(torch.randn(layer.out_channels))
+        layer.bias = nn.Parameter(torch.randn(layer.out_channels).to(layer.weight.dtype))
     samplers, biases = surgery.structure(dense, model)
     assert (samplers, sorted(biases)) == ({"one.0": [2, 3, 7]}, ["one.0", "two.0"])
     return model, Recipe("", {}, (3, SIDE, SIDE), {"one.0": 7}, samplers, biases)
