@@ -38,7 +38,7 @@ def text():
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the user's module and images, which is the current one."""
     (tmp_path / "usermod.py").write_text(MODULE)

@@ -193,9 +193,7 @@ def net():
 """
 
 
-def test_a_factory_s_network_is_pruned_saved_and_pruned_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_factory_s_network_is_pruned_saved_and_pruned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ownfactory.py").write_text(FACTORY)
     monkeypatch.syspath_prepend(str(tmp_path))
     torch.manual_seed(0)

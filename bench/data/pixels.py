@@ -68,12 +68,16 @@ def look(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 def header(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height as stored, and the EXIF orientation (1 to 8; 1: upright), without decoding the pixels.
 
-    Raises :class:`UserError` naming a file that is missing, no image, or of a kind that OpenCV does not show right.
+    Raises :class:`UserError` naming a file that is missing, no image, or of a kind that OpenCV (mmdet's reader) does not
+    show right: more than 8 bits, transparency, EXIF orientation outside JPEG.
     """
     try:
         with Image.open(path) as image:
-            if image.mode in ("I", "F"):
-                raise UserError(f"image {path} has {_KINDS[image.mode]} pixels: save it with 8 bits")
+            deep = image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in image.tile)
+            if deep:
+                raise UserError(f"image {path} has more than 8 bits a channel, which OpenCV cuts: save it with 8 bits")
+            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+                raise UserError(f"image {path} is transparent in places, which OpenCV ignores: save it without")
             turns = orientation(image)
             if turns != 1 and image.format not in ("JPEG", "MPO"):
                 raise UserError(f"image {path} is to be turned by its EXIF data: save it upright, or as JPEG")
@@ -82,9 +86,6 @@ def header(path: Path) -> tuple[tuple[int, int], int]:
         raise UserError(f"image {path} is missing: put it back or remove it from the list") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {path} cannot be decoded ({error}): replace or remove the file") from error
-
-
-_KINDS = {"I": "32-bit", "F": "floating-point"}
 
 
 def orientation(image: Image.Image) -> int:

@@ -46,7 +46,9 @@ def test_boxes_turn_with_the_image(tmp_path: Path, orientation: int) -> None:
     assert white(path, turned[0]) > 0.95
 
 
-def write_voc(root: Path, images: dict[str, tuple[Path, tuple[int, int] | None, list[tuple[int, ...]]]]) -> DetectionSet:
+def write_voc(
+    root: Path, images: dict[str, tuple[Path, tuple[int, int] | None, list[tuple[int, ...]]]]
+) -> DetectionSet:
     """A VOC folder: the last image is the test image; boxes are 1-based as in VOC."""
     for name in ("Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -56,9 +58,7 @@ def write_voc(root: Path, images: dict[str, tuple[Path, tuple[int, int] | None, 
     for name, (_, stated, boxes) in images.items():
         size = "" if stated is None else "<size><width>{}</width><height>{}</height></size>".format(*stated)
         objects = "".join(
-            "<object><name>x</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>".format(
-                box[0] + 1, box[1] + 1, box[2], box[3]
-            )
+            f"<object><name>x</name><bndbox><xmin>{box[0] + 1}</xmin><ymin>{box[1] + 1}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
             for box in boxes
         )
         (root / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
@@ -153,7 +153,14 @@ def test_coco_boxes_are_moved_for_mmdet_and_for_coco_s_evaluation(tmp_path: Path
             "images": [{"id": number, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
             "categories": [{"id": 1, "name": "x"}],
             "annotations": [
-                {"id": number, "image_id": number, "category_id": 1, "bbox": [70, 10, 30, 30], "area": 900, "iscrowd": 0}
+                {
+                    "id": number,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": [70, 10, 30, 30],
+                    "area": 900,
+                    "iscrowd": 0,
+                }
             ],
         }
         (tmp_path / f"annotations/instances_{part}.json").write_text(json.dumps(content))
@@ -172,3 +179,26 @@ def test_a_rounding_is_no_contradiction_and_a_published_set_is_taken_as_it_is_lo
     mirrored = photo(tmp_path / "b.jpg", 2)
     frame = frames([Claim("b", mirrored, (WIDTH, HEIGHT), boxes)], published=True, progress=False)[0]
     assert not frame.moves
+
+
+def deep(path: Path) -> None:
+    Image.fromarray(np.full((HEIGHT, WIDTH), 3000, np.uint16)).save(path)
+
+
+def clear(path: Path) -> None:
+    Image.new("RGBA", (WIDTH, HEIGHT), (9, 9, 9, 100)).save(path)
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(("write", "named"), [(deep, "8 bits"), (clear, "transparent"), (turned, "upright")])
+def test_images_that_mmdet_would_show_wrong_are_refused(tmp_path: Path, write: Any, named: str) -> None:
+    write(tmp_path / "a.png")
+    with pytest.raises(UserError, match=named):
+        frames([Claim("a", tmp_path / "a.png", (WIDTH, HEIGHT), np.zeros((0, 4)))], progress=False)
+    Image.new("RGBA", (WIDTH, HEIGHT), (9, 9, 9, 255)).save(tmp_path / "b.png")
+    assert frames([Claim("b", tmp_path / "b.png", None, np.zeros((0, 4)))], progress=False)[0].repair == ""

@@ -36,9 +36,7 @@ def files(root: Path, count: int, side: int = 40) -> FileSplit:
 
 
 @pytest.mark.parametrize("resident", [0, 10**9])
-def test_a_stream_gives_the_split_s_own_batches(
-    tmp_path: Path, resident: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_gives_the_split_s_own_batches(tmp_path: Path, resident: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a temporary file and from memory; every file is decoded once, whatever is read afterwards."""
     monkeypatch.setattr(bench.data.stream, "_RESIDENT", resident)
     split = files(tmp_path, 11)
