@@ -149,7 +149,7 @@ def structure(original: nn.Module, pruned: nn.Module) -> tuple[dict[str, list[in
         if isinstance(module, nn.Conv2d):
             if isinstance(module, SampledConv2d):
                 samplers[name] = [int(channel) for channel in module.index]
-            if module.bias is not None and getattr(before[name], "bias", None) is None:
+            if module.bias is not None and getattr(before.get(name), "bias", None) is None:
                 biases.append(name)
     return samplers, biases
 
