@@ -21,7 +21,7 @@ from bench.data.images import FileSplit, Split
 from bench.store import disk_errors
 
 # bytes of 8-bit images that stay in memory
-_RESIDENT = 100_000_000
+_RESIDENT = 16_000_000
 
 
 class ImageStream(Sequence[Tensor]):

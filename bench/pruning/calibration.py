@@ -220,6 +220,7 @@ def accumulate(
         for moments, mask in zip(pair, (fitted, ~fitted), strict=True):
             if bool(mask.any()):
                 moments.add(inputs[mask], target[mask])
+    memory.release()  # the batches' activations, before the solvers need theirs
     return pair[0], pair[1]
 
 

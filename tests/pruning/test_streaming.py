@@ -212,15 +212,15 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2))
 
 @pytest.mark.slow
 def test_resnet50_at_224_stays_below_2_gb_however_many_the_images(capsys: pytest.CaptureFixture[str]) -> None:
-    """What 64 images more add to the peak, times 5,000 / 64, stays within what the 8-bit images may hold in memory."""
+    """32 images more add next to nothing to the peak; as floating-point numbers with responses they would add a tenth of a GB."""
     peaks = []
-    for count in (16, 80):
+    for count in (16, 48):
         done = subprocess.run(
             [sys.executable, "-c", _RUN, str(count)], capture_output=True, text=True, check=False, env={**os.environ}
         )
         assert done.returncode == 0, done.stderr[-2000:]
         peaks.append(json.loads(done.stdout.splitlines()[-1]))
     with capsys.disabled():
-        print(f"\nResNet-50, 224x224, pruned with 16 and 80 images: peaks of {peaks[0]:.2f} and {peaks[1]:.2f} GB")
+        print(f"\nResNet-50, 224x224, pruned with 16 and 48 images: peaks of {peaks[0]:.2f} and {peaks[1]:.2f} GB")
     assert max(peaks) < 2.0
-    assert peaks[1] - peaks[0] < 0.1
+    assert peaks[1] - peaks[0] < 0.05
