@@ -6,10 +6,13 @@ Exit status 0: done; 1: a row failed; 2: a mistake of the user's, told in one li
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,11 @@ from bench.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    with _terminated_as_interrupted():
+        return _answered(options)
+
+
+def _answered(options: argparse.Namespace) -> int:
     try:
         value, text, status = _run(options)
     except UserError as error:
@@ -26,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": str(error)}))
         print(f"bench: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bench: stopped; the same command goes on from here", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        usual = "stopped; the same command goes on from here" if options.command == "run" else "stopped"
+        print(f"\nbench: {str(error) or usual}", file=sys.stderr)
         return 130
     try:
         print(json.dumps(value, indent=1, default=str) if options.json else text, flush=True)
@@ -48,6 +57,23 @@ def _run(options: argparse.Namespace) -> tuple[Any, str, int]:
     return result
 
 
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM (a batch system's end of time) stops a command as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description="Reproduces channel-pruning papers and measures them.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -61,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--data", type=Path, help="where data sets are found (default $BENCH_DATA, else ./data)")
         sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
         sub.add_argument("--seed", type=_natural, help="one seed instead of the row's own")
-        sub.add_argument("--weights", type=Path, help="state dict of the dense network")
+        sub.add_argument(
+            "--weights", type=Path, help="state dict of the dense network (prune: or a saved network's folder)"
+        )
         sub.add_argument("--workers", type=_natural, default=0, help="processes that decode images")
 
     sub = command("list", "papers, tables, rows, and what each needs")
@@ -109,6 +137,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=_natural, default=224, help="input side")
     sub.add_argument("--images", type=_natural, default=5000, help="calibration images at most")
     sub.add_argument("--out", type=Path, default=Path("pruned"), help="folder for the pruned network")
+    found = "default: looked for among the common ones"
+    sub.add_argument("--mean", type=_numbers, help=f"r,g,b of the normalisation, in 0 to 1 ({found})")
+    sub.add_argument("--std", type=_numbers, help=f"r,g,b of the normalisation, in 0 to 1 ({found})")
+    sub.add_argument("--interpolation", help="nearest, bilinear, bicubic (default), lanczos, box or hamming")
+    sub.add_argument(
+        "--protocol", help="short256 (default: shorter side 256 of 224, centre crop), squash256, or squash (no crop)"
+    )
+    sub.add_argument(
+        "--classes", help="class names in the order of the outputs: a file, one a line, or a,b,c (- for none)"
+    )
     where(sub)
 
     command("doctor", "versions, devices, data sets, W&B").add_argument("--data", type=Path)
@@ -127,6 +165,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
     sub.add_argument("--dry-run", action="store_true", help="say what would go; remove nothing")
     return parser
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers with commas") from None
 
 
 def _natural(text: str) -> int:

@@ -20,9 +20,8 @@ from bench.data import cifar10
 from bench.errors import UserError
 from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
-from bench.models import weights
 from bench.models.builders import BUILDERS
-from bench.models.recipe import Recipe, find_builder
+from bench.models.recipe import Recipe
 from bench.registry import Published, find
 from bench.registry import load as load_registry
 from bench.registry import papers as registered
@@ -297,37 +296,28 @@ def prune(options: argparse.Namespace) -> Output:
         raise UserError(f"{options.model!r}: give MODULE:FACTORY, a function that returns your nn.Module")
     if options.data is None:
         raise UserError("give your image folder (train/ and test/ or val/) with --data")
+    if processes.launched() > 1:
+        raise UserError("bench prune works in one process: start it without torchrun")
     sys.path.insert(0, os.getcwd())
-    job = Job(device=options.device, weights=options.weights)
-    model = find_builder(options.model)()
-    if options.weights is not None:
-        weights.load(model, options.weights)
+    job = Job(device=options.device)
     result = api.prune(
-        model, options.data, speedup=options.speedup, method=options.method, widths=options.widths, size=options.size,
-        images=options.images, seed=options.seed or 0, device=job.device, progress=not options.json,
-    )  # fmt: skip
-    recipe = Recipe(
-        options.model, {}, (3, options.size, options.size),
-        {layer.producer: len(layer.kept) for layer in result.layers if layer.producer is not None},
+        options.model, options.data, speedup=options.speedup, method=options.method, widths=options.widths,
+        size=options.size, images=options.images, seed=options.seed or 0, device=job.device, progress=not options.json,
+        mean=options.mean, std=options.std, interpolation=options.interpolation, classes=options.classes,
+        protocol=options.protocol, weights=options.weights, out=options.out, workers=options.workers,
     )  # fmt: skip
     with disk_errors(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
         torch.save(result.model.state_dict(), options.out / "state.pth")
-    value = {
-        "recipe": recipe.to_json(),
-        "macs": {c: [result.dense.total(c), result.pruned.total(c)] for c in counting.CONVENTIONS},
-        "params": [result.dense.params, result.pruned.params],
-        "conv_speedup": result.speedup,
-        "records": [record.to_json() for record in result.records],
-        "layers": [layer.to_json() for layer in result.layers],
-    }
+    value = {"recipe": result.recipe.to_json(), **result.facts()}
     write_json(options.out / "pruned.json", value)
     lines = [f"conv MACs {result.dense.total('conv'):,} -> {result.pruned.total('conv'):,} ({result.speedup:.3f}x), "
              f"parameters {result.dense.params:,} -> {result.pruned.params:,}"]  # fmt: skip
-    for r in result.records:
-        interval = "" if r.low is None else f" [{r.low:.2f}, {r.high:.2f}]"
-        lines.append(f"{r.metric}: {r.value:.2f} {r.unit}{interval}")
-    return value, "\n".join([*lines, f"saved: {options.out / 'state.pth'} and {options.out / 'pruned.json'}"]), 0
+    lines += [f"dense {api.in_words(record)}" for record in result.dense_records]
+    lines += [api.in_words(record) for record in result.records]
+    lines += [f"left out: {name}: {reason}" for name, reason in result.left_out]
+    lines += [f"warning: {line}" for line in result.warnings]
+    lines.append(f"saved: {options.out} (bench.api.load reads it, --weights {options.out} prunes it further)")
+    return value, "\n".join(lines), 0
 
 
 def doctor(options: argparse.Namespace) -> Output:

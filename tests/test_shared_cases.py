@@ -14,7 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("BENCH_SHARED", ROOT.parent / "shared")) / "cases"
-CASES = ["01", "15"]
+# all that are seconds, and those that prune for a minute
+CASES = [
+    *("01", "11", "15", "21"),
+    *(pytest.param(number, marks=pytest.mark.slow) for number in ("03", "04", "09", "10", "13", "14")),
+]
 
 
 @pytest.mark.parametrize("number", CASES)

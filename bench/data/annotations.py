@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.data.folder import content_fingerprint
+from bench.data.frames import Boxes, Frame
 from bench.errors import UserError
 from bench.store import digest, file_digest
 
@@ -29,7 +30,6 @@ _SENTENCES = {
 # annotation tools round coordinates; a box this far outside (pixels) is clipped without a word
 _ROUNDING = 0.5
 
-Boxes = npt.NDArray[np.float64]
 Kinds = npt.NDArray[np.str_]
 Pipeline = list[dict[str, Any]]
 
@@ -88,7 +88,8 @@ class DetectionSet:
     """A detection set: what :class:`bench.data.images.ImageSet` is for classification.
 
     ``size`` is the network's input side.  ``layout`` is ``voc`` or ``coco``.  ``problems`` counts, over both splits, the
-    boxes that were clipped ("outside image") or dropped ("zero area", "wholly outside", "under one pixel").
+    boxes that were clipped ("outside image") or dropped ("zero area", "wholly outside", "under one pixel"), and the
+    images whose stated size or orientation had to be repaired (see :mod:`bench.data.frames`).
     """
 
     name: str
@@ -163,9 +164,10 @@ def annotation(
     )
 
 
-def all_kinds(problems: Counter[str]) -> dict[str, int]:
-    """The counts with a zero for every kind that did not occur."""
-    return {kind: problems[kind] for kind in _SENTENCES}
+def all_kinds(problems: Counter[str], frames: Iterable[Frame]) -> dict[str, int]:
+    """The counts of boxes, with a zero for every kind that did not occur, and of the images whose frame was repaired."""
+    repairs = Counter(frame.repair for frame in frames if frame.repair)
+    return {**{kind: problems[kind] for kind in _SENTENCES}, **dict(sorted(repairs.items()))}
 
 
 def check_splits(train: list[Annotation], test: list[Annotation], places: tuple[Path, Path]) -> None:

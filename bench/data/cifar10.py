@@ -83,7 +83,7 @@ def _from_npz(root: Path) -> ImageSet:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         targets = torch.from_numpy(labels.astype(np.int64))
         splits.append(MemorySplit(pixels, targets, IMAGENET_MEAN, IMAGENET_STD, pad=4, mirror=True))
-    return ImageSet("cifar10", hasher.hexdigest(), CLASSES, 32, splits[0], splits[1], "32x32", WHOLE)
+    return ImageSet("cifar10", hasher.hexdigest(), CLASSES, 32, splits[0], splits[1], "32x32", whole=WHOLE)
 
 
 def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:

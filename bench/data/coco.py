@@ -12,11 +12,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bench.data.annotations import (
     TINY,
@@ -35,6 +35,7 @@ from bench.data.annotations import (
     metainfo,
     tally,
 )
+from bench.data.frames import Boxes, Claim, Frame, frames
 from bench.errors import UserError
 
 # what COCO 2017 needs, and the archive (cocodataset.org) each piece comes in
@@ -81,7 +82,7 @@ def coco_detection(root: Path, size: int, strict: bool = False, progress: bool =
     if place is None:
         raise UserError(missing(root))
     files = [place / "annotations" / f"instances_{part}2017.json" for part in ("train", "val")]
-    return _detection("coco", place, files, size, strict, progress)
+    return _detection("coco", place, files, size, strict, progress, published=True)
 
 
 def coco_folder(root: Path, size: int, name: str, strict: bool = False, progress: bool = True) -> DetectionSet:
@@ -102,35 +103,71 @@ def coco_folder(root: Path, size: int, name: str, strict: bool = False, progress
     return _detection(name, root, files, size, strict, progress)
 
 
-def _detection(name: str, root: Path, files: list[Path], size: int, strict: bool, progress: bool) -> DetectionSet:
+def _detection(
+    name: str, root: Path, files: list[Path], size: int, strict: bool, progress: bool, published: bool = False
+) -> DetectionSet:
     contents = [_read(file) for file in files]
     categories, others = (_categories(content, file) for content, file in zip(contents, files, strict=True))
     if categories != others:
         odd = sorted(f"{number} {label}" for number, label in set(categories.items()) ^ set(others.items()))
         raise UserError(f"{files[0]} and {files[1]} have different categories ({odd[0]}): make them the same")
     problems: Counter[str] = Counter()
-    folders, annotations = [], []
-    for content, file in zip(contents, files, strict=True):
-        folders.append(_image_folder(root, file, content["images"][0]["file_name"]))
-        annotations.append(_annotations(content, file, folders[-1], list(categories), problems, strict, progress))
+    folders = [
+        _image_folder(root, file, content["images"][0]["file_name"])
+        for content, file in zip(contents, files, strict=True)
+    ]
+    parts = [_Part(*part) for part in zip(contents, files, folders, strict=True)]
+    objects = [_objects(part, list(categories)) for part in parts]
+    claims = [
+        _claim(part, image, of_image[image["id"]])
+        for part, of_image in zip(parts, objects, strict=True)
+        for image in part.content["images"]
+    ]
+    found = iter(frames(claims, published, progress))
+    framed = [{image["id"]: next(found) for image in part.content["images"]} for part in parts]
+    labels = {number: label for label, number in enumerate(categories)}
+    annotations = [
+        [
+            _annotation(image, of_image[image["id"]], part, labels, its_frames[image["id"]], problems, strict)
+            for image in part.content["images"]
+        ]
+        for part, of_image, its_frames in zip(parts, objects, framed, strict=True)
+    ]
     check_splits(annotations[0], annotations[1], (files[0], files[1]))
     classes = tuple(categories.values())
+    # the file's own boxes serve for COCO's evaluation only where they lie in the image as it is loaded
     splits = [
-        DetectionSplit(found, [_builder(file, folder, classes)], file)
-        for found, file, folder in zip(annotations, files, folders, strict=True)
+        DetectionSplit(
+            images,
+            [_builder(part.file, part.folder, classes, its_frames)],
+            None if any(frame.moves for frame in its_frames.values()) else part.file,
+        )
+        for images, part, its_frames in zip(annotations, parts, framed, strict=True)
     ]
     print_of = fingerprint(root, files, [image.file for found in annotations for image in found])
-    parts = [file.stem.removeprefix("instances_") for file in files]
+    names = [file.stem.removeprefix("instances_") for file in files]
     return DetectionSet(
-        name, print_of, classes, size, splits[0], splits[1], f"{parts[0]}, {parts[1]}, {size}x{size}", "coco",
-        all_kinds(problems),
+        name, print_of, classes, size, splits[0], splits[1], f"{names[0]}, {names[1]}, {size}x{size}", "coco",
+        all_kinds(problems, [frame for its_frames in framed for frame in its_frames.values()]),
     )  # fmt: skip
 
 
-def _builder(file: Path, folder: Path, classes: tuple[str, ...]) -> Callable[[Pipeline, bool], Any]:
+@dataclass(frozen=True)
+class _Part:
+    """One annotation file, read, and the folder of its images."""
+
+    content: dict[str, list[dict[str, Any]]]
+    file: Path
+    folder: Path
+
+
+def _builder(
+    file: Path, folder: Path, classes: tuple[str, ...], framed: dict[int, Frame]
+) -> Callable[[Pipeline, bool], Any]:
     def build(pipeline: Pipeline, training: bool) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
             return _dataset_class()(
+                framed=framed,
                 metainfo=metainfo(classes),
                 ann_file=str(file),
                 data_prefix=dict(img=str(folder)),
@@ -159,9 +196,23 @@ def _dataset_class() -> Any:
     class CleanCocoDataset(CocoDataset):  # type: ignore[misc]
         COCOAPI = SortedCOCO
 
+        def __init__(self, framed: dict[int, Frame], **arguments: Any) -> None:
+            self.framed = framed
+            super().__init__(**arguments)
+
         def parse_data_info(self, raw_data_info: dict[str, Any]) -> dict[str, Any]:
-            info: dict[str, Any] = super().parse_data_info(raw_data_info)
-            return {**info, "instances": clean_instances(info["instances"], info["width"], info["height"])}
+            image = raw_data_info["raw_img_info"]
+            frame = self.framed[image["img_id"]]
+            # mmdet drops boxes outside the stated size; what counts is the frame that they were drawn in
+            image = {**image, "width": frame.drawn[0], "height": frame.drawn[1]}
+            info: dict[str, Any] = super().parse_data_info({**raw_data_info, "raw_img_info": image})
+            boxes = np.array([instance["bbox"] for instance in info["instances"]], dtype=np.float64).reshape(-1, 4)
+            moved = [
+                {**instance, "bbox": box.tolist()}
+                for instance, box in zip(info["instances"], frame.apply(boxes), strict=True)
+            ]
+            instances = clean_instances(moved, frame.width, frame.height)
+            return {**info, "width": frame.width, "height": frame.height, "instances": instances}
 
         def filter_data(self) -> list[dict[str, Any]]:
             """mmdet's own filter asks whether an image had boxes before some were dropped."""
@@ -219,17 +270,15 @@ def _image_folder(root: Path, file: Path, first: Any) -> Path:
     return next((place for place in places if (place / str(first)).is_file()), root / part)
 
 
-def _annotations(
-    content: dict[str, list[dict[str, Any]]], file: Path, folder: Path, category_ids: list[int],
-    problems: Counter[str], strict: bool, progress: bool,
-) -> list[Annotation]:  # fmt: skip
+def _objects(part: _Part, category_ids: list[int]) -> dict[int, list[dict[str, Any]]]:
+    """The checked annotations by image id, without those that are to be ignored (mmdet leaves them out, too)."""
+    content, file = part.content, part.file
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
-    labels = {number: label for label, number in enumerate(category_ids)}
     for entry in content["annotations"]:
         what = f"{file}: annotations id {entry['id']}"
         if type(entry["image_id"]) is not int or entry["image_id"] not in objects:
             raise UserError(f"{what} names image_id {entry['image_id']!r}, which no image has: mend or remove it")
-        if type(entry["category_id"]) is not int or entry["category_id"] not in labels:
+        if type(entry["category_id"]) is not int or entry["category_id"] not in category_ids:
             raise UserError(
                 f"{what} names category_id {entry['category_id']!r}, which no category has: mend or remove it"
             )
@@ -240,17 +289,14 @@ def _annotations(
             raise UserError(f"{what} has {entry['area']!r} as 'area': write a number")
         if entry["iscrowd"] not in (0, 1):
             raise UserError(f"{what} has {entry['iscrowd']!r} as 'iscrowd': write 0 or 1")
-        objects[entry["image_id"]].append(entry)
-    found = []
-    for image in tqdm(content["images"], f"reading {file.stem}", disable=not progress, leave=False):
-        found.append(_annotation(image, objects[image["id"]], file, folder, labels, problems, strict))
-    return found
+        if not entry.get("ignore", False):
+            objects[entry["image_id"]].append(entry)
+    return objects
 
 
-def _annotation(
-    image: dict[str, Any], objects: list[dict[str, Any]], file: Path, folder: Path, labels: dict[int, int],
-    problems: Counter[str], strict: bool,
-) -> Annotation:  # fmt: skip
+def _claim(part: _Part, image: dict[str, Any], objects: list[dict[str, Any]]) -> Claim:
+    """What the file says of one image, checked."""
+    file, folder = part.file, part.folder
     what = f"{file}: images id {image['id']}"
     name, width, height = image["file_name"], image["width"], image["height"]
     if not isinstance(name, str) or not name or Path(name).is_absolute():
@@ -259,22 +305,33 @@ def _annotation(
         raise UserError(f"{what} has {width!r} x {height!r} as 'width' and 'height': write whole numbers of pixels")
     if not (folder / name).is_file():
         raise UserError(f"image {folder / name} ({what}) is missing: put it there or remove it from the file")
-    # mmdet leaves objects marked "ignore" out, and says nothing of them
-    objects = [entry for entry in objects if not entry.get("ignore", False)]
+    return Claim(what, folder / name, (width, height), _edges(objects))
+
+
+def _edges(objects: list[dict[str, Any]]) -> Boxes:
     sizes = np.array([entry["bbox"] for entry in objects], dtype=np.float64).reshape(-1, 4)
-    boxes, kinds = clean(np.concatenate([sizes[:, :2], sizes[:, :2] + sizes[:, 2:]], axis=1), width, height)
+    return np.concatenate([sizes[:, :2], sizes[:, :2] + sizes[:, 2:]], axis=1)
+
+
+def _annotation(
+    image: dict[str, Any], objects: list[dict[str, Any]], part: _Part, labels: dict[int, int], frame: Frame,
+    problems: Counter[str], strict: bool,
+) -> Annotation:  # fmt: skip
+    name = image["file_name"]
+    sizes = np.array([entry["bbox"][2:] for entry in objects], dtype=np.float64).reshape(-1, 2)
+    boxes, kinds = clean(frame.apply(_edges(objects)), frame.width, frame.height)
     # mmdet's CocoDataset drops these too
     areas = np.array([entry["area"] for entry in objects], dtype=np.float64)
-    thin = (sizes[:, 2:] < 1).any(axis=1)
+    thin = (sizes < 1).any(axis=1)
     kinds = np.where(kept(kinds), np.select([areas <= 0, thin], [ZERO, TINY], kinds), kinds)
 
     def describe(place: int) -> str:
-        return f"{file}: annotations id {objects[place]['id']} (image {name})"
+        return f"{part.file}: annotations id {objects[place]['id']} (image {name})"
 
     tally(kinds, problems, describe, strict)
     places = [labels[entry["category_id"]] for entry in objects]
     crowds = [bool(entry["iscrowd"]) for entry in objects]
-    return annotation(image["id"], folder / name, (width, height), boxes, places, crowds, kinds)
+    return annotation(image["id"], part.folder / name, (frame.width, frame.height), boxes, places, crowds, kinds)
 
 
 def _number(value: Any) -> bool:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from bench.data.augment import Augmentation, CropAndMirror, PadCropAndMirror
-from bench.errors import UserError
+from bench.data.pixels import open_image
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FileSplit", "ImageSet", "MemorySplit", "Split", "open_image"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -24,11 +26,26 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
     """Images and labels.  Indexing with a list of places gives a batch: images B x 3 x H x W (normalised) and labels B.
 
-    ``labels`` are class numbers (N); ``augmentation`` is what training does to an image, :mod:`bench.data.augment`.
+    ``labels`` are class numbers (N); ``mean`` and ``std`` (of red, green, blue, in 0 to 1) normalise the images;
+    ``augmentation`` is what training does to an image, :mod:`bench.data.augment`.
     """
 
     labels: Tensor
     augmentation: Augmentation
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Self:
+        """The same images under another normalisation."""
+        other = copy.copy(self)
+        other.mean, other.std = mean, std
+        return other
+
+    def labelled(self, labels: Tensor) -> Self:
+        """The same images under other class numbers (N)."""
+        other = copy.copy(self)
+        other.labels = labels
+        return other
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +76,9 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
 class ImageSet:
     """A data set: its public ``name`` and content ``fingerprint``, class names, input size, training and test split.
 
-    ``whole`` is how many training and test images the published set has, where some are missing here.
+    ``problems`` counts, over both splits, the images that were not taken as they are (16 bits, turned by EXIF, ...), and
+    the test images that are training images too.  ``interpolation`` is that of the resize.  ``whole`` is how many training
+    and test images the published set has, where some are missing here.
     """
 
     name: str
@@ -69,12 +88,18 @@ class ImageSet:
     train: Split
     test: Split
     protocol: str
+    problems: dict[str, int] = field(default_factory=dict)
+    interpolation: str = "bicubic"
     whole: tuple[int, int] | None = None
 
     @property
     def test_of(self) -> int:
         """How many test images the published set has."""
         return len(self.test) if self.whole is None else self.whole[1]
+
+    def normalised_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSet:
+        """The same set under another normalisation."""
+        return replace(self, train=self.train.normalised_by(mean, std), test=self.test.normalised_by(mean, std))
 
 
 class MemorySplit(Split):
@@ -85,8 +110,7 @@ class MemorySplit(Split):
     ) -> None:
         self.images, self.labels = images, labels
         self.augmentation = PadCropAndMirror(pad, mirror)
-        self.mean = torch.tensor(mean)[:, None, None] * 255.0
-        self.std = torch.tensor(std)[:, None, None] * 255.0
+        self.mean, self.std = mean, std
 
     def batch(self, places: list[int]) -> Tensor:
         """Images at ``places``, normalised."""
@@ -97,41 +121,51 @@ class MemorySplit(Split):
         return self._normalised(self.augmentation(self.images[torch.as_tensor(places)], draws))
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+        mean, std = (torch.tensor(values)[:, None, None] * 255.0 for values in (self.mean, self.std))
+        return (images.float() - mean) / std
 
     def describe(self) -> dict[str, Any]:
         """Hash of the pixels and labels, mean and deviation."""
         hasher = hashlib.sha256(self.images.numpy().tobytes())
         hasher.update(self.labels.numpy().tobytes())
         content = {"shape": list(self.images.shape), "content": hasher.hexdigest()}
-        return {**content, "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return {**content, "mean": list(self.mean), "std": list(self.std)}
 
 
 class FileSplit(Split):
     """Image files decoded when they are needed, at 224x224 or another input size.
 
-    ``protocol`` is ``short256`` (shorter side 256, centre crop) or ``squash256`` (256x256, aspect not kept, centre crop);
-    augmentation takes a random crop of the same resized image and mirrors (CP's and ThiNet's fine-tuning).
+    ``protocol`` is ``short256`` (shorter side 256, centre crop), ``squash256`` (256x256, aspect not kept, centre crop)
+    or ``squash`` (the input size itself, aspect not kept); ``interpolation`` a name of torchvision's
+    ``InterpolationMode``.  Augmentation takes a random crop of the same resized image and mirrors (CP's and ThiNet's
+    fine-tuning).
     """
 
-    def __init__(self, files: list[tuple[Path, int]], size: int, protocol: str) -> None:
-        self.files = files
+    def __init__(
+        self,
+        files: list[tuple[Path, int]],
+        size: int,
+        protocol: str,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        interpolation: str = "bicubic",
+    ) -> None:
+        self.files, self.mean, self.std = files, mean, std
         self.labels = torch.tensor([label for _, label in files])
         self.augmentation = CropAndMirror(size)
-        side = round(size * 256 / 224)
-        resize = v2.Resize(side if protocol == "short256" else (side, side), v2.InterpolationMode.BICUBIC)
+        side = size if protocol == "squash" else round(size * 256 / 224)
+        resize = v2.Resize(side if protocol == "short256" else (side, side), v2.InterpolationMode(interpolation))
         self.resize = v2.Compose([resize, v2.ToImage()])
         self.crop = v2.CenterCrop(size)
-        self.finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
 
     def batch(self, places: list[int]) -> Tensor:
         """Images at ``places``.  Raises :class:`UserError` naming a file that cannot be decoded."""
-        return torch.stack([self.finish(self.crop(self._resized(place))) for place in places])
+        return self.normalised(self.pixels(places))
 
     def augmented(self, places: list[int], draws: Tensor) -> Tensor:
         """Augmented images at ``places``.  Raises :class:`UserError` naming a file that cannot be decoded."""
         cropped = [self.augmentation(self._resized(place)[None], draws[i : i + 1]) for i, place in enumerate(places)]
-        return self.finish(torch.cat(cropped))  # type: ignore[no-any-return]
+        return self.normalised(torch.cat(cropped))
 
     def _resized(self, place: int) -> Tensor:
         return self.resize(open_image(self.files[place][0])).as_subclass(Tensor)  # type: ignore[no-any-return]
@@ -139,15 +173,14 @@ class FileSplit(Split):
     def describe(self) -> dict[str, Any]:
         """The transforms and the labels; the files' content is in the set's fingerprint."""
         labels = hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()
-        return {"transforms": [repr(self.resize), repr(self.crop), repr(self.finish)], "labels": labels}
+        return {"transforms": [repr(self.resize), repr(self.crop), list(self.mean), list(self.std)], "labels": labels}
 
+    def pixels(self, places: list[int]) -> Tensor:
+        """Images at ``places`` without augmentation as 8-bit values, B x 3 x H x W: :meth:`normalised` makes inputs."""
+        return torch.stack([self.crop(self._resized(place)) for place in places])
 
-def open_image(path: Path) -> Image.Image:
-    """The decoded RGB image.  Raises :class:`UserError` naming a file that is missing or no image."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"image {path} is missing: put it back or remove it from the list") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"image {path} cannot be decoded ({error}): replace or remove the file") from error
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """8-bit images B x 3 x H x W as the network takes them (float32)."""
+        scaled = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        inputs: Tensor = v2.functional.normalize(scaled, list(self.mean), list(self.std))
+        return inputs.as_subclass(Tensor)

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
 from tqdm import tqdm
 
 from bench.data.annotations import (
     Annotation,
-    Boxes,
     DetectionSet,
     DetectionSplit,
     Pipeline,
@@ -32,7 +30,7 @@ from bench.data.annotations import (
     metainfo,
     tally,
 )
-from bench.data.images import open_image
+from bench.data.frames import Boxes, Claim, Frame, frames
 from bench.errors import UserError
 
 # in the order of VOCinit.m of the devkit
@@ -102,7 +100,7 @@ def voc_detection(root: Path, size: int, strict: bool = False, progress: bool = 
     train = [(place / "VOC2007", "trainval"), (place / "VOC2012", "trainval")]
     test = [(place / "VOC2007", "test")]
     protocol = f"07+12 trainval, 07 test, {size}x{size}"
-    return _detection("voc", place, train, test, CLASSES, size, protocol, strict, progress)
+    return _detection("voc", place, train, test, CLASSES, size, protocol, strict, progress, published=True)
 
 
 def voc_folder(root: Path, size: int, name: str, strict: bool = False, progress: bool = True) -> DetectionSet:
@@ -124,13 +122,16 @@ def voc_folder(root: Path, size: int, name: str, strict: bool = False, progress:
 
 def _detection(
     name: str, root: Path, train: list[tuple[Path, str]], test: list[tuple[Path, str]],
-    classes: tuple[str, ...] | None, size: int, protocol: str, strict: bool, progress: bool,
+    classes: tuple[str, ...] | None, size: int, protocol: str, strict: bool, progress: bool, published: bool = False,
 ) -> DetectionSet:  # fmt: skip
     raws = [[raw for part in parts for raw in _read_list(*part, progress)] for parts in (train, test)]
     if classes is None:
         classes = tuple(sorted({name for part in raws for raw in part for name in raw.names}))
     problems: Counter[str] = Counter()
-    annotations = [[_annotation(raw, classes, problems, strict) for raw in part] for part in raws]
+    every = [raw for part in raws for raw in part]
+    claims = [Claim(str(raw.xml), raw.image, raw.stated, _edges(raw.boxes)) for raw in every]
+    framed = {raw.image: frame for raw, frame in zip(every, frames(claims, published, progress), strict=True)}
+    annotations = [[_annotation(raw, framed[raw.image], classes, problems, strict) for raw in part] for part in raws]
     lists = [_list_file(*part) for part in (*train, *test)]
     check_splits(annotations[0], annotations[1], (lists[0], lists[-1]))
     print_of = fingerprint(
@@ -139,15 +140,31 @@ def _detection(
         [raw.image for part in raws for raw in part],
     )
     splits = [
-        DetectionSplit(found, [_builder(folder, part, classes) for folder, part in parts])
+        DetectionSplit(found, [_builder(folder, part, classes, framed) for folder, part in parts])
         for found, parts in zip(annotations, (train, test), strict=True)
     ]
-    return DetectionSet(name, print_of, classes, size, splits[0], splits[1], protocol, "voc", all_kinds(problems))
+    counts = all_kinds(problems, framed.values())
+    return DetectionSet(name, print_of, classes, size, splits[0], splits[1], protocol, "voc", counts)
 
 
-def _builder(root: Path, part: str, classes: tuple[str, ...]) -> Callable[[Pipeline, bool], Any]:
+def _edges(boxes: Boxes) -> Boxes:
+    """Boxes by their first and last pixels as boxes by their edges."""
+    edges: Boxes = boxes + np.array([0.0, 0.0, 1.0, 1.0])
+    return edges
+
+
+def _moved(boxes: Boxes, frame: Frame) -> Boxes:
+    """Boxes by their first and last pixels, where they lie in the image as it is loaded."""
+    moved: Boxes = frame.apply(_edges(boxes)) - np.array([0.0, 0.0, 1.0, 1.0]) if frame.moves else boxes
+    return moved
+
+
+def _builder(
+    root: Path, part: str, classes: tuple[str, ...], framed: dict[Path, Frame]
+) -> Callable[[Pipeline, bool], Any]:
     def build(pipeline: Pipeline, training: bool) -> Any:
         return _dataset_class()(
+            framed={str(image): frame for image, frame in framed.items()},
             metainfo=metainfo(classes),
             data_root=str(root),
             ann_file=f"ImageSets/Main/{part}.txt",
@@ -169,17 +186,25 @@ def _dataset_class() -> Any:
     from mmdet.datasets import VOCDataset  # type: ignore[import-untyped]
 
     class CleanVOCDataset(VOCDataset):  # type: ignore[misc]
+        def __init__(self, framed: dict[str, Frame], **arguments: Any) -> None:
+            self.framed = framed
+            super().__init__(**arguments)
+
         def parse_data_info(self, img_info: dict[str, Any]) -> dict[str, Any]:
             info: dict[str, Any] = super().parse_data_info(img_info)
+            frame = self.framed[str(Path(info["img_path"]))]
             boxes = np.array([instance["bbox"] for instance in info["instances"]], dtype=np.float64).reshape(-1, 4)
-            width, height = _size(Path(info["img_path"]), (info["width"], info["height"]), boxes)
-            instances = clean_instances(info["instances"], width - 1, height - 1)
-            return {**info, "width": width, "height": height, "instances": instances}
+            moved = [
+                {**instance, "bbox": box.tolist()}
+                for instance, box in zip(info["instances"], _moved(boxes, frame), strict=True)
+            ]
+            instances = clean_instances(moved, frame.width - 1, frame.height - 1)
+            return {**info, "width": frame.width, "height": frame.height, "instances": instances}
 
     return CleanVOCDataset
 
 
-def _annotation(raw: _Raw, classes: tuple[str, ...], problems: Counter[str], strict: bool) -> Annotation:
+def _annotation(raw: _Raw, frame: Frame, classes: tuple[str, ...], problems: Counter[str], strict: bool) -> Annotation:
     def describe(place: int) -> str:
         return f"{raw.xml}: object {place + 1} ({raw.names[place]})"
 
@@ -188,21 +213,10 @@ def _annotation(raw: _Raw, classes: tuple[str, ...], problems: Counter[str], str
         if name not in classes:
             raise UserError(f"{describe(place)} is of none of the {len(classes)} classes: rename or remove it")
         labels.append(classes.index(name))
-    width, height = _size(raw.image, raw.stated, raw.boxes)
-    boxes, kinds = clean(raw.boxes, width - 1, height - 1)
+    size = (frame.width, frame.height)
+    boxes, kinds = clean(_moved(raw.boxes, frame), frame.width - 1, frame.height - 1)
     tally(kinds, problems, describe, strict)
-    return annotation(raw.image_id, raw.image, (width, height), boxes, labels, raw.difficult, kinds)
-
-
-def _size(image: Path, stated: tuple[int, int] | None, boxes: Boxes) -> tuple[int, int]:
-    """Width and height: the stated ones, unless there are none or a box reaches beyond them; then the image's own.
-
-    (Some annotations state a wrong size, or 0.)  The image is turned as its EXIF data say, as OpenCV does.
-    """
-    if stated is not None and min(stated) > 0 and (boxes[:, 2:] <= np.array(stated) - 1).all():
-        return stated
-    width, height = ImageOps.exif_transpose(open_image(image)).size
-    return width, height
+    return annotation(raw.image_id, raw.image, size, boxes, labels, raw.difficult, kinds)
 
 
 def _list_file(root: Path, part: str) -> Path:

@@ -7,7 +7,7 @@ from scratch is a recipe with fresh weights.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,8 @@ class Recipe:
 
     ``builder`` is a name in ``BUILDERS`` or ``package.module:factory`` (a network of the user's own); ``arguments`` are
     its keyword arguments; ``input_shape`` is (channels, height, width); ``widths`` gives the number of filters left in
-    each pruned convolution, ``samplers`` the input channels that a convolution behind a channel sampler reads.
+    each pruned convolution, ``samplers`` the input channels that a convolution behind a channel sampler reads,
+    ``biases`` the convolutions to which a reconstruction gave the bias that they lacked.
     """
 
     builder: str
@@ -33,23 +34,26 @@ class Recipe:
     input_shape: tuple[int, int, int]
     widths: Mapping[str, int] = field(default_factory=dict)
     samplers: Mapping[str, list[int]] = field(default_factory=dict)
+    biases: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain JSON values, keys sorted, so that equal recipes have equal hashes."""
-        return {
+        value: dict[str, Any] = {
             "builder": self.builder,
             "arguments": dict(sorted(self.arguments.items())),
             "input_shape": list(self.input_shape),
             "widths": dict(sorted(self.widths.items())),
             "samplers": {name: list(index) for name, index in sorted(self.samplers.items())},
         }
+        return {**value, "biases": sorted(self.biases)} if self.biases else value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """The inverse of :meth:`to_json`."""
         return cls(
-            value["builder"], value["arguments"], tuple(value["input_shape"]), value["widths"], value["samplers"]
-        )
+            value["builder"], value["arguments"], tuple(value["input_shape"]), value["widths"], value["samplers"],
+            tuple(value.get("biases", ())),
+        )  # fmt: skip
 
     @property
     def builders(self) -> tuple[Builder, ...]:
@@ -61,7 +65,7 @@ class Recipe:
 
     def dense(self) -> Recipe:
         """The same network before any removal."""
-        return replace(self, widths={}, samplers={})
+        return replace(self, widths={}, samplers={}, biases=())
 
     def build(self, device: str = "cpu") -> nn.Module:
         """The network at these widths, in training mode, with fresh weights (none on ``meta``).
@@ -73,14 +77,14 @@ class Recipe:
         if self.builder in BUILDERS:
             with torch.device("meta"):
                 model = factory(**self.arguments)
-            surgery.resize(model, self.input_shape, self.widths, self.samplers)
+            surgery.resize(model, self.input_shape, self.widths, self.samplers, self.biases)
             if device != "meta":
                 model.to_empty(device=device)
                 surgery.set_samplers(model, self.samplers)
                 initialise(model)
         else:
             model = factory(**self.arguments)
-            surgery.resize(model, self.input_shape, self.widths, self.samplers)
+            surgery.resize(model, self.input_shape, self.widths, self.samplers, self.biases)
             model.to(device)
         return model
 

@@ -70,6 +70,8 @@ def load(model: nn.Module, path: Path) -> None:
     ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        if (path.parent / "recipe.json").is_file():
+            more += f"; {path.parent} holds a pruned network, give that folder"
         raise UserError(
             f"{path} does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}: give the weights of this network"
         )

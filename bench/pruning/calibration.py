@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bench import memory
+from bench.data.stream import ImageStream
 from bench.errors import UserError
 from bench.pruning.exact import eliminate
 from bench.pruning.faithful import check_traced
@@ -19,6 +22,7 @@ from bench.pruning.fold import folded
 from bench.pruning.graph import Site, find_sites, left_out, trace
 from bench.pruning.moments import Moments, output_size, patches, sample_positions
 from bench.pruning.reconstruction import Sampled, columns_of
+from bench.pruning.rows import Rows, Spool, squares_about_mean
 from bench.pruning.surgery import convolution
 from bench.pruning.walk import Walk
 
@@ -31,7 +35,8 @@ class Sampling:
 
     Held-out images choose the ridge and judge the reconstruction; they are never fitted.  Where they would be fewer than
     ``least_held_out``, all images are fitted and cross-validation over ``folds`` parts of them does both instead (0: no
-    cross-validation).  ``batch`` images run at once; ``budget`` bytes of activations may be kept between layers.
+    cross-validation).  ``batch`` images run at once; ``budget`` bytes of activations may be kept between layers, and
+    ``resident`` bytes of responses in memory (the rest lies in temporary files).
     """
 
     positions: int = 10
@@ -41,6 +46,7 @@ class Sampling:
     batch: int = 64
     budget: int = 1_500_000_000
     seed: int = 0
+    resident: int = 1_000_000_000
 
 
 @dataclass
@@ -52,29 +58,25 @@ class SiteResponses:
     """
 
     positions: Tensor
-    response: Tensor
-    shortcut: Tensor | None
+    response: Rows
+    shortcut: Rows | None
 
     @property
     def variance(self) -> float:
         """Sum of squares of the responses about their means, over all rows and outputs."""
-        return _variance(self.response)
+        return squares_about_mean(self.response)
 
     @property
     def block_variance(self) -> float:
         """The same of what the block hands on: response plus shortcut."""
-        return _variance(self.response if self.shortcut is None else self.response + self.shortcut)
-
-
-def _variance(rows: Tensor) -> float:
-    return float((rows - rows.mean(0)).to(torch.float64).square().sum())
+        return squares_about_mean(self.response, self.shortcut)
 
 
 @dataclass
 class Calibration:
     """The images (as batches), the sites, and the original network's responses, ready for any number of prunings."""
 
-    batches: list[Tensor]
+    batches: Sequence[Tensor]
     fitted: Tensor  # one flag per image: fitted or held out
     judges: list[Tensor]  # one flag per image each: the images that are held out, or the folds of the fitted ones
     sites: list[Site]
@@ -112,16 +114,20 @@ def calibrate(
     wanted: Callable[[Site], bool] = lambda site: True,
     progress: bool = True,
     shared: bool = False,
+    spool: Path | None = None,
 ) -> Calibration:
     """Runs the original network once and stores its responses at the sampled positions of the wanted sites.
 
     ``shared`` as in :func:`find_sites`.
 
-    ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches.  Raises :class:`UserError` without
-    images, without a convolution that could be pruned, or where the traced network computes something else.
+    ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches (an :class:`ImageStream` keeps them out
+    of memory).  With ``spool`` the responses lie in that folder, and those that an interrupted calibration has left there
+    are used: the caller sees to it that they belong to this network, these images and this sampling.  Raises
+    :class:`UserError` without images, without a convolution that could be pruned, or where the traced network computes
+    something else.
     """
-    batches = list(torch.split(images, sampling.batch)) if isinstance(images, Tensor) else list(images)
-    count = sum(len(batch) for batch in batches)
+    batches: Sequence[Tensor] = torch.split(images, sampling.batch) if isinstance(images, Tensor) else images
+    count = images.images if isinstance(images, ImageStream) else sum(len(batch) for batch in batches)
     if not count:
         raise UserError("no calibration images: the training split is empty")
     model = model.to(device).eval()
@@ -135,8 +141,13 @@ def calibrate(
     fitted, judges = _split(count, sampling, generator)
     walk = Walk(model, graph, batches, device, sampling.budget)
     responses: dict[str, SiteResponses] = {}
+    kept = Spool(sampling.resident, spool)
     for site in tqdm(sites, desc="original responses", disable=not progress, leave=False):
-        responses |= _responses(model, walk, site, sampling.positions, generator)
+        found = _reopened(kept, site, generator)
+        if found is None:
+            found = _responses(model, walk, site, sampling.positions, count, generator, kept)
+        responses |= found
+        memory.release()
     return Calibration(batches, fitted, judges, sites, responses, sampling, device, faults)
 
 
@@ -160,27 +171,51 @@ def _split(count: int, sampling: Sampling, generator: torch.Generator) -> tuple[
 
 
 def _responses(
-    model: nn.Module, walk: Walk, site: Site, positions: int, generator: torch.Generator
+    model: nn.Module, walk: Walk, site: Site, positions: int, images: int, generator: torch.Generator, spool: Spool
 ) -> dict[str, SiteResponses]:
     """What all readers of a site answer in the original network, by reader."""
     convs = [convolution(model, reader.reader) for reader in site.readers]
     maps = [folded(conv, norm_behind(model, reader)) for conv, reader in zip(convs, site.readers, strict=True)]
     places: list[list[Tensor]] = [[] for _ in convs]
-    seen: list[list[Tensor]] = [[] for _ in convs]
-    added = []
+    rows = images * positions
+    seen = [
+        spool.collect(reader.reader, rows, conv.out_channels) for conv, reader in zip(convs, site.readers, strict=True)
+    ]
+    added = None
     for inputs, shortcut in walk.visit_all([reader.reader for reader in site.readers], site.shortcut):
         for index, (x, conv, (weight, bias)) in enumerate(zip(inputs, convs, maps, strict=True)):
             here = sample_positions(positions, len(x), *output_size(x.shape, conv), generator)
             places[index].append(here)
             seen[index].append((patches(x, here, conv) @ weight.flatten(1).T.float() + bias.float()).cpu())
             if shortcut is not None and index == 0:
-                added.append(at_positions(shortcut, here).cpu())
-    return {
+                values = at_positions(shortcut, here).cpu()
+                if added is None:
+                    added = spool.collect(f"{site.reader}+", rows, values.shape[1])
+                added.append(values)
+    found = {
         reader.reader: SiteResponses(
-            torch.cat(places[index]), torch.cat(seen[index]), torch.cat(added) if added and index == 0 else None
+            torch.cat(places[index]), seen[index].done(), added.done() if added is not None and index == 0 else None
         )
         for index, reader in enumerate(site.readers)
     }
+    columns = {name: [here.response.shape[1], here.shortcut is not None] for name, here in found.items()}
+    tensors = {name: here.positions for name, here in found.items()}
+    spool.finish(site.reader, {"rows": rows, "columns": columns}, {**tensors, "": generator.get_state()})
+    return found
+
+
+def _reopened(spool: Spool, site: Site, generator: torch.Generator) -> dict[str, SiteResponses] | None:
+    """The responses that an interrupted calibration has left, or None; the generator goes on behind them."""
+    stored = spool.finished(site.reader)
+    if stored is None:
+        return None
+    facts, tensors = stored
+    found = {}
+    for name, (columns, has_shortcut) in facts["columns"].items():
+        shortcut = spool.reopened(f"{name}+", facts["rows"], columns) if has_shortcut else None
+        found[name] = SiteResponses(tensors[name], spool.reopened(name, facts["rows"], columns), shortcut)
+    generator.set_state(tensors[""])
+    return found
 
 
 def at_positions(maps: Tensor, positions: Tensor) -> Tensor:
@@ -229,6 +264,7 @@ def accumulate(calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d
         for moments, mask in zip(found, groups, strict=True):
             if bool(mask.any()):
                 moments.add(inputs[mask], target[mask])
+    memory.release()  # the batches' activations, before the solvers need theirs
     return _sampled(calibration, found)
 
 

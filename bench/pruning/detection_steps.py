@@ -10,6 +10,7 @@ import torch
 from bench.data.annotations import DetectionSet
 from bench.models.checkpoint import checkpoint
 from bench.models.ssd import SSD
+from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, Sampling, calibrate
 from bench.pruning.layerwise import Method, prune
 from bench.steps import Context
@@ -56,4 +57,6 @@ def run_pruned(context: Context, parents: list[Result], params: DetectorPruning)
     keep = {reader_of[producer]: count for producer, count in params.keep.items()}
     pruned, reports = prune(net, calibration, keep, params.method, context.progress)
     facts = {"layers": [report.to_json() for report in reports]}
-    return checkpoint(pruned.cpu(), replace(recipe, widths={**recipe.widths, **params.keep}), facts=facts)
+    biases = (*recipe.biases, *surgery.structure(net, pruned)[1])
+    smaller = replace(recipe, widths={**recipe.widths, **params.keep}, biases=biases)
+    return checkpoint(pruned.cpu(), smaller, facts=facts)

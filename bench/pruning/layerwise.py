@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from bench import memory
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate, accumulate_shared, norm_behind, rectify
 from bench.pruning.faithful import copied
@@ -24,6 +25,7 @@ from bench.pruning.graph import Site, trace
 from bench.pruning.reconstruction import RIDGES, Reconstruction, judged, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
+from bench.stages import Stages
 
 _ROWS_PER_UNKNOWN = 10
 
@@ -89,21 +91,25 @@ def few_images(calibration: Calibration, reports: Sequence[LayerReport]) -> list
 
 @torch.no_grad()
 def prune(
-    original: nn.Module, calibration: Calibration, keep: Mapping[str, int], method: Method, progress: bool = True
-) -> tuple[nn.Module, list[LayerReport]]:
+    original: nn.Module, calibration: Calibration, keep: Mapping[str, int], method: Method, progress: bool = True,
+    stages: Stages | None = None,
+) -> tuple[nn.Module, list[LayerReport]]:  # fmt: skip
     """A pruned and reconstructed copy of ``original``, in evaluation mode, and a report for each reader.
 
     ``keep`` gives the input channels kept at each reader; readers without an entry keep all.  Where the channels belong
-    to a stream the reader gets a channel sampler, elsewhere the producer loses its filters.
+    to a stream the reader gets a channel sampler, elsewhere the producer loses its filters.  ``stages`` keep the network
+    after each reader, and an interrupted run goes on behind the last one that they hold.
     """
     # the walk never changes fully connected weights, so they are shared with the original until it is over: VGG-16's
     # are half a gigabyte
     shared = [p for m in original.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
     model = copied(original, {id(p): p for p in shared}).to(calibration.device).eval()
     graph = trace(model)
+    done, reports = _restore(model, calibration, stages) if stages is not None else (0, [])
     walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
-    reports = []
     for place, site in enumerate(tqdm(calibration.sites, desc=method.selection, disable=not progress, leave=False)):
+        if place < done:
+            continue
         channels = surgery.convolution(model, site.reader).in_channels
         wanted = keep.get(site.reader, channels)
         if wanted < channels or method.refit:
@@ -112,11 +118,50 @@ def prune(
                 reports += _prune_shared(model, calibration, walk, site, wanted, method, seed)
             else:
                 reports.append(_prune_site(model, calibration, walk, site, wanted, method, seed))
+            if stages is not None:
+                _keep(original, model, reports, place + 1, stages)
+            memory.release()
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if any(parameter is other for other in shared):
                 setattr(module, name, copy.deepcopy(parameter))
     return model, reports
+
+
+def _keep(original: nn.Module, model: nn.Module, reports: list[LayerReport], done: int, stages: Stages) -> None:
+    """Stores the network as pruned so far (fully connected weights, which do not change, are left out)."""
+    samplers, biases = surgery.structure(original, model)
+    fixed = {
+        f"{name}.{key}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        for key, _ in module.named_parameters(recurse=False)
+    }
+    state = {name: value for name, value in model.state_dict().items() if name not in fixed}
+    facts = {
+        "done": done,
+        "samplers": samplers,
+        "biases": biases,
+        "reports": [report.to_json() for report in reports],
+    }
+    stages.put("layers", facts, state)
+
+
+def _restore(model: nn.Module, calibration: Calibration, stages: Stages) -> tuple[int, list[LayerReport]]:
+    """Brings ``model`` to where an interrupted run stood: how many sites are done, and their reports."""
+    stored = stages.get("layers")
+    if stored is None:
+        return 0, []
+    facts, state = stored
+    reports = [LayerReport(**report) for report in facts["reports"]]
+    widths = {
+        report.producer: len(report.kept)
+        for report in reports
+        if report.producer is not None and len(report.kept) < report.channels
+    }
+    surgery.resize(model, tuple(calibration.batches[0].shape[1:]), widths, facts["samplers"], facts["biases"])
+    model.load_state_dict(state, strict=False)
+    return facts["done"], reports
 
 
 def _prune_site(

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.data.images import ImageSet
+from bench.data.stream import ImageStream
 from bench.measure import accuracy, macs
 from bench.models.checkpoint import checkpoint, network
 from bench.models.recipe import Recipe
@@ -85,14 +86,16 @@ class SingleLayer:
     images: int | None
 
 
-def calibration_images(data: ImageSet, count: int | None, seed: int, batch: int) -> list[Tensor]:
+def calibration_images(
+    data: ImageSet, count: int | None, seed: int, batch: int, workers: int = 0, progress: bool = False
+) -> ImageStream:
     """``count`` training images (all for None) without augmentation, drawn without replacement, in batches."""
     total = len(data.train)
     if count is None or count >= total:
         places = list(range(total))
     else:
         places = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
-    return [data.train.batch(places[i : i + batch]) for i in range(0, len(places), batch)]
+    return ImageStream(data.train, places, batch, workers, progress)
 
 
 def mac_model(model: nn.Module, recipe: Recipe, sites: list[Site]) -> MacModel:
@@ -129,17 +132,11 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
     pruned, reports = prune(model, calibration, keep, params.method, context.progress)
     by_reader = {site.reader: site for site in sites}
     widths = dict(recipe.widths)
-    samplers = dict(recipe.samplers)
     for report in reports:
-        if len(report.kept) < report.channels:
-            producer = by_reader[report.reader].producer
-            if producer is None:
-                sampled = surgery.convolution(pruned, report.reader)
-                assert isinstance(sampled, surgery.SampledConv2d)
-                # of the stream, also where one sampler follows another
-                samplers[report.reader] = sampled.index.tolist()
-            else:
-                widths[producer] = len(report.kept)
+        producer = by_reader[report.reader].producer
+        if len(report.kept) < report.channels and producer is not None:
+            widths[producer] = len(report.kept)
+    samplers, biases = surgery.structure(model, pruned)  # of the stream, also where one sampler follows another
     # layers that lose channels only: a method that also refits the others would be averaged over other layers
     held_out = [
         report.held_out_error
@@ -152,7 +149,8 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
         rows = sum(int(flags.sum()) for flags in calibration.judges) * calibration.sampling.positions
         found.append(Record("held_out_error", error, "%", n=rows, seed=calibration.sampling.seed))
     facts = {"layers": [report.to_json() for report in reports], "keep": keep}
-    return checkpoint(pruned.cpu(), replace(recipe, widths=widths, samplers=samplers), records=found, facts=facts)
+    smaller = replace(recipe, widths=widths, samplers=samplers, biases=(*recipe.biases, *biases))
+    return checkpoint(pruned.cpu(), smaller, records=found, facts=facts)
 
 
 def _keep(wanted: Widths, model: MacModel, sites: list[Site], parents: list[Result]) -> dict[str, int]:

@@ -118,9 +118,13 @@ def _vectors(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
 
 
 def resize(
-    model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, int], samplers: Mapping[str, Sequence[int]]
-) -> None:
-    """Shrinks a dense network to the given widths, in place, keeping the first filters of each convolution."""
+    model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, int], samplers: Mapping[str, Sequence[int]],
+    biases: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Shrinks a dense network to the given widths, in place, keeping the first filters of each convolution.
+
+    The convolutions in ``biases`` get a bias of zeros where they have none.
+    """
     for name, index in samplers.items():
         sample_input(model, name, index)
     for name, width in widths.items():
@@ -128,6 +132,26 @@ def resize(
         if not 1 <= width <= filters:
             raise UserError(f"{name}: width {width} is not between 1 and its {filters} filters")
         remove_filters(model, input_shape, name, range(width, filters))
+    for name in biases:
+        conv = convolution(model, name)
+        if conv.bias is None:
+            conv.bias = nn.Parameter(conv.weight.detach().new_zeros(conv.out_channels))
+
+
+def structure(original: nn.Module, pruned: nn.Module) -> tuple[dict[str, list[int]], list[str]]:
+    """What pruning has added to ``original``: samplers (the stream's channels, by name) and convolutions with a new bias.
+
+    With the widths of the pruned convolutions it is all that :func:`resize` needs.
+    """
+    before = dict(original.named_modules())
+    samplers, biases = {}, []
+    for name, module in pruned.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if isinstance(module, SampledConv2d):
+                samplers[name] = [int(channel) for channel in module.index]
+            if module.bias is not None and getattr(before.get(name), "bias", None) is None:
+                biases.append(name)
+    return samplers, biases
 
 
 def set_samplers(model: nn.Module, samplers: Mapping[str, Sequence[int]]) -> None:

@@ -41,10 +41,11 @@ class Walk:
             if node in self.coupled:
                 for parent in node.all_input_nodes:
                     self.last_use[parent] = max(self.last_use[parent], self.last_use[node])
-        first = next(node for node in self.nodes if node.op == "placeholder")
-        self.kept: list[dict[fx.Node, Tensor]] = [{first: batch} for batch in batches]
-        self.position = self.order[first] + 1
-        self.base = sum(batch.nbytes for batch in batches)
+        self.first = next(node for node in self.nodes if node.op == "placeholder")
+        self.batches = batches
+        # None: only the images, which the batches hold (in whatever form they like) and give again
+        self.kept: list[dict[fx.Node, Tensor] | None] = [None] * len(batches)
+        self.position = self.order[self.first] + 1
 
     def visit(self, reader: str, shortcut: str | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For each batch: the input of the convolution ``reader`` and the value of the node ``shortcut``.
@@ -76,6 +77,7 @@ class Walk:
         keep: bool | None = None
         self.model.eval()
         for place, start in enumerate(self.kept):
+            start = {self.first: self.batches[place]} if start is None else start
             # copies, because a network may change its values in place
             values: dict[fx.Node, Any] = {node: value.to(self.device, copy=True) for node, value in start.items()}
             for node in self.nodes[self.position : stop]:
@@ -100,12 +102,14 @@ class Walk:
         for reader in [readers] if isinstance(readers, str) else readers:
             node = reader_node(self.graph, reader).all_input_nodes[0]
             while True:
-                if node in self.kept[0]:
+                if node in (self.kept[0] or {}):
                     (again if node in self.coupled else cut).add(node)
                 if self._is_convolution(node) or not node.all_input_nodes:
                     break  # the producer: what lies before it is as it was
                 node = node.all_input_nodes[0]
         for values in self.kept:
+            if values is None:
+                continue
             for node in cut:
                 values[node] = values[node][:, channels.cpu()].clone()
             for node in sorted(again, key=self.order.__getitem__):
