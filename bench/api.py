@@ -95,6 +95,7 @@ class Pruned:
             "inputs": self.inputs,
             "problems": self.problems,
             "warnings": self.warnings,
+            "left_out": [list(layer) for layer in self.left_out],
             "macs": {name: [self.dense.total(name), self.pruned.total(name)] for name in macs.CONVENTIONS},
             "params": [self.dense.params, self.pruned.params],
             "conv_speedup": self.speedup,
