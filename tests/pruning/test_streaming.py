@@ -211,7 +211,7 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2))
 
 
 @pytest.mark.slow
-def test_resnet50_at_224_stays_below_2_gb_however_many_the_images(capsys: pytest.CaptureFixture[str]) -> None:
+def test_resnet50_at_224_stays_below_2_gb_and_does_not_grow_with_the_images(capsys: pytest.CaptureFixture[str]) -> None:
     """32 images more add next to nothing to the peak; as floating-point numbers with responses they would add a tenth of a GB."""
     peaks = []
     for count in (16, 48):
