@@ -130,12 +130,10 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
     sites = [site for site in calibration.sites if site.producer is not None or site.reader in params.samplers]
     keep = _keep(params.widths, mac_model(model, recipe, sites), sites, parents)
     pruned, reports = prune(model, calibration, keep, params.method, context.progress)
-    by_reader = {site.reader: site for site in sites}
     widths = dict(recipe.widths)
     for report in reports:
-        producer = by_reader[report.reader].producer
-        if len(report.kept) < report.channels and producer is not None:
-            widths[producer] = len(report.kept)
+        if len(report.kept) < report.channels and report.producer is not None:
+            widths[report.producer] = len(report.kept)
     samplers, biases = surgery.structure(model, pruned)  # of the stream, also where one sampler follows another
     # layers that lose channels only: a method that also refits the others would be averaged over other layers
     held_out = [

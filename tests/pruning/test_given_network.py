@@ -258,9 +258,9 @@ def test_out_of_place_twins_share_their_parameters() -> None:
 def test_few_images_are_warned_of_with_the_numbers() -> None:
     model = preactivation().eval()
     result = api.prune(model, image_set(), speedup=1.3, images=12, progress=False)
-    (warning,) = result.warnings
+    (warning,) = [line for line in result.warnings if line.startswith("few calibration images")]
     unknowns = 9 * len(result.layers[0].kept)
     assert f"12 give 120 rows for up to {unknowns} unknowns" in warning
     assert f"give {unknowns} images or more" in warning
     enough = api.prune(model, image_set(), speedup=1.3, images=120, progress=False)
-    assert enough.warnings == []
+    assert not any("few" in line for line in enough.warnings)
