@@ -82,9 +82,12 @@ def _claim(cells: dict[str, str]) -> Claim:
     texts = {name: cells[name] for name in COLUMNS if name not in ("second_table", "published", "smallest", "verified")}
     published = float(cells["published"]) if cells["published"] else None
     return Claim(
-        **texts, second_table=second_table, published=published, smallest=float(cells["smallest"]),
+        **texts,
+        second_table=second_table,
+        published=published,
+        smallest=float(cells["smallest"]),
         verified=cells["verified"] == "yes",
-    )  # fmt: skip
+    )
 
 
 def load(folder: Path) -> list[Claim]:

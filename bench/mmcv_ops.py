@@ -78,9 +78,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def softnms(
-    boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int,
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
     offset: int,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Soft NMS (Bodla et al. 2017): boxes that overlap a better one lose score; below ``min_score`` they go.
 
     ``method`` is 0 (dropped), 1 (score times 1 - IoU) above ``iou_threshold``, or 2 (times exp(-IoU^2 / sigma)).  Writes
@@ -106,9 +112,18 @@ def softnms(
 
 
 def roi_align_forward(
-    features: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, aligned_height: int,
-    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
-) -> None:  # fmt: skip
+    features: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """RoIAlign (He et al. 2017) by averages: ``rois`` K x 5 (image, corners) into ``output`` K x C x height x width."""
     if pool_mode != 1:
         raise UserError("RoIAlign by maxima needs mmcv's compiled extension: use pool_mode='avg'")
@@ -120,9 +135,18 @@ def roi_align_forward(
 
 
 def roi_align_backward(
-    grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, aligned_height: int,
-    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
-) -> None:  # fmt: skip
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """The gradient of :func:`roi_align_forward` with respect to the features, into ``grad_input`` (B x C x H x W)."""
     size = (aligned_height, aligned_width)
     shape, grad = grad_input.shape, grad_output.contiguous()

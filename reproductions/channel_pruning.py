@@ -54,6 +54,7 @@ DEVIATIONS = [
 
 # Exact released widths (filters left).  2x and 4x: yihui-he/py-faster-rcnn@fe6ae69 models/pascal_voc/VGGx{2,4};
 # 5x: yihui-he/channel-pruning@4e1c4cc temp/channel_pruning.prototxt
+# fmt: off
 RELEASED_VGG: dict[int, dict[str, int]] = {
     2: {"conv1_1": 11, "conv2_1": 55, "conv3_1": 148, "conv3_2": 104, "conv4_1": 221, "conv4_2": 421},
     4: {"conv1_1": 12, "conv2_1": 21, "conv3_1": 73, "conv3_2": 58, "conv4_1": 121, "conv4_2": 166},
@@ -61,14 +62,15 @@ RELEASED_VGG: dict[int, dict[str, int]] = {
         "conv1_1": 24, "conv1_2": 22, "conv2_1": 41, "conv2_2": 51, "conv3_1": 108, "conv3_2": 89, "conv3_3": 111,
         "conv4_1": 184, "conv4_2": 276, "conv4_3": 228,
     },
-}  # fmt: skip
+}
 # Inputs of branch2a (sampler), outputs of 2a and of 2b, block by block (same repository, temp/resnet-50-cp.prototxt)
 RELEASED_RESNET50: list[tuple[int, int, int]] = [
     (35, 64, 55), (101, 51, 39), (97, 50, 37),
     (144, 128, 106), (205, 105, 72), (198, 105, 72), (288, 128, 110),
     (278, 256, 225), (418, 209, 147), (407, 204, 158), (423, 212, 155), (412, 211, 148), (595, 256, 213),
     (606, 512, 433), (1222, 512, 437), (1147, 512, 440),
-]  # fmt: skip
+]
+# fmt: on
 RESNET50_BLOCKS = (3, 4, 6, 3)
 
 # Paper: conv1_x to conv3_x keep r, conv4_x 1.5 r, conv5_x all (quoted in the released code's issue 30)
@@ -277,9 +279,16 @@ def resnet50_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, 
 
 
 def inner(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, *, selection: str, allocation: str, speedup: float,
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    seed: int,
+    *,
+    selection: str,
+    allocation: str,
+    speedup: float,
     full: bool = False,
-) -> Step:  # fmt: skip
+) -> Step:
     """ResNet-56: the filters of each block's first convolution, at uniform or error-driven widths."""
     producers, _ = pruning.prunable(recipe)
     if allocation == "error-driven":
@@ -369,10 +378,9 @@ def table8() -> list[Row]:
     """ResNet-56 on CIFAR-10, LASSO at half of the inner channels, before and after fine-tuning, and from scratch."""
     half = shape_of(RESNET56_SHAPE, _half(RESNET56_SHAPE))
     lasso = partial(inner, selection="lasso", allocation="uniform", speedup=2)
-    rows = [
-        Row(TABLE8, "ResNet-56 dense", "cifar10", RESNET56_SHAPE, None, resnet56, partial(chain, prune=None, tune=False),
-            {"top1_acc": ("baseline", "top1_acc")}),
-    ]  # fmt: skip
+    untouched = partial(chain, prune=None, tune=False)
+    base = {"top1_acc": ("baseline", "top1_acc")}
+    rows = [Row(TABLE8, "ResNet-56 dense", "cifar10", RESNET56_SHAPE, None, resnet56, untouched, base)]
     for name, row_chain in (
         ("Ours", partial(chain, prune=lasso, tune=False)),
         ("Ours (fine-tuned)", partial(chain, prune=lasso, tune=True)),
@@ -454,9 +462,14 @@ def _resnet56_row(table: str, name: str, row_chain: Callable[[Setting, Recipe], 
 
 
 def _vgg_row(
-    table: str, name: str, published: dict[str, tuple[str, str]], chain: Callable[[Setting, Recipe], Chain],
-    keep: Mapping[str, int] | None = None, claimed: float | None = None, seeds: tuple[int, ...] = (0, 1, 2),
-) -> Row:  # fmt: skip
+    table: str,
+    name: str,
+    published: dict[str, tuple[str, str]],
+    chain: Callable[[Setting, Recipe], Chain],
+    keep: Mapping[str, int] | None = None,
+    claimed: float | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> Row:
     shape = shape_of(VGG_SHAPE, keep or {})
     return Row(table, name, "imagenet", shape, claimed, vgg16, chain, published, seeds=seeds)
 
@@ -479,11 +492,12 @@ def released_code() -> list[Row]:
     """The two counts that the released code holds: of VGG-16, and of ResNet-50 on images of 256x256."""
     large = replace(RESNET50_SHAPE, input_shape=(3, 256, 256))
     return [
-        Row("released code", "VGG-16", "imagenet", VGG_SHAPE, missing=SIZE_ALONE,
-            sizes={"macs": [("VGG-16", "conv_MACs (224x224)")]}),
-        Row("released code", "ResNet-50 at 256x256", "imagenet", large, missing=SIZE_ALONE,
-            sizes={"macs": [("ResNet-50", "conv_MACs")]}),
-    ]  # fmt: skip
+        Row("released code", name, "imagenet", shape, missing=SIZE_ALONE, sizes={"macs": [printed]})
+        for name, shape, printed in (
+            ("VGG-16", VGG_SHAPE, ("VGG-16", "conv_MACs (224x224)")),
+            ("ResNet-50 at 256x256", large, ("ResNet-50", "conv_MACs")),
+        )
+    ]
 
 
 def not_yet() -> list[Row]:
@@ -499,9 +513,16 @@ def not_yet() -> list[Row]:
 def paper() -> Paper:
     """The paper as the harness sees it."""
     rows = [
-        *table1(), *table4(), *table6(), *table8(), *figure4(), *selection_and_widths(), *what_each_part_is_worth(),
-        *released_code(), *not_yet(),
-    ]  # fmt: skip
+        *table1(),
+        *table4(),
+        *table6(),
+        *table8(),
+        *figure4(),
+        *selection_and_widths(),
+        *what_each_part_is_worth(),
+        *released_code(),
+        *not_yet(),
+    ]
     title = "Channel Pruning for Accelerating Very Deep Neural Networks"
     return Paper("channel_pruning", title, "He, Zhang, Sun; ICCV 2017; arXiv 1707.06168", rows, DEVIATIONS)
 

@@ -64,7 +64,7 @@ DEVIATIONS = [
     "Table 3: the paper's definitions and values could not be read. Ours are in the metrics below; the values are our own.",
     "Skipped execution keeps fully connected layers dense, although their inputs count as sparse where they are (VGG-16's "
     "first one).",
-]  # fmt: skip
+]
 
 FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"
 BASELINES = "Baselines of Figure 3a (M-CifarNet, CIFAR-10)"
@@ -198,9 +198,14 @@ def longer_dense(setting: Setting, recipe: Recipe, start: Step, seed: int) -> St
 
 
 def slimmed(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, speedup: float | None, keep: Mapping[str, int] | None,
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    seed: int,
+    speedup: float | None,
+    keep: Mapping[str, int] | None,
     times: int,
-) -> Step:  # fmt: skip
+) -> Step:
     """Network slimming of ``parent``: one training with the L1 term, removal, ``times`` trainings to recover."""
     schedule = tuning(setting.scale, setting.amp)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
@@ -249,9 +254,13 @@ Network = Callable[[Setting, Recipe, Step, int], Step]
 
 
 def chain(
-    setting: Setting, recipe: Recipe, *, make: Network | None, control: bool = False,
+    setting: Setting,
+    recipe: Recipe,
+    *,
+    make: Network | None,
+    control: bool = False,
     extra: Callable[[Setting, Recipe, Step, Step, int], list[Step]] | None = None,
-) -> Chain:  # fmt: skip
+) -> Chain:
     """A network measured against the dense one it came from and, with ``control``, against one trained as long as FBS.
 
     ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed.
@@ -405,11 +414,12 @@ def figure3() -> list[Row]:
     published: dict[int, dict[str, tuple[str, str]]] = {
         700: {"top1_acc": ("FBS at 2x", "top-1"), "dynamic_speedup": ("FBS d=0.7 (rerun)", "speed-up")},
         500: {
-            "top1_acc": ("FBS d=0.5 (Figure 3b)", "top-1"), "top5_acc": ("FBS d=0.5 (Figure 3b)", "top-5"),
+            "top1_acc": ("FBS d=0.5 (Figure 3b)", "top-1"),
+            "top5_acc": ("FBS d=0.5 (Figure 3b)", "top-5"),
             "dynamic_speedup": ("FBS at 90.50% top-1", "speed-up"),
             "weight_reduction": ("FBS d=0.5 (Figure 3b)", "weight reduction"),
         },
-    }  # fmt: skip
+    }
     quoted = {"top1_acc": ("dense baseline", "top-1"), "top5_acc": ("dense baseline", "top-5")}
     rows = [_mcifarnet_row(FIGURE3, "dense", partial(chain, make=None), quoted)]
     rows.append(_mcifarnet_row(FIGURE3, "dense, trained longer", longest, {}))
@@ -444,13 +454,13 @@ def table1() -> list[Row]:
     """ResNet-18 on ImageNet."""
     base = {"top1_err": ("FBS", "baseline top-1 err"), "top5_err": ("FBS", "baseline top-5 err")}
     rows = [Row(TABLE1, "dense", "imagenet", RESNET18, None, resnet18, partial(chain, make=None), base, seeds=(0,))]
-    for density, claimed, links in (
-        (700, 1.62, {"top1_err": ("FBS d=0.7", "top-1 err"), "dynamic_speedup": ("FBS d=0.7", "MAC saving")}),
-        (600, 1.98, {
-            "top1_err": ("FBS", "accelerated top-1 err"), "top5_err": ("FBS", "accelerated top-5 err"),
-            "dynamic_speedup": ("FBS", "MAC saving"),
-        }),
-    ):  # fmt: skip
+    at_700 = {"top1_err": ("FBS d=0.7", "top-1 err"), "dynamic_speedup": ("FBS d=0.7", "MAC saving")}
+    at_600 = {
+        "top1_err": ("FBS", "accelerated top-1 err"),
+        "top5_err": ("FBS", "accelerated top-5 err"),
+        "dynamic_speedup": ("FBS", "MAC saving"),
+    }
+    for density, claimed, links in ((700, 1.62, at_700), (600, 1.98, at_600)):
         tail = partial(chain, make=partial(fbs, density=density, ungated=UNGATED_RESNET18))
         name = f"FBS at d={density / 1000:g}"
         rows.append(Row(TABLE1, name, "imagenet", None, claimed, resnet18, tail, links, seeds=(0,)))
@@ -529,15 +539,21 @@ def derived() -> list[Row]:
 
 def sizes_alone() -> list[Row]:
     """Networks of which only the printed sizes are judged: those of the official documents, and another's baseline."""
+    documented = {"macs": [("slimmed + FBS d=0.6", "MACs")]}
+    theirs = {"macs": [("baseline", "MACs")]}
     return [
-        Row(BASELINES, "NS + FBS at d=0.6, official widths", "cifar10", missing=SIZE_ALONE,
+        Row(
+            BASELINES,
+            "NS + FBS at d=0.6, official widths",
+            "cifar10",
+            missing=SIZE_ALONE,
             published={"dynamic_speedup": ("NS+FBS at 90.50% top-1", "speed-up")},
-            sized=_gated(SLIMMED_MCIFARNET, 600), sizes={"speedup": [("NS+FBS at 90.50% top-1", "speed-up")]}),
-        Row("docs", "slimmed, d=0.6", "imagenet", missing=SIZE_ALONE, sized=_gated(SLIMMED, 600),
-            sizes={"macs": [("slimmed + FBS d=0.6", "MACs")]}),
-        Row("reproduction 63days", "dense", "cifar10", missing=SIZE_ALONE, sized=MCIFARNET,
-            sizes={"macs": [("baseline", "MACs")]}),
-    ]  # fmt: skip
+            sized=_gated(SLIMMED_MCIFARNET, 600),
+            sizes={"speedup": [("NS+FBS at 90.50% top-1", "speed-up")]},
+        ),
+        Row("docs", "slimmed, d=0.6", "imagenet", missing=SIZE_ALONE, sized=_gated(SLIMMED, 600), sizes=documented),
+        Row("reproduction 63days", "dense", "cifar10", missing=SIZE_ALONE, sized=MCIFARNET, sizes=theirs),
+    ]
 
 
 def with_sizes(row: Row) -> Row:
@@ -578,9 +594,12 @@ SLIMMED_MCIFARNET = replace(MCIFARNET, widths=SLIMMED_WIDTHS)
 
 
 def _mcifarnet_row(
-    table: str, name: str, row_chain: Callable[[Setting, Recipe], Chain], links: Mapping[str, tuple[str, str]],
+    table: str,
+    name: str,
+    row_chain: Callable[[Setting, Recipe], Chain],
+    links: Mapping[str, tuple[str, str]],
     seeds: tuple[int, ...] = (0,),
-) -> Row:  # fmt: skip
+) -> Row:
     return Row(table, name, "cifar10", None, None, mcifarnet, row_chain, links, seeds=seeds, ours=not links)
 
 
@@ -598,18 +617,13 @@ def _static_row(table: str, label: str, selection: str, density: int) -> Row:
 
 def _size_row(whole: Recipe, name: str, shape: Recipe, links: Mapping[str, tuple[str, str]]) -> Row:
     """``shape`` is made of the network ``whole``.  A size needs no data, so its own scale is the embedded one."""
-    return Row(
-        DERIVED[whole.builder], name, "digits", None, None, lambda *_: whole, partial(sizes, shape=shape, name=name), links,
-        seeds=(0,), ours=not links,
-    )  # fmt: skip
+    table, tail = DERIVED[whole.builder], partial(sizes, shape=shape, name=name)
+    return Row(table, name, "digits", None, None, lambda *_: whole, tail, links, seeds=(0,), ours=not links)
 
 
 def paper() -> Paper:
     """The paper as the harness sees it."""
-    rows = [
-        *figure3(), *baselines(), *table1(), *table2(), *table3(), *skipped_rows(), *derived(),
-        *sizes_alone(),
-    ]  # fmt: skip
+    rows = [*figure3(), *baselines(), *table1(), *table2(), *table3(), *skipped_rows(), *derived(), *sizes_alone()]
     title = "Dynamic Channel Pruning: Feature Boosting and Suppression"
     return Paper(
         "fbs",

@@ -169,9 +169,11 @@ def prunable_sites(net: nn.Module) -> list[Site]:
     return [
         site
         for site in find_sites(net, trace(net), shared=True)
-        if site.producer is not None and site.producer.startswith("backbone.") and site.reader.startswith("backbone.")
+        if site.producer is not None
+        and site.producer.startswith("backbone.")
+        and site.reader.startswith("backbone.")
         and not (site.others and all(other.reader.startswith("backbone.") for other in site.others))
-    ]  # fmt: skip
+    ]
 
 
 def equal_share(recipe: Recipe, share: float) -> dict[str, int]:
@@ -371,8 +373,15 @@ def tuned(setting: Setting, recipe: Recipe, parent: Step, seed: int, epochs: int
 
 
 def layerwise(
-    setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, selection: str, reconstruct: bool
-) -> Step:  # fmt: skip
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    keep: dict[str, int],
+    seed: int,
+    *,
+    selection: str,
+    reconstruct: bool,
+) -> Step:
     """One walk through all layers: a criterion of Channel Pruning's or ThiNet's family, or a ranking."""
     params = pruning.DetectorPruning(
         keep, Method(selection, reconstruct=reconstruct), CALIBRATION_IMAGES, sampling(seed)
@@ -391,7 +400,7 @@ def layerwise(
 
 def staged(
     setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, localization: bool
-) -> Step:  # fmt: skip
+) -> Step:
     """Localization-aware pruning, or without ``localization`` discrimination-aware: segment by segment."""
     step, label = parent, "LCP" if localization else "DCP"
     epochs = max(1, tuning_epochs(setting.scale) // 2)
@@ -502,14 +511,11 @@ def paper_tables() -> list[Row]:
         shape = partial(network, scale, classes, False)
         metric = "map_voc07" if scale == "voc" else "coco_ap"
         common: dict[str, Any] = {"dense": network, "data": BOXES, "scales": ("voc", "coco")}
-        rows.append(
-            Row(table, "baseline", scale, shape, chain=partial(chain, prune=None, tune=False), seeds=(0,),
-                published={metric: ("baseline", "mAP")}, **common)
-        )  # fmt: skip
-        rows.append(
-            Row(table, "pruned", scale, partial(shape_of, shape, share), chain=partial(chain, prune=LCP, share=share),
-                published={metric: ("pruned", "mAP")}, **common)
-        )  # fmt: skip
+        untouched, link = partial(chain, prune=None, tune=False), {metric: ("baseline", "mAP")}
+        rows.append(Row(table, "baseline", scale, shape, chain=untouched, seeds=(0,), published=link, **common))
+        smaller, link = partial(shape_of, shape, share), {metric: ("pruned", "mAP")}
+        pruned = partial(chain, prune=LCP, share=share)
+        rows.append(Row(table, "pruned", scale, smaller, chain=pruned, published=link, **common))
     return rows
 
 
@@ -538,10 +544,17 @@ def criteria() -> list[Row]:
 def localization_worth() -> list[Row]:
     """LCP minus DCP at the same widths, seeds and images."""
     return [
-        Row(WORTH, f"LCP minus DCP{suffix}", "voc", dense=ssd_vgg16, ours=True, data=BOXES,
-            chain=partial(worth, first=LCP, second=DCP, share=0.5, tune=tune))
+        Row(
+            WORTH,
+            f"LCP minus DCP{suffix}",
+            "voc",
+            dense=ssd_vgg16,
+            ours=True,
+            data=BOXES,
+            chain=partial(worth, first=LCP, second=DCP, share=0.5, tune=tune),
+        )
         for tune, suffix in ((False, ""), (True, ", fine-tuned"))
-    ]  # fmt: skip
+    ]
 
 
 def paper() -> Paper:

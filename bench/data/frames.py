@@ -184,7 +184,13 @@ def _turned(boxes: Boxes, stored: Size, orientation: int) -> Boxes:
     left, right = (width - x2, width - x1)
     above, below = (height - y2, height - y1)
     sides = {
-        1: (x1, y1, x2, y2), 2: (left, y1, right, y2), 3: (left, above, right, below), 4: (x1, above, x2, below),
-        5: (y1, x1, y2, x2), 6: (above, x1, below, x2), 7: (above, left, below, right), 8: (y1, left, y2, right),
-    }[orientation]  # fmt: skip
+        1: (x1, y1, x2, y2),
+        2: (left, y1, right, y2),
+        3: (left, above, right, below),
+        4: (x1, above, x2, below),
+        5: (y1, x1, y2, x2),
+        6: (above, x1, below, x2),
+        7: (above, left, below, right),
+        8: (y1, left, y2, right),
+    }[orientation]
     return np.stack(sides, axis=1)

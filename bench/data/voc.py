@@ -34,10 +34,12 @@ from bench.data.frames import Boxes, Claim, Frame, frames
 from bench.errors import UserError
 
 # in the order of VOCinit.m of the devkit
+# fmt: off
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+)
+# fmt: on
 # what 07+12 needs, and the archive (host.robots.ox.ac.uk/pascal/VOC) each piece comes in
 _PIECES = {
     "VOC2007/ImageSets/Main/trainval.txt": "VOCtrainval_06-Nov-2007.tar",
@@ -121,9 +123,17 @@ def voc_folder(root: Path, size: int, name: str, strict: bool = False, progress:
 
 
 def _detection(
-    name: str, root: Path, train: list[tuple[Path, str]], test: list[tuple[Path, str]],
-    classes: tuple[str, ...] | None, size: int, protocol: str, strict: bool, progress: bool, published: bool = False,
-) -> DetectionSet:  # fmt: skip
+    name: str,
+    root: Path,
+    train: list[tuple[Path, str]],
+    test: list[tuple[Path, str]],
+    classes: tuple[str, ...] | None,
+    size: int,
+    protocol: str,
+    strict: bool,
+    progress: bool,
+    published: bool = False,
+) -> DetectionSet:
     raws = [[raw for part in parts for raw in _read_list(*part, progress)] for parts in (train, test)]
     if classes is None:
         classes = tuple(sorted({name for part in raws for raw in part for name in raw.names}))

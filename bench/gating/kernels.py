@@ -82,9 +82,18 @@ def gather(rows: Array, bias: Array, behind: Array, g: Array, outputs: Array, in
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
 def choose_and_gather(
-    x: Array, inputs: Array, rows: Array, bias: Array, behind: Array, phi: Array, rho: Array, k: int, absolute: bool,
-    rectified: bool, exact: bool,
-) -> Any:  # fmt: skip
+    x: Array,
+    inputs: Array,
+    rows: Array,
+    bias: Array,
+    behind: Array,
+    phi: Array,
+    rho: Array,
+    k: int,
+    absolute: bool,
+    rectified: bool,
+    exact: bool,
+) -> Any:
     """Both in one call, which saves what a call from Python costs: winners, filters, biases."""
     winners, g = choose(x, inputs, phi, rho, k, absolute, rectified, exact)
     weights, biases = gather(rows, bias, behind, g, winners, inputs)

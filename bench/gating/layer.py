@@ -103,9 +103,16 @@ class GatedConv2d(nn.Conv2d):
         self, conv: nn.Conv2d, norm: nn.BatchNorm2d, density: int, options: GateOptions, followed_by_relu: bool
     ) -> None:
         super().__init__(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            bias=False, padding_mode=conv.padding_mode, device="meta",
-        )  # fmt: skip
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            bias=False,
+            padding_mode=conv.padding_mode,
+            device="meta",
+        )
         self.options = options
         self.eps, self.momentum = norm.eps, norm.momentum
         self.gate = Gate(conv.in_channels, conv.out_channels, options, options.rectify == "always" or followed_by_relu)
@@ -154,9 +161,15 @@ class GatedConv2d(nn.Conv2d):
             self.l1 = (pi if self.options.penalty == "winners" else g).abs().sum(1).mean()
         gated = self.options.shift == "gated"
         y = F.batch_norm(
-            self._conv_forward(x, self.weight, None), self.running_mean, self.running_var, None,
-            self.beta if gated else None, self.training, self.momentum or 0.0, self.eps,
-        )  # fmt: skip
+            self._conv_forward(x, self.weight, None),
+            self.running_mean,
+            self.running_var,
+            None,
+            self.beta if gated else None,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
         y = y * pi[:, :, None, None]
         return y if gated else y + (self.winners * self.beta)[:, :, None, None]
 

@@ -279,9 +279,16 @@ def _record(name: str, values: Sequence[float], unit: str, draws: Array, n: int,
     low, high = max(low, least), min(high, 1.0)
     deviation = spread(values)
     return Record(
-        name, 100.0 * mean, unit, 100.0 * low, 100.0 * high, n, seed, networks=len(values),
+        name,
+        100.0 * mean,
+        unit,
+        100.0 * low,
+        100.0 * high,
+        n,
+        seed,
+        networks=len(values),
         spread=None if deviation is None else 100.0 * deviation,
-    )  # fmt: skip
+    )
 
 
 def _mean(table: MatchTable, mode: str) -> float:

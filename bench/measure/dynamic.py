@@ -63,16 +63,26 @@ class Dynamic:
     def table(self) -> list[dict[str, Any]]:
         """For each layer: dense MACs, mean MACs, those of its gate, mean active shares, share of the weights used."""
         columns = zip(
-            self.layers, self.macs.mean(0), self.gates.mean(0), self.reads.mean(0), self.writes.mean(0), self.used,
+            self.layers,
+            self.macs.mean(0),
+            self.gates.mean(0),
+            self.reads.mean(0),
+            self.writes.mean(0),
+            self.used,
             strict=True,
-        )  # fmt: skip
+        )
         return [
             {
-                "layer": layer.name, "dense_macs": layer.macs, "macs": float(macs), "gate_macs": float(gate),
-                "reads": float(reads), "writes": float(writes), "weights_used": float(used),
+                "layer": layer.name,
+                "dense_macs": layer.macs,
+                "macs": float(macs),
+                "gate_macs": float(gate),
+                "reads": float(reads),
+                "writes": float(writes),
+                "weights_used": float(used),
             }
             for layer, macs, gate, reads, writes, used in columns
-        ]  # fmt: skip
+        ]
 
     def records(self, seed: int | None, images: int | None = None, original: Dynamic | None = None) -> list[Record]:
         """Mean, percentiles, speed-up over the dense network, the gates' share, and the reduction of the weights used.

@@ -105,9 +105,12 @@ Network = Callable[[Tensor], Any]
 
 
 def interleaved(
-    networks: Mapping[str, Network], inputs: Sequence[Tensor], protocol: Protocol, device: str = "cpu",
+    networks: Mapping[str, Network],
+    inputs: Sequence[Tensor],
+    protocol: Protocol,
+    device: str = "cpu",
     progress: bool = True,
-) -> list[Timing]:  # fmt: skip
+) -> list[Timing]:
     """Times the networks on the same inputs, in turns; the first is what the precision is judged against.
 
     ``inputs`` are already on ``device`` and taken in order, again and again (real images, because gates depend on them).
@@ -132,9 +135,14 @@ def interleaved(
 
 
 def _measure(
-    networks: Mapping[str, Network], inputs: Sequence[Tensor], protocol: Protocol,
-    clock: Callable[[Network, Tensor], float], label: str, device: str, progress: bool,
-) -> Timing:  # fmt: skip
+    networks: Mapping[str, Network],
+    inputs: Sequence[Tensor],
+    protocol: Protocol,
+    clock: Callable[[Network, Tensor], float],
+    label: str,
+    device: str,
+    progress: bool,
+) -> Timing:
     names = list(networks)
     before = machine(device)
     for name in names:

@@ -11,10 +11,12 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 # filters at full width, stride, padding; dropout follows conv3 and conv6
+# fmt: off
 _LAYOUT = [
     (64, 1, "valid"), (64, 1, "same"), (128, 2, "same"), (128, 1, "same"),
     (128, 1, "same"), (192, 2, "same"), (192, 1, "same"), (192, 1, "same"),
-]  # fmt: skip
+]
+# fmt: on
 _DROPOUT_BEHIND = (3, 6)
 
 

@@ -288,9 +288,15 @@ def accumulate_shared(calibration: Calibration, walk: Walk, site: Site, convs: S
 
 
 def rectify(
-    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, sampled: Sampled, kept: Sequence[int],
-    weight: Tensor, bias: Tensor,
-) -> Sampled:  # fmt: skip
+    calibration: Calibration,
+    walk: Walk,
+    site: Site,
+    conv: nn.Conv2d,
+    sampled: Sampled,
+    kept: Sequence[int],
+    weight: Tensor,
+    bias: Tensor,
+) -> Sampled:
     """New targets that ask nothing where the ReLU behind the layer lets nothing through (ours, beyond the paper).
 
     Minimised is the sum of (z - z')^2 where z > 0 and of relu(z')^2 elsewhere, z the original network's value behind the

@@ -21,16 +21,18 @@ from bench.pruning.probe import convolution_fault, norm_fault, passing_fault
 from bench.pruning.surgery import SampledConv2d
 
 # operations that treat every channel by itself and keep their order
+# fmt: off
 _CHANNELWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ZeroPad2d,
-)  # fmt: skip
+)
 _CHANNELWISE_FUNCTIONS = (F.relu, F.relu6, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.relu)
 _CHANNELWISE_METHODS = ("relu", "contiguous")
 _OTHER_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm,
-    nn.LayerNorm, nn.LocalResponseNorm,
-)  # fmt: skip
+    nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm,
+)
+# fmt: on
 
 
 @dataclass(frozen=True)

@@ -259,9 +259,14 @@ class SiteReport:
 
 
 def prune_stage(
-    net: nn.Module, calibration: Calibration, keep: Mapping[str, int], settings: Greedy, end: str,
-    auxiliary: AuxiliaryLoss | None, progress: bool = True,
-) -> tuple[nn.Module, list[SiteReport]]:  # fmt: skip
+    net: nn.Module,
+    calibration: Calibration,
+    keep: Mapping[str, int],
+    settings: Greedy,
+    end: str,
+    auxiliary: AuxiliaryLoss | None,
+    progress: bool = True,
+) -> tuple[nn.Module, list[SiteReport]]:
     """A copy of ``net`` in which the sites in ``keep`` (by reader, all before ``end``) have lost channels, one by one.
 
     ``calibration`` holds the outputs of ``net`` itself, the reconstruction's target; ``auxiliary`` is evaluated on its

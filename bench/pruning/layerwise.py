@@ -91,9 +91,13 @@ def few_images(calibration: Calibration, reports: Sequence[LayerReport]) -> list
 
 @torch.no_grad()
 def prune(
-    original: nn.Module, calibration: Calibration, keep: Mapping[str, int], method: Method, progress: bool = True,
+    original: nn.Module,
+    calibration: Calibration,
+    keep: Mapping[str, int],
+    method: Method,
+    progress: bool = True,
     stages: Stages | None = None,
-) -> tuple[nn.Module, list[LayerReport]]:  # fmt: skip
+) -> tuple[nn.Module, list[LayerReport]]:
     """A pruned and reconstructed copy of ``original``, in evaluation mode, and a report for each reader.
 
     ``keep`` gives the input channels kept at each reader; readers without an entry keep all.  Where the channels belong
@@ -175,9 +179,13 @@ def _prune_site(
     weight, bias = folded(conv, norm)
     producer = None if site.producer is None else surgery.convolution(model, site.producer)
     layer = Layer(
-        moments, weight, bias, None if producer is None else producer.weight.detach(), seed=seed,
+        moments,
+        weight,
+        bias,
+        None if producer is None else producer.weight.detach(),
+        seed=seed,
         options=dict(method.options),
-    )  # fmt: skip
+    )
     kept = select(method.selection, layer, wanted)
     if not method.reconstruct:
         rebuilt = judged(Reconstruction(weight[:, kept], bias, math.inf, 0.0, None), sampled, kept)

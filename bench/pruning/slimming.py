@@ -68,9 +68,12 @@ def slimmed_widths(
 
 @torch.no_grad()
 def slim(
-    original: nn.Module, input_shape: Sequence[int], conv_macs: Mapping[str, int], speedup: float | None = None,
+    original: nn.Module,
+    input_shape: Sequence[int],
+    conv_macs: Mapping[str, int],
+    speedup: float | None = None,
     keep: Mapping[str, int] | None = None,
-) -> tuple[nn.Module, dict[str, int]]:  # fmt: skip
+) -> tuple[nn.Module, dict[str, int]]:
     """A smaller copy of ``original`` and the filters left in each producer (by name) that lost some.
 
     ``conv_macs`` are the dense MACs by convolution; ``keep`` gives filters by producer in place of a ``speedup``.

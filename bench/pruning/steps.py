@@ -217,9 +217,10 @@ def prunable(recipe: Recipe) -> tuple[list[str], list[str]]:
     samplers = [
         site.reader
         for site in sites
-        if site.producer is None and site.branch_end is not None
+        if site.producer is None
+        and site.branch_end is not None
         and surgery.convolution(model, site.reader).kernel_size == (1, 1)
-    ]  # fmt: skip
+    ]
     return [site.producer for site in sites if site.producer is not None], samplers
 
 

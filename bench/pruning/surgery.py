@@ -29,9 +29,16 @@ class SampledConv2d(nn.Conv2d):
             raise UserError("a channel sampler needs a convolution with groups=1")
         rows = torch.as_tensor(list(index), dtype=torch.long)
         sampled = cls(
-            len(rows), conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            bias=conv.bias is not None, device=conv.weight.device, dtype=conv.weight.dtype,
-        )  # fmt: skip
+            len(rows),
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            bias=conv.bias is not None,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
         sampled.weight.data = conv.weight.data[:, rows.to(conv.weight.device)].clone()
         if conv.bias is not None and sampled.bias is not None:
             sampled.bias.data = conv.bias.data.clone()
@@ -118,9 +125,12 @@ def _vectors(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
 
 
 def resize(
-    model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, int], samplers: Mapping[str, Sequence[int]],
+    model: nn.Module,
+    input_shape: Sequence[int],
+    widths: Mapping[str, int],
+    samplers: Mapping[str, Sequence[int]],
     biases: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Shrinks a dense network to the given widths, in place, keeping the first filters of each convolution.
 
     The convolutions in ``biases`` get a bias of zeros where they have none.

@@ -65,9 +65,11 @@ class Coverage:
 
     def __add__(self, other: Coverage) -> Coverage:
         return Coverage(
-            [*self.outcomes, *other.outcomes], self.kinds + other.kinds, self.verified + other.verified,
+            [*self.outcomes, *other.outcomes],
+            self.kinds + other.kinds,
+            self.verified + other.verified,
             self.unread + other.unread,
-        )  # fmt: skip
+        )
 
 
 EMPTY = Coverage([], Counter(), Counter(), Counter())
@@ -133,14 +135,22 @@ def to_json(coverage: Coverage) -> dict[str, Any]:
         }
     values = [
         {
-            "table": entry.table, "row": entry.row, "model": entry.model, "dataset": entry.dataset,
-            "metric": entry.metric, "printed": entry.printed, "unit": entry.unit, "kind": entry.kind,
-            "convention": entry.convention, "verified": entry.verified, "decided": outcome.decided,
+            "table": entry.table,
+            "row": entry.row,
+            "model": entry.model,
+            "dataset": entry.dataset,
+            "metric": entry.metric,
+            "printed": entry.printed,
+            "unit": entry.unit,
+            "kind": entry.kind,
+            "convention": entry.convention,
+            "verified": entry.verified,
+            "decided": outcome.decided,
             "outcome": outcome.text,
         }
         for outcome in coverage.outcomes
         for entry in [outcome.published]
-    ]  # fmt: skip
+    ]
     return {"kinds": kinds, "values": values}
 
 

@@ -43,12 +43,11 @@ class Metric:
 def _control(metric: Metric) -> Metric:
     """The same comparison, but with the dense network that was tuned as long as the pruned one."""
     meaning = metric.meaning.replace("the dense network", "the dense network tuned equally long")
-    return Metric(
-        f"{metric.name}_control", f"{metric.heading}, tuned dense", metric.unit, metric.decimals, meaning,
-        metric.better, metric.signed,
-    )  # fmt: skip
+    name, heading = f"{metric.name}_control", f"{metric.heading}, tuned dense"
+    return Metric(name, heading, metric.unit, metric.decimals, meaning, metric.better, metric.signed)
 
 
+# fmt: off
 _COMPARED = (
     Metric("top1_change", "top-1 change", "pp", 2, "Top-1 accuracy minus that of the dense network.", "higher", True),
     Metric("top5_change", "top-5 change", "pp", 2, "Top-5 accuracy minus that of the dense network.", "higher", True),
@@ -65,7 +64,7 @@ _COMPARED = (
         "Share of test images for which the prediction equals that of the dense network.", "higher",
     ),
     Metric("kl", "KL", "nats", 3, "KL divergence of the network's outputs from those of the dense network.", "lower"),
-)  # fmt: skip
+)
 
 _DETECTION = (
     Metric(
@@ -82,14 +81,14 @@ _DETECTION = (
     Metric("coco_ap_s", "AP small", "%", 2, "COCO's AP of objects below 32x32 pixels.", "higher"),
     Metric("coco_ap_m", "AP medium", "%", 2, "COCO's AP of objects from 32x32 to 96x96 pixels.", "higher"),
     Metric("coco_ap_l", "AP large", "%", 2, "COCO's AP of objects above 96x96 pixels.", "higher"),
-)  # fmt: skip
+)
 _DETECTION_COMPARED = tuple(
     Metric(
         f"map_{year}_change", f"mAP change ({year.upper()})", "pp", 2,
         f"mAP ({year.upper()}) minus that of the dense network, paired by image.", "higher", True,
     )
     for year in ("voc07", "voc12")
-)  # fmt: skip
+)
 
 GLOSSARY: dict[str, Metric] = {
     metric.name: metric
@@ -209,7 +208,8 @@ GLOSSARY: dict[str, Metric] = {
         Metric("skipped_float64_difference", "difference in float64", "", None,
                "Largest difference of the logits of both executions in float64, relative to the largest logit.", "lower"),
     )
-}  # fmt: skip
+}
+# fmt: on
 
 
 def metric(name: str, unit: str = "") -> Metric:

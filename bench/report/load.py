@@ -434,9 +434,13 @@ def judge(
     if sigma is None:
         return Verdict("not comparable", "no interval")
     return verdict.of_value(
-        cell.value / factor, published, sigma=sigma / factor, runs=cell.seeds if cell.sd is not None else 1,
-        least_sigma=least / factor, slack=_missing(cell) / factor,
-    )  # fmt: skip
+        cell.value / factor,
+        published,
+        sigma=sigma / factor,
+        runs=cell.seeds if cell.sd is not None else 1,
+        least_sigma=least / factor,
+        slack=_missing(cell) / factor,
+    )
 
 
 def _is_change(name: str) -> bool:

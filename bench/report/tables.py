@@ -85,10 +85,9 @@ def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
         body.append(text)
     frame = pd.DataFrame(body, dtype=object)
     filled = [name for name in frame.columns if name in (ROW, VERDICT) or bool((frame[name] != "").any())]
-    return Table(
-        first.paper, first.table, first.scale, tuple(lines), frame[filled], _notes(lines, chosen, all_ours),
-        _unlinked(lines, published),
-    )  # fmt: skip
+    notes = _notes(lines, chosen, all_ours)
+    unlinked = _unlinked(lines, published)
+    return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], notes, unlinked)
 
 
 def columns(lines: Sequence[Line]) -> dict[str, str]:
@@ -287,10 +286,17 @@ def raw(table: Table) -> list[dict[str, Any]]:
     rows = []
     for line in table.lines:
         row: dict[str, Any] = {
-            "paper": line.paper, "table": line.table, "row": line.name, "scale": line.scale,
-            "own_scale": line.own_scale, "analogue": line.analogue, "beyond_the_paper": line.ours,
-            "status": line.status, "network": line.recipe, "claimed_speedup": line.claimed,
-        }  # fmt: skip
+            "paper": line.paper,
+            "table": line.table,
+            "row": line.name,
+            "scale": line.scale,
+            "own_scale": line.own_scale,
+            "analogue": line.analogue,
+            "beyond_the_paper": line.ours,
+            "status": line.status,
+            "network": line.recipe,
+            "claimed_speedup": line.claimed,
+        }
         shape = line.shape or {"macs": {}, "dense_macs": {}}
         row |= {f"own_shape_{name}": shape.get(name) for name in ("recipe", "speedup", "params", "dense_params")}
         for kind in ("macs", "dense_macs"):

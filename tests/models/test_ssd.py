@@ -41,9 +41,15 @@ def sample(boxes: list[list[float]], labels: list[int], size: int = 300, origina
     made = DetDataSample()
     scale = (size / original[1], size / original[0])
     made.set_metainfo(
-        dict(img_shape=(size, size), ori_shape=original, pad_shape=(size, size), batch_input_shape=(size, size),
-             scale_factor=scale, img_id=0)
-    )  # fmt: skip
+        dict(
+            img_shape=(size, size),
+            ori_shape=original,
+            pad_shape=(size, size),
+            batch_input_shape=(size, size),
+            scale_factor=scale,
+            img_id=0,
+        )
+    )
     made.gt_instances = InstanceData(
         bboxes=torch.tensor(boxes).reshape(-1, 4), labels=torch.tensor(labels, dtype=torch.long)
     )
@@ -277,8 +283,10 @@ def test_readers_in_ssd300_resnet50() -> None:
     assert {k: v for k, v in found.items() if ".layer" in k and k.startswith("backbone")} == inside
     assert found["backbone.conv1"] == ["backbone.layer1.0.conv1", "backbone.layer1.0.downsample.0"]
     assert found["neck.extra_layers.0.1.conv"] == [
-        "neck.extra_layers.1.0.conv", "bbox_head.cls_convs.2.0", "bbox_head.reg_convs.2.0",
-    ]  # fmt: skip
+        "neck.extra_layers.1.0.conv",
+        "bbox_head.cls_convs.2.0",
+        "bbox_head.reg_convs.2.0",
+    ]
     read = [reader for readers in found.values() for reader in readers]
     assert not {f"bbox_head.{kind}_convs.{i}.0" for kind in ("cls", "reg") for i in (0, 1)} & set(read)
     assert len(read) == len(set(read))

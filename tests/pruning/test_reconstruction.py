@@ -52,8 +52,9 @@ def picked(x: Array, kept: list[int], size: int) -> Array:
 @given(
     kept=st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True),
     kernel=st.sampled_from([(1, 1), (2, 1), (2, 3)]),
-    ridge=st.sampled_from([1e-9, 1e-4, 1e-1]), seed=st.integers(0, 1000),
-)  # fmt: skip
+    ridge=st.sampled_from([1e-9, 1e-4, 1e-1]),
+    seed=st.integers(0, 1000),
+)
 def test_solution_equals_numpy(kept: list[int], kernel: tuple[int, int], ridge: float, seed: int) -> None:
     """Weights n x c' x kh x kw in the order of ``kept``, bias, and the error as a share of the variance."""
     kept = sorted(kept)

@@ -51,9 +51,11 @@ class Styled(nn.Module):
             x.relu_()
             return x
         ways = {
-            "function": F.relu, "function in place": lambda t: F.relu(t, True), "method": lambda t: t.relu(),
+            "function": F.relu,
+            "function in place": lambda t: F.relu(t, True),
+            "method": lambda t: t.relu(),
             "torch.relu_": torch.relu_,
-        }  # fmt: skip
+        }
         return ways[self.activation](x)
 
     def plus(self, x: Tensor, y: Tensor) -> Tensor:

@@ -97,8 +97,9 @@ def aligned(plane: Tensor, box: Box, scale: float) -> Tensor:
     wide, tall = (box[2] - box[0]) * scale / 7, (box[3] - box[1]) * scale / 7
     cells = [
         sum(sampled(plane, top + (r + i) * tall, left + (c + j) * wide) for i in (0.25, 0.75) for j in (0.25, 0.75))
-        for r in range(7) for c in range(7)
-    ]  # fmt: skip
+        for r in range(7)
+        for c in range(7)
+    ]
     return torch.stack(cells, dim=1).reshape(len(plane), 7, 7) / 4  # type: ignore[arg-type]
 
 

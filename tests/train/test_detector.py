@@ -205,8 +205,10 @@ def test_boxes_shrink_with_their_image_and_red_stays_red(tmp_path: Path) -> None
     ((pixels, (sample,)),) = list(batches(split, 40, [0], 4, boxes=True))
     assert pixels.shape == (1, 3, 40, 40)
     assert [round(float(channel.float().mean())) for channel in pixels[0]] == [
-        pytest.approx(250, abs=3), pytest.approx(0, abs=3), pytest.approx(0, abs=3),
-    ]  # fmt: skip
+        pytest.approx(250, abs=3),
+        pytest.approx(0, abs=3),
+        pytest.approx(0, abs=3),
+    ]
     torch.testing.assert_close(sample.gt_instances.bboxes, torch.tensor([[10 * 0.4, 5 * 0.8, 60 * 0.4, 30 * 0.8]]))
     assert sample.gt_instances.labels.tolist() == [0]
     torch.testing.assert_close(
