@@ -65,9 +65,10 @@ class Pruned:
     """A pruned network with what was measured on the test split, before and after, and a report for each layer.
 
     ``recipe`` says how it is built from the dense network; ``inputs`` what was assumed of images and classes;
-    ``dense_records`` are the dense network's accuracies, ``records`` the pruned one's and the changes; ``warnings`` what
-    was told on the way; ``problems`` counts the images that could not be taken as they were.
-    ``left_out`` names the layers that were not pruned because they do not compute what their class says, with the reason.
+    ``dense_records`` are the dense network's accuracies, ``records`` the pruned one's and the changes; ``warnings``
+    what was told on the way; ``problems`` counts the images that could not be taken as they were.
+    ``left_out`` names the layers that were not pruned because they do not compute what their class says, with the
+    reason.
     """
 
     model: nn.Module
@@ -142,12 +143,12 @@ def prune(
     """Prunes a trained classifier to ``speedup`` times fewer conv MACs, without fine-tuning; ``model`` is not changed.
 
     ``model`` is a network or the name of its factory, MODULE:FACTORY, filled from ``weights`` (a state dict, or the
-    folder of a saved network).  ``method`` is one of ``METHODS``, ``widths`` one of ``WIDTHS``; ``data`` an image folder
-    with train/ and test/ (or val/) or an :class:`ImageSet`; calibration uses at most ``images`` training images,
-    ``positions`` outputs of each.  ``mean``, ``std``, ``interpolation``, ``protocol`` and ``classes`` (names in the order
-    of the outputs, or a file of them) are those of :class:`Inputs`.  ``tell`` is called with each line about the dense
-    network as soon as it is known.  With ``out`` the network is saved there before it is measured, and finished stages
-    are kept there, so that an interrupted call goes on.
+    folder of a saved network).  ``method`` is one of ``METHODS``, ``widths`` one of ``WIDTHS``; ``data`` an image
+    folder with train/ and test/ (or val/) or an :class:`ImageSet`; calibration uses at most ``images`` training images,
+    ``positions`` outputs of each.  ``mean``, ``std``, ``interpolation``, ``protocol`` and ``classes`` (names in the
+    order of the outputs, or a file of them) are those of :class:`Inputs`.  ``tell`` is called with each line about the
+    dense network as soon as it is known.  With ``out`` the network is saved there before it is measured, and finished
+    stages are kept there, so that an interrupted call goes on.
 
     Everything that can fail is tried before the expensive part.  Raises :class:`UserError` for a network, data, a place
     or a target that cannot be handled.
@@ -302,12 +303,12 @@ def _prunable(sites: list[Site]) -> list[Site]:
 
 
 def _is_wanted(site: Site) -> bool:
-    """Sites that can be pruned, and those that end a residual branch: error curves weigh with what the block hands on."""
+    """Sites that can be pruned, and those that end a residual branch: error curves weigh by what the block hands on."""
     return site.producer is not None or site.shortcut is not None
 
 
 def _sampling(network: nn.Module, size: int, positions: int, seed: int) -> Sampling:
-    """Batches and memory so that any number of images fits 2 GB: what the largest layer and the weights leave is kept."""
+    """Batches and memory so that any number of images fits 2 GB: what the largest layer and weights leave is kept."""
     weight_bytes = sum(p.nbytes for p in network.parameters())
     widest = max((m.weight[0].numel() for m in network.modules() if isinstance(m, nn.Conv2d)), default=0)
     left = _TARGET - _BASE - 2 * weight_bytes - 4 * 8 * widest**2
@@ -410,7 +411,10 @@ def _recipe(dense: Recipe, network: nn.Module, pruned: nn.Module, layers: list[L
 
 @torch.no_grad()
 def check_outputs(model: nn.Module, shape: tuple[int, int, int], classes: int) -> int:
-    """The number of outputs; raises :class:`UserError` unless the network maps images of ``shape`` to ``classes`` logits or more."""
+    """The number of outputs.
+
+    Raises :class:`UserError` unless the network maps images of ``shape`` to ``classes`` logits or more.
+    """
     try:
         outputs = model.cpu().eval()(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -420,6 +424,7 @@ def check_outputs(model: nn.Module, shape: tuple[int, int, int], classes: int) -
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or outputs.shape[1] < classes:
         raise UserError(
-            f"the network must give one row of at least {classes} logits for each image: the data have {classes} classes"
+            f"the network must give one row of at least {classes} logits for each image: the data have {classes} "
+            "classes"
         )
     return outputs.shape[1]

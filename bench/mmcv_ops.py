@@ -2,8 +2,8 @@
 
 mmdet imports ``mmcv.ops``, which imports the compiled module ``mmcv._ext``; for a current torch there is none, and
 compiling takes a quarter of an hour where it works at all.  What SSD and Faster R-CNN use of it are NMS, soft NMS and
-RoIAlign, and torchvision has these.  :func:`install` puts a module in the place of ``mmcv._ext`` that answers with them;
-every other operation exists too, as mmcv demands on import, and says what is missing when it is called.
+RoIAlign, and torchvision has these.  :func:`install` puts a module in the place of ``mmcv._ext`` that answers with
+them; every other operation exists too, as mmcv demands on import, and says what is missing when it is called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def install() -> None:
         import cv2  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"OpenCV cannot be loaded ({error}): install its system libraries (Debian: apt-get install libgl1 libglib2.0-0)"
+            f"OpenCV cannot be loaded ({error}): install its system libraries (Debian: apt-get install libgl1 "
+            "libglib2.0-0)"
         ) from error
     if _NAME not in sys.modules and importlib.util.find_spec(_NAME) is None:
         sys.modules[_NAME] = _Extension(_NAME)
@@ -61,7 +62,8 @@ class _Extension(types.ModuleType):
 
         def missing(*args: Any, **kwargs: Any) -> Any:
             raise UserError(
-                f"mmcv's operation {name!r} needs its compiled extension: build onedl-mmcv with MMCV_WITH_OPS=1, or use a model without it"
+                f"mmcv's operation {name!r} needs its compiled extension: build onedl-mmcv with MMCV_WITH_OPS=1, or "
+                "use a model without it"
             )
 
         return missing
@@ -89,8 +91,8 @@ def softnms(
 ) -> Tensor:
     """Soft NMS (Bodla et al. 2017): boxes that overlap a better one lose score; below ``min_score`` they go.
 
-    ``method`` is 0 (dropped), 1 (score times 1 - IoU) above ``iou_threshold``, or 2 (times exp(-IoU^2 / sigma)).  Writes
-    box and score (N x 5) of what is kept into ``dets`` and returns their places, in the order of choice.
+    ``method`` is 0 (dropped), 1 (score times 1 - IoU) above ``iou_threshold``, or 2 (times exp(-IoU^2 / sigma)).
+    Writes box and score (N x 5) of what is kept into ``dets`` and returns their places, in the order of choice.
     """
     larger = boxes + boxes.new_tensor([0.0, 0.0, float(offset), float(offset)])
     left, current = torch.arange(len(boxes)), scores.clone()

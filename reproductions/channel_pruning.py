@@ -28,28 +28,30 @@ from bench.steps import Kind, Step, make_step
 from bench.train.schedule import Schedule
 
 DEVIATIONS = [
-    "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled rows "
-    "and stops within 10 % above c'; ours walks the whole LASSO path (LARS) on the Gram matrix of all rows and takes "
-    "exactly c'. One intercept per output instead of the code's single one.",
-    "The norm constraint |W_i| = 1 and the alternation of LASSO and least squares are left out, as in the released code.",
+    "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled "
+    "rows and stops within 10 % above c'; ours walks the whole LASSO path (LARS) on the Gram matrix of all rows and "
+    "takes exactly c'. One intercept per output instead of the code's single one.",
+    "The norm constraint |W_i| = 1 and the alternation of LASSO and least squares are left out, as in the released "
+    "code.",
     "The old bias is part of the regression target; the released code drops it in plain channel pruning.",
     "Least squares: the paper has no ridge. Ours pulls towards the layer's old weights, one factor a channel refitted "
-    "(ThiNet's small least squares), by a ridge from 1e-6 to 1e4 of the mean squared input or without end (the old weights "
-    "themselves), chosen for each layer on held-out training images; fewer than 100 images are cross-validated in five "
-    "parts. 10 positions for each image, drawn for each image; the released code shares them in a batch of 10.",
+    "(ThiNet's small least squares), by a ridge from 1e-6 to 1e4 of the mean squared input or without end (the old "
+    "weights themselves), chosen for each layer on held-out training images; fewer than 100 images are cross-validated "
+    "in five parts. 10 positions for each image, drawn for each image; the released code shares them in a batch of 10.",
     "Calibration images come from the training split (5,000 on ImageNet); the released sampling layer names the "
     "validation list.",
-    "Widths: the paper gives the ratio 1 : 1.5 of shallow to deep layers and leaves conv5 alone; we scale both until the "
-    "conv-MAC speed-up is met. The released widths are rows of their own: they give 2.129x, 3.868x and 4.525x.",
-    "Fine-tuning on ImageNet: SGD, 1e-5, batch 128, 10 epochs, no weight decay (paper, from memory); the released solver "
-    "runs 20 epochs.",
+    "Widths: the paper gives the ratio 1 : 1.5 of shallow to deep layers and leaves conv5 alone; we scale both until "
+    "the conv-MAC speed-up is met. The released widths are rows of their own: they give 2.129x, 3.868x and 4.525x.",
+    "Fine-tuning on ImageNet: SGD, 1e-5, batch 128, 10 epochs, no weight decay (paper, from memory); the released "
+    "solver runs 20 epochs.",
     "Weights: torchvision's VGG-16 and ResNet-50 v1.5 unless weights are given; the paper's are Caffe's (ResNet-50 v1, "
     "stride in the first 1x1).",
-    "Max response: largest energy of a channel's contribution to the responses. As we remember it the paper ranks by the "
-    "absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
-    "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how the "
-    "basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
-    "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one layer.",
+    "Max response: largest energy of a channel's contribution to the responses. As we remember it the paper ranks by "
+    "the absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
+    "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how "
+    "the basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
+    "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one "
+    "layer.",
 ]
 
 # Exact released widths (filters left).  2x and 4x: yihui-he/py-faster-rcnn@fe6ae69 models/pascal_voc/VGGx{2,4};
@@ -110,7 +112,7 @@ def vgg16(scale: str, classes: int, given: bool) -> Recipe:
 
 
 def resnet50(scale: str, classes: int, given: bool) -> Recipe:
-    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small bottleneck net on digits."""
+    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small bottleneck on digits."""
     if scale == "digits":
         return Recipe("bottleneck_resnet", {"num_classes": classes, "width": 0.25, "blocks": [2, 2, 2, 2]}, (3, 16, 16))
     if scale == "cifar10":
@@ -189,7 +191,7 @@ def tuning_schedule(scale: str, amp: bool) -> Schedule:
 
 
 def calibration(scale: str) -> int:
-    """Calibration images: 5,000 on ImageNet as the authors, half of the digits, elsewhere at most 5,170 (the subset's)."""
+    """Calibration images: 5,000 on ImageNet as the authors, half of the digits, else at most 5,170 (the subset's)."""
     return {"imagenet": 5000, "digits": 720}.get(scale, 5170)
 
 
@@ -402,7 +404,7 @@ def figure4() -> list[Row]:
 
 
 def selection_and_widths() -> list[Row]:
-    """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; before and after tuning."""
+    """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; tuned and untuned."""
     rows = [_resnet56_row(OURS, "dense", partial(chain, prune=None, tune=False))]
     rows.append(_resnet56_row(OURS, "dense, fine-tuned", partial(chain, prune=None, tune=True)))
     for tune, speedups in ((False, (2, 3, 4)), (True, (2,))):

@@ -1,10 +1,10 @@
 """Dynamic Channel Pruning: Feature Boosting and Suppression (Gao et al.; ICLR 2019; arXiv 1810.05331).
 
-Each convolution gets a gate that looks at the layer's input, keeps the k = ceil(d C) most salient output channels of this
-image and scales them by their saliency.  A trained network is converted, fine-tuned at d = 1, and then at one density after
-the other, each starting from the last.  Reproduced here: Figure 3a (M-CifarNet on CIFAR-10), Table 1 (ResNet-18), Table 2
-(VGG-16), Table 3 (memory); beyond the paper: an execution that really skips, its latency, and static baselines of the
-suite's own at equal MACs.
+Each convolution gets a gate that looks at the layer's input, keeps the k = ceil(d C) most salient output channels of
+this image and scales them by their saliency.  A trained network is converted, fine-tuned at d = 1, and then at one
+density after the other, each starting from the last.  Reproduced here: Figure 3a (M-CifarNet on CIFAR-10), Table 1
+(ResNet-18), Table 2 (VGG-16), Table 3 (memory); beyond the paper: an execution that really skips, its latency, and
+static baselines of the suite's own at equal MACs.
 """
 
 from __future__ import annotations
@@ -33,37 +33,41 @@ from bench.steps import Kind, Step, make_step
 from bench.train.schedule import Schedule
 
 DEVIATIONS = [
-    "Optimiser: SGD with momentum 0.9 and a cosine in each density; the paper's schedule is lr 0.01, divided by ten every "
-    "100 epochs, at most 300 epochs a density (from memory), the official code's RMSProp (decay 0.9, epsilon 1).",
-    "Epochs: at most 300 a density on CIFAR-10 and 35 on ImageNet in the paper; ours are in `tuning`, and the dense network "
-    "we compare with (column `tuned dense`) is trained in one schedule for all the epochs of the chain down to d = 0.5, "
-    "which is more than the chain to a higher density has and less than that to a lower one.",
-    "Augmentation: the suite's (pad, crop, mirror); the official code distorts colours, mirrors, and standardises each image.",
+    "Optimiser: SGD with momentum 0.9 and a cosine in each density; the paper's schedule is lr 0.01, divided by ten "
+    "every 100 epochs, at most 300 epochs a density (from memory), the official code's RMSProp (decay 0.9, epsilon 1).",
+    "Epochs: at most 300 a density on CIFAR-10 and 35 on ImageNet in the paper; ours are in `tuning`, and the dense "
+    "network we compare with (column `tuned dense`) is trained in one schedule for all the epochs of the chain down to "
+    "d = 0.5, which is more than the chain to a higher density has and less than that to a lower one.",
+    "Augmentation: the suite's (pad, crop, mirror); the official code distorts colours, mirrors, and standardises each "
+    "image.",
     "phi starts at zero instead of He normal and rho at |gamma| of the batch norm instead of 1, so that gating changes "
     "nothing before training; He normal and the official code's initialisation are options of the gate.",
-    "Winners: exactly k, the first of equals; the official code drops equals at the threshold, so that dead gates leave "
-    "fewer than k. Counted as active are all k winners, even those whose saliency is zero.",
-    "Saliency: mean absolute value and a ReLU in every gate (equation 8). The official code averages with sign and has no "
-    "ReLU in gates of layers without one (ResNet's second convolutions); both are options.",
+    "Winners: exactly k, the first of equals; the official code drops equals at the threshold, so that dead gates "
+    "leave fewer than k. Counted as active are all k winners, even those whose saliency is zero.",
+    "Saliency: mean absolute value and a ReLU in every gate (equation 8). The official code averages with sign and has "
+    "no ReLU in gates of layers without one (ResNet's second convolutions); both are options.",
     "beta is multiplied by pi (equation 6 and the paper's figure); the official code only masks it.",
     "The L1 term has lambda = 1e-8 over all saliencies (from memory); the released configurations have none.",
-    "MACs: the layers at the densities of the masks really applied, input and output side, carried through dropout, pooling, "
-    "flattening, and as a union through additions; the gates' products and multiplications on top; the last fully connected "
-    "layer dense. The official documents' 57 M for d = 0.5 lose the masks at dropout; this count gives 44.28 M, 3.94x.",
-    "ResNet-18: every convolution is gated except block layer2.1, which is the only reading that gives both the paper's "
-    "1.62x at d = 0.7 and its 1.98x (at d = 0.6).",
+    "MACs: the layers at the densities of the masks really applied, input and output side, carried through dropout, "
+    "pooling, flattening, and as a union through additions; the gates' products and multiplications on top; the last "
+    "fully connected layer dense. The official documents' 57 M for d = 0.5 lose the masks at dropout; this count gives "
+    "44.28 M, 3.94x.",
+    "ResNet-18: every convolution is gated except block layer2.1, which is the only reading that gives both the "
+    "paper's 1.62x at d = 0.7 and its 1.98x (at d = 0.6).",
     "ResNet-18's derived 1.35x (d = 0.8, block layer2.1 not gated) comes out as 1.3445x, which rounds to 1.34x: a "
     "check that differs, arithmetic of ours from the layer shapes, as the other derived values, which all agree.",
-    "ResNet-18 and NS + FBS: the densities behind 1.98x and 3.22x (d = 0.6) are inferred from these numbers, so that they "
-    "agree is a weaker test than the others.",
-    "VGG-16: torchvision's with batch norm. It is slimmed to the widths of the official configuration (smallest gammas) and "
-    "gated at d = 0.8, 0.7 and 0.6: 3.02x, 3.91x, 5.31x. The paper prints 3.01x and 5.23x for its 3x and 5x.",
-    "NS + FBS on M-CifarNet: the paper's 3.22x and 1.19x are those of the official widths (cifarnet_slim.yaml), at d = 0.6 and "
-    "ungated; ours slims to 1.19x by its own gammas.",
+    "ResNet-18 and NS + FBS: the densities behind 1.98x and 3.22x (d = 0.6) are inferred from these numbers, so that "
+    "they agree is a weaker test than the others.",
+    "VGG-16: torchvision's with batch norm. It is slimmed to the widths of the official configuration (smallest "
+    "gammas) and gated at d = 0.8, 0.7 and 0.6: 3.02x, 3.91x, 5.31x. The paper prints 3.01x and 5.23x for its 3x and "
+    "5x.",
+    "NS + FBS on M-CifarNet: the paper's 3.22x and 1.19x are those of the official widths (cifarnet_slim.yaml), at d = "
+    "0.6 and ungated; ours slims to 1.19x by its own gammas.",
     "Network slimming: lambda = 1e-4 on small images and 1e-5 on ImageNet; one global threshold, no iterations.",
-    "Table 3: the paper's definitions and values could not be read. Ours are in the metrics below; the values are our own.",
-    "Skipped execution keeps fully connected layers dense, although their inputs count as sparse where they are (VGG-16's "
-    "first one).",
+    "Table 3: the paper's definitions and values could not be read. Ours are in the metrics below; the values are our "
+    "own.",
+    "Skipped execution keeps fully connected layers dense, although their inputs count as sparse where they are "
+    "(VGG-16's first one).",
 ]
 
 FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"

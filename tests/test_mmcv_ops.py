@@ -1,4 +1,4 @@
-"""mmcv's operations over torchvision's, called through mmcv.ops: against plain loops, finite differences and mmcv's docs."""
+"""mmcv's operations over torchvision's, called through mmcv.ops: against loops, finite differences, mmcv's docs."""
 
 from __future__ import annotations
 

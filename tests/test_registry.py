@@ -214,15 +214,15 @@ def test_tolerances_follow_the_rule(paper: str) -> None:
 # The rows that others of the same table are compared with.
 # fmt: off
 BASELINES = {
-    "baseline", "original", "Original", "original VGG16", "original ResNet50", "dense baseline", "dense baseline (docs)",
-    "eta=0%", "lambda=0 (L_M only)", "prune ratio 0 (baseline)",
+    "baseline", "original", "Original", "original VGG16", "original ResNet50", "dense baseline",
+    "dense baseline (docs)", "eta=0%", "lambda=0 (L_M only)", "prune ratio 0 (baseline)",
 }
 # fmt: on
 FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"
 
 
 def baseline(entry: Published, entries: Iterable[Published]) -> Decimal | None:
-    """What the table, or the note, prints for the network that ``entry`` was made from; None where it prints nothing."""
+    """What the table, or the note, prints for the network that ``entry`` was made from; None for nothing."""
     if match := re.search(r"baseline ([\d.]+)(?:/([\d.]+))?$", entry.note):
         return Decimal(match[2] if entry.metric == "top5_acc" else match[1])
     table, rows, model, metric = entry.table, BASELINES, entry.model, entry.metric

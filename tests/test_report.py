@@ -667,7 +667,7 @@ def test_numbers_have_the_metric_s_form() -> None:
 
 
 def test_two_settings_share_neither_file_nor_line(runs: Runs) -> None:
-    """One seed beside three, other weights of one name, other data of one name: nothing overwrites, nothing is mixed."""
+    """One seed beside three, other weights of one name, other data of one name: nothing overwrites or mixes."""
     three = runs.row("ours", accuracies(90.0, 91.0, 92.0))
     one = runs.row("ours", accuracies(70.0), setting={"seeds": [0]})
     assert three != one and three.exists()

@@ -34,7 +34,7 @@ CLASSIFIER = 192 * 10
 
 
 def mcifarnet_macs(density: float, dense_inputs: tuple[int, ...] = ()) -> int:
-    """MACs of gated M-CifarNet by hand: k = ceil(d C) filters of k inputs, a product for each pair, one for each output.
+    """MACs of gated M-CifarNet by hand: k = ceil(d C) filters of k inputs, a product for each pair and each output.
 
     ``dense_inputs`` are the layers in front of which a mask is lost.
     """

@@ -47,7 +47,7 @@ def word(measured: float, row: Published, sigma: float = 0.05, runs: int = 5, **
 
 
 def test_the_bounds_are_the_ones_written_down() -> None:
-    """Five runs of spread 0.2: 2.131847 * 0.2 * sqrt(1/5 + 1) = 0.46706; one run: 1.644854 * 0.2 * sqrt(2) = 0.46523."""
+    """Five runs, spread 0.2: 2.131847 * 0.2 * sqrt(1/5 + 1) = 0.46706; one run: 1.644854 * 0.2 * sqrt(2) = 0.46523."""
     found = of_value(90.3, published(), sigma=0.2, runs=5)
     assert (found.low, found.high) == pytest.approx((0.3 - 0.467058, 0.3 + 0.467058), abs=1e-5)
     assert not found.stand_in
@@ -101,7 +101,7 @@ def test_missing_images_take_a_verdict_away() -> None:
 
 
 def test_what_would_settle_it_is_said() -> None:
-    """d = -0.2 against a tolerance of 0.5, spread 0.15: half-widths 0.506 (3 runs), 0.395 (4), 0.350 (5), 0.3 needed."""
+    """d = -0.2, tolerance 0.5, spread 0.15: half-widths 0.506 (3 runs), 0.395 (4), 0.350 (5), 0.3 needed."""
     found = of_value(89.8, published(), sigma=0.15, runs=3)
     assert found.word == "inconclusive"
     needed = next(n for n in range(3, 99) if stats.t.ppf(0.95, n - 1) * 0.15 * math.sqrt(1 / n + 1) < 0.3)
@@ -206,7 +206,7 @@ def test_higher_and_lower_mirror_each_other(difference: float, sigma: float, run
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# How often verdicts err.  One experiment: S runs of ours and one of the paper's, all draws about their procedures' means.
+# How often verdicts err.  One experiment: S runs of ours and one of the paper's, drawn about their procedures' means.
 
 
 @pytest.mark.parametrize("seed_noise", [0.0, 0.1, 0.3, 1.0, 4.4])

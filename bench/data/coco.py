@@ -97,7 +97,8 @@ def coco_folder(root: Path, size: int, name: str, strict: bool = False, progress
     for part in chosen:
         if len(listed[part]) != 1:
             raise UserError(
-                f"{folder} has {len(listed[part])} files instances_{part}*.json: it needs exactly one for training (train) and one for testing (val, else test)"
+                f"{folder} has {len(listed[part])} files instances_{part}*.json: it needs exactly one for training "
+                "(train) and one for testing (val, else test)"
             )
     files = [listed[part][0] for part in chosen]
     return _detection(name, root, files, size, strict, progress)

@@ -99,7 +99,8 @@ def _cached(progress: bool) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot write the scenes to {cache} ({error.strerror}): free space, or set XDG_CACHE_HOME to a folder that can be written"
+            f"cannot write the scenes to {cache} ({error.strerror}): free space, or set XDG_CACHE_HOME to a folder "
+            "that can be written"
         ) from error
     return folder
 

@@ -36,8 +36,8 @@ from bench.errors import UserError
 # in the order of VOCinit.m of the devkit
 # fmt: off
 CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )
 # fmt: on
 # what 07+12 needs, and the archive (host.robots.ox.ac.uk/pascal/VOC) each piece comes in
@@ -78,7 +78,10 @@ def missing(root: Path) -> str:
     if len(lacking) == len(_PIECES):
         place = root / "VOCdevkit"
         archives = ", ".join(dict.fromkeys(_PIECES.values()))
-        return f"no VOC 2007+2012 in {root}: unpack {archives} so that {place} holds VOC2007/ and VOC2012/, or name the folder with --data"
+        return (
+            f"no VOC 2007+2012 in {root}: unpack {archives} so that {place} holds VOC2007/ and VOC2012/, "
+            "or name the folder with --data"
+        )
     piece = next(iter(lacking), "nothing")
     return f"VOC 2007+2012 in {place} lacks {piece}: unpack {_PIECES.get(piece, 'it')} there"
 
@@ -116,7 +119,8 @@ def voc_folder(root: Path, size: int, name: str, strict: bool = False, progress:
     test = next((part for part in ("test", "val") if _list_file(root, part).is_file()), None)
     if train is None or test is None:
         raise UserError(
-            f"{root / 'ImageSets' / 'Main'} needs trainval.txt (or train.txt) and test.txt (or val.txt): lists of image names without extension, one a line"
+            f"{root / 'ImageSets' / 'Main'} needs trainval.txt (or train.txt) and test.txt (or val.txt): lists of "
+            "image names without extension, one a line"
         )
     protocol = f"{train}, {test}, {size}x{size}"
     return _detection(name, root, [(root, train)], [(root, test)], None, size, protocol, strict, progress)

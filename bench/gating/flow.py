@@ -2,8 +2,8 @@
 
 A mask passes unchanged through everything that treats every channel by itself and keeps zeros (ReLU, pooling, padding),
 through dropout and identity; a residual addition has the union of both; flattening keeps it; behind everything else all
-channels are active.  Masks may be probabilities: the union of independent a and b is a + b - ab, which for 0 and 1 is the
-logical or.
+channels are active.  Masks may be probabilities: the union of independent a and b is a + b - ab, which for 0 and 1 is
+the logical or.
 """
 
 from __future__ import annotations

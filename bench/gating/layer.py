@@ -2,8 +2,8 @@
 
     y = pi(x) * (norm(conv(x)) + beta),   pi = wta_k(g),   g = relu(phi ss(x) + rho)
 
-``ss`` is the mean absolute value of each input channel, ``wta_k`` keeps the k = ceil(d C) largest.  What is computed here is
-the *masked* form, which training needs; :mod:`bench.gating.skip` computes only the winners.
+``ss`` is the mean absolute value of each input channel, ``wta_k`` keeps the k = ceil(d C) largest.  What is computed
+here is the *masked* form, which training needs; :mod:`bench.gating.skip` computes only the winners.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GateOptions:
     ``phi``: ``he`` (He normal, rho = 1), ``truncated`` (the code's truncated normal of 0.05) or ``zero`` (the converted
     network equals the original).
     ``rectify``: ``always`` (equation 8) or ``with layer`` (the code: only where a ReLU follows the layer).
-    ``shift``: ``gated`` (pi multiplies norm + beta) or ``masked`` (the code: g multiplies norm, the mask multiplies beta).
+    ``shift``: ``gated`` (pi multiplies norm + beta) or ``masked`` (the code: g multiplies norm, the mask beta).
     ``ties``: ``exact`` (k winners, the first of equals) or ``strict`` (the code: equals at the threshold all lose).
     ``penalty``: the L1 term over ``all`` of g, or over the ``winners`` (the code).
     """
@@ -90,9 +90,9 @@ class Gate(nn.Linear):
 class GatedConv2d(nn.Conv2d):
     """Convolution, normalisation and gate in one; takes the place of the convolution, the batch norm's becomes empty.
 
-    ``weight`` keeps its name, so that a checkpoint says what it is.  ``density`` is in thousandths and may be changed at
-    any time.  After a forward pass ``winners`` (B x C_out, bool) holds the mask that was applied and, in training mode,
-    ``l1`` the mean over the batch of ||g||_1.
+    ``weight`` keeps its name, so that a checkpoint says what it is.  ``density`` is in thousandths and may be changed
+    at any time.  After a forward pass ``winners`` (B x C_out, bool) holds the mask that was applied and, in training
+    mode, ``l1`` the mean over the batch of ||g||_1.
     """
 
     beta: nn.Parameter
@@ -186,6 +186,6 @@ def set_density(model: nn.Module, density: int) -> None:
 
 
 def saliency_l1(model: nn.Module) -> Tensor:
-    """sum_l E_x ||g_l(x)||_1 of the last forward pass: the term that lambda multiplies (Gao et al. 2019, section 3.4)."""
+    """sum_l E_x ||g_l(x)||_1 of the last forward pass: what lambda multiplies (Gao et al. 2019, section 3.4)."""
     terms = [layer.l1 for layer in gated_layers(model).values() if layer.l1 is not None]
     return torch.stack(terms).sum() if terms else torch.zeros(())

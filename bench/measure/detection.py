@@ -43,8 +43,8 @@ _RESAMPLES = 1000
 class Detections:
     """What a detector found in one image.
 
-    ``boxes`` is k x 4 (x1 y1 x2 y2, absolute pixels of the original image), ``scores`` k, ``labels`` k (int64, places in
-    the set's classes).
+    ``boxes`` is k x 4 (x1 y1 x2 y2, absolute pixels of the original image), ``scores`` k, ``labels`` k (int64, places
+    in the set's classes).
     """
 
     boxes: Tensor
@@ -53,7 +53,7 @@ class Detections:
 
 
 class Truth(Protocol):
-    """The ground truth of one image: ``boxes`` k x 4 as in :class:`Detections`, ``labels`` k, ``difficult`` k (bool)."""
+    """Ground truth of one image: ``boxes`` k x 4 as in :class:`Detections`, ``labels`` k, ``difficult`` k (bool)."""
 
     @property
     def image_id(self) -> str | int: ...
@@ -71,7 +71,7 @@ class Truth(Protocol):
 
 @dataclass(frozen=True)
 class VocAp:
-    """AP (0 to 1) of each class, None for one without objects, and the mean over the others (NaN where none has any)."""
+    """AP (0 to 1) of each class, None for one without objects, and the mean of the others (NaN without any)."""
 
     mean: float
     per_class: dict[str, float | None]
@@ -160,8 +160,8 @@ class MatchTable:
     def ap(self, mode: str, weights: Array | None = None) -> tuple[float, dict[str, float | None]]:
         """Mean AP and the AP of each class (0 to 1), as in :class:`VocAp`; image i counts ``weights[i]`` times.
 
-        Without weights this is :func:`voc_ap` in double precision.  With whole weights it is the AP of the list in which
-        the images are repeated, as long as no hit and false positive of one image and class have the same score.
+        Without weights this is :func:`voc_ap` in double precision.  With whole weights it is the AP of the list in
+        which the images are repeated, as long as no hit and false positive of one image and class have the same score.
         """
         _check_mode(mode)
         weights = np.ones(self.images) if weights is None else np.asarray(weights, dtype=float)

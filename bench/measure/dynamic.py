@@ -1,9 +1,9 @@
 """Multiply-accumulates of gated networks, for each image, from the masks that were really applied.
 
-A convolution costs its dense MACs times the share of active input channels times the share of active filters.  A gate costs
-one product for each active input channel and filter, and one multiplication for each value of the layer's output
-(deep-fry/mayo mayo/net/tf/gate/layers.py).  The last fully connected layer reads everything.  Networks without gates have
-the MACs of :mod:`bench.measure.macs`.
+A convolution costs its dense MACs times the share of active input channels times the share of active filters.  A gate
+costs one product for each active input channel and filter, and one multiplication for each value of the layer's output
+(deep-fry/mayo mayo/net/tf/gate/layers.py).  The last fully connected layer reads everything.  Networks without gates
+have the MACs of :mod:`bench.measure.macs`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Layer:
 class Dynamic:
     """MACs of N images in L layers.
 
-    ``macs`` and ``gates`` (N x L, float64) are the MACs of the layers and of their gates; ``reads`` and ``writes`` (N x L)
-    the active shares of their inputs and outputs; ``used`` (L) the share of the weights that any of the images needs.
+    ``macs`` and ``gates`` (N x L, float64) are the MACs of the layers and of their gates; ``reads`` and ``writes`` (N x
+    L) the active shares of their inputs and outputs; ``used`` (L) the share of the weights that any of the images
+    needs.
     """
 
     layers: list[Layer]
@@ -110,7 +111,8 @@ class Dynamic:
 class Counter:
     """Counts images of one network; ``input_shape`` is (C, H, W).
 
-    Modules of the types ``lost`` lose the masks, as in estimates that do not carry them through (an artefact of theirs).
+    Modules of the types ``lost`` lose the masks, as in estimates that do not carry them through (an artefact of
+    theirs).
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int], lost: tuple[type[nn.Module], ...] = ()) -> None:

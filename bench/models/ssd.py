@@ -1,7 +1,8 @@
 """SSD (Liu et al., ECCV 2016) built from mmdet's parts: SSD300 on VGG-16 and on ResNet-50, and a narrow one for scenes.
 
 The network is mmdet's backbone, neck and head under their own names (so mmdet's checkpoints fit), behind a ``forward``
-that takes images only: torch.fx can trace it, torch-pruning can prune it, and MACs are those of the network without NMS.
+that takes images only: torch.fx can trace it, torch-pruning can prune it, and MACs are those of the network without
+NMS.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def registry() -> Any:
     from mmdet.registry import MODELS
 
     class BenchSSDHead(mmdet.models.SSDHead):  # type: ignore[misc]
-        """mmdet's head; its ``predict`` asks for ``loss_cls``, which SSDHead never sets (upstream issues 11063, 11305)."""
+        """mmdet's head; its ``predict`` asks for ``loss_cls``, which SSDHead never sets (mmdet issues 11063, 11305)."""
 
         loss_cls = None
 
@@ -90,7 +91,7 @@ class SSD(nn.Module):
         return {name: torch.stack([value.sum() for value in values]).sum() for name, values in losses.items()}
 
     def detections(self, maps: Sequence[Tensor], samples: Sequence[Any]) -> list[Any]:
-        """Boxes after NMS for each image (mmdet InstanceData: bboxes, scores, labels), in the original image's pixels."""
+        """Boxes after NMS for each image (mmdet InstanceData: bboxes, scores, labels), in the original's pixels."""
         half = len(maps) // 2
         metas = [sample.metainfo for sample in samples]
         found: list[Any] = self.bbox_head.predict_by_feat(

@@ -2,7 +2,8 @@
 
 torch.fx records ``t.relu_()`` and ``y += x`` as calls like any other, and their effect on the tensor's later readers is
 lost.  Here every such call becomes its out-of-place form and the later readers of the same tensor get its result.  What
-shares memory in a way that cannot be followed (a view whose base is changed, or the reverse) is refused where it is read.
+shares memory in a way that cannot be followed (a view whose base is changed, or the reverse) is refused where it is
+read.
 """
 
 from __future__ import annotations

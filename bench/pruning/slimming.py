@@ -1,7 +1,7 @@
 """Network slimming (Liu et al. 2017): an L1 term on the batch norms' gammas, then the channels with the smallest go.
 
-The gammas of all prunable layers are ranked together, so the widths come out of the training; filters and everything that
-depends on them are removed physically.
+The gammas of all prunable layers are ranked together, so the widths come out of the training; filters and everything
+that depends on them are removed physically.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def slimmed_widths(
 ) -> dict[str, list[int]]:
     """The channels that stay, by reader, ascending.
 
-    With ``speedup``: the smallest |gamma| of all layers goes first until conv MACs have fallen that far; one channel a layer
-    stays.  With ``keep``: so many of each layer.  Raises :class:`UserError` where the speed-up is out of reach.
+    With ``speedup``: the smallest |gamma| of all layers goes first until conv MACs have fallen that far; one channel a
+    layer stays.  With ``keep``: so many of each layer.  Raises :class:`UserError` where the speed-up is out of reach.
     """
     if keep is not None:
         return {

@@ -66,7 +66,7 @@ class CurveMeasuring:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a network is pruned to what ``widths``, on ``images`` training images (None: all); readers that get samplers."""
+    """How a network is pruned to which ``widths``, on ``images`` training images (None: all); who gets samplers."""
 
     method: Method
     widths: Widths

@@ -76,8 +76,8 @@ def convolution(model: nn.Module, name: str) -> nn.Conv2d:
 def remove_filters(model: nn.Module, input_shape: Sequence[int], name: str, removed: Sequence[int]) -> None:
     """Removes filters of the convolution ``name``, in place, with everything that depends on them.
 
-    The batch norms behind it lose their entries, its readers the matching input channels.  ``input_shape`` is (C, H, W).
-    Raises :class:`UserError` where it would empty a layer or where the channels are tied to another layer's.
+    The batch norms behind it lose their entries, its readers the matching input channels.  ``input_shape`` is (C, H,
+    W).  Raises :class:`UserError` where it would empty a layer or where the channels are tied to another layer's.
     """
     conv = convolution(model, name)
     if not len(removed):
@@ -149,7 +149,7 @@ def resize(
 
 
 def structure(original: nn.Module, pruned: nn.Module) -> tuple[dict[str, list[int]], list[str]]:
-    """What pruning has added to ``original``: samplers (the stream's channels, by name) and convolutions with a new bias.
+    """What pruning has added to ``original``: samplers (the stream's channels, by name) and new biases.
 
     With the widths of the pruned convolutions it is all that :func:`resize` needs.
     """

@@ -85,8 +85,9 @@ def of_paper(
     """The coverage of one paper.
 
     ``sized`` are the verdicts on the sizes that were decided from built networks, ``scales`` the own scale of the first
-    row that can run and links to a value, ``lines`` the rows as they ran, and ``absent(scale)`` one of ``REASONS``: why a
-    row with that scale has not.  Where several rows link to one value, the first in the script's order that ran counts.
+    row that can run and links to a value, ``lines`` the rows as they ran, and ``absent(scale)`` one of ``REASONS``: why
+    a row with that scale has not.  Where several rows link to one value, the first in the script's order that ran
+    counts.
     """
     read = [entry for entry in published if entry.value is not None]
     verdicts: dict[Published, str] = {}

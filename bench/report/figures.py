@@ -224,7 +224,7 @@ def published_points(lines: Sequence[Line]) -> list[tuple[str, float, float, boo
 
 
 def _trade_off(table: Table) -> Figure:
-    """Accuracy against MACs with intervals; what was published beside it, or among it where the data are the paper's."""
+    """Accuracy against MACs with intervals; what was published beside or (the paper's data) among it."""
     points, quoted = trade_off_points(table.lines), published_points(table.lines)
     apart = bool(quoted) and all(line.analogue for line in table.lines if line.ran)
     figure = Figure(figsize=(11.5 if apart else 7.5, 5.0))

@@ -1,4 +1,4 @@
-"""Detection folders: mmdet reads the boxes we read, devkits are found, and what broken data are told before training."""
+"""Detection folders: mmdet reads the boxes we read, devkits are found, and broken data are told before training."""
 
 from __future__ import annotations
 

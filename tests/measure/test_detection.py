@@ -155,7 +155,7 @@ def devkit(
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 8), ties=st.booleans())
 def test_voc_ap_and_the_table_equal_the_devkit(mode: str, seed: int, images: int, ties: bool) -> None:
-    """Duplicates, difficult objects, equal scores, an image without objects, one without detections, an absent class."""
+    """Duplicates, difficult objects, equal scores, an image without objects, one without detections, no class."""
     detections, truths = draw(seed, images, ties)
     expected = {name: devkit(detections, truths, label, mode) for label, name in enumerate(CLASSES)}
     known = [value for value in expected.values() if value is not None]
@@ -201,7 +201,7 @@ def test_coordinates_count_the_last_pixel() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_equal_scores_keep_the_order_of_images_and_detections(mode: str) -> None:
-    """Forty equal scores, more than an unstable sort leaves in place; false positives stand before the hit or behind."""
+    """Forty equal scores, more than an unstable sort leaves in place; false positives before the hit or behind."""
     box, away = [0, 0, 50, 50], [200, 200, 250, 250]
     empty = [image([], [])] * 39
     wrong, right = found([away], [0.5], [0]), found([box], [0.5], [0])

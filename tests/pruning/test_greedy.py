@@ -27,7 +27,7 @@ DOUBLE = torch.float64
 
 
 class Plain(nn.Module):
-    """Five convolutions, with and without batch norm and bias; ``four`` is the end of a stage, ``five`` is behind it."""
+    """Five convolutions, with and without batch norm and bias; ``four`` ends a stage, ``five`` is behind it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -354,7 +354,7 @@ def test_pick_is_algorithm_2(
     shapes: list[tuple[tuple[int, int], int, bool]],
     aided: bool,
 ) -> None:
-    """Same channels in the same order, same weights, same loss before and after, for one reader and for several in unequal units."""
+    """Same channels in the same order, same weights and losses, for one reader and for several in unequal units."""
     readers = [
         Rows(seed + i, channels, kernel, outputs, 20 + i, norm, True)
         for i, (kernel, outputs, norm) in enumerate(shapes)
@@ -597,7 +597,8 @@ def prepared(
     """A network, its calibration on three mini-batches of unequal size, and an auxiliary head on ``end``."""
     model = busy(factory())
     settings = {"positions": 6, "batch": 8, "held_out": 0.2, "seed": 3} | sampling
-    calibration = calibrate(model, images(20), Sampling(**settings), progress=False, shared=True)  # type: ignore[arg-type]
+    rules = Sampling(**settings)  # type: ignore[arg-type]
+    calibration = calibrate(model, images(20), rules, progress=False, shared=True)
     return model, calibration, Head(convolution(model, end).out_channels, calibration.batches)
 
 

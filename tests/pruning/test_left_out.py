@@ -227,7 +227,7 @@ def test_where_nothing_is_left_the_reasons_are_told() -> None:
 
 @pytest.mark.parametrize("name", [*CASES, *FINE])
 def test_the_rest_is_pruned_rightly(name: str) -> None:
-    """Refitting without removal gives the network itself; removed == masked; half of the filters go without an error."""
+    """Refitting without removal gives the network itself; removed == masked; half of the filters go without error."""
     model, x = chain(CASES[name][0] if name in CASES else FINE[name]), images(30)
     with torch.no_grad():
         truth = copied(model).eval()(x)

@@ -482,7 +482,8 @@ def test_every_reader_is_fitted_on_the_pruned_network_s_own_inputs(order: str, s
         norm = NORMS[report.reader]
         if norm is not None:
             batch_norm = pruned.get_submodule(norm)
-            scale = batch_norm.weight / torch.sqrt(batch_norm.running_var + batch_norm.eps)  # type: ignore[operator, arg-type]
+            deviation = torch.sqrt(batch_norm.running_var + batch_norm.eps)  # type: ignore[operator, arg-type]
+            scale = batch_norm.weight / deviation  # type: ignore[operator]
             weight = weight * scale.detach().double()[:, None, None, None]
         torch.testing.assert_close(weight.flatten(1).T, solution[:-1], rtol=1e-3, atol=1e-3)
         for rows, error in ((fitted, report.error), (~fitted, report.held_out_error)):

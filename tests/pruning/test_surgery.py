@@ -101,8 +101,9 @@ def masked(model: nn.Module, conv: str, norm: str | None, removed: list[int]) ->
 
 def outputs(model: nn.Module, seed: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
     """Logits of four random images in evaluation mode."""
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return model.eval()(torch.randn(4, *shape, generator=torch.Generator().manual_seed(seed)))  # type: ignore[no-any-return]
+        return model.eval()(x)  # type: ignore[no-any-return]
 
 
 def close(first: Tensor, second: Tensor) -> bool:

@@ -269,7 +269,7 @@ def test_digits_are_not_mirrored(split: DetectionSplit) -> None:
 
 
 def test_a_batch_is_the_same_in_whatever_process_it_is_made(split: DetectionSplit) -> None:
-    """Augmentation follows from the seed, the epoch and the place alone; here, before and after other batches, in workers."""
+    """Augmentation follows from seed, epoch and place alone; here, before and after other batches, in workers."""
     data = Batches(split.dataset(training_pipeline(network(), True, 2.0), training=True), 0)
     chunks = [[0, 1], [2, 3], [1, 0], [4, 5]]
     seed_everything(1)
