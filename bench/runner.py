@@ -392,7 +392,8 @@ def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda te
     engine = Engine(job, store, say)
     found = []
     for number, entry in enumerate(planned, start=1):
-        engine.say = lambda text, n=number, i=entry.id: say(f"[row {n}/{len(planned)}] {i} {text}")  # type: ignore[misc]
+        where = f"[row {number}/{len(planned)}] {entry.id}"
+        engine.say = lambda text, where=where: say(f"{where} {text}")  # type: ignore[misc]
         found.append(engine.run_row(entry))
         if found[-1].status == FAILED and processes.is_main():
             say(f"{entry.id}: failed: {found[-1].reason}")
@@ -433,15 +434,6 @@ def _in_child(sender: Any, name: str, job: Job, where: str) -> None:
     store = Store(job.out)
     engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
     sender.send(engine.run_row(entry))
-
-
-def run_row(name: str, job: Job) -> Outcome:
-    """The row with this id: ``ok``, ``failed`` or ``skipped``, with the reason."""
-    known = papers().get(name.partition("/")[0])
-    if known is None or name not in known.ids:
-        raise UserError(f"unknown row {name!r}: see `bench list`")
-    (entry,) = plan(known, [known.ids[name]], job)
-    return Engine(job, Store(job.out)).run_row(entry)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -28,8 +28,6 @@ from scipy import special, stats
 
 from bench.registry import Published
 
-# A time printed for another machine is an analogue wherever we run; only ratios of times can be compared.
-TIME_UNITS = ("ms", "s")
 LEAST_RUNS = 3
 # a dense network further than this from the paper's is another base (points)
 LARGEST_BASE_DIFFERENCE = 4.0
@@ -131,15 +129,6 @@ def power(published: Published, sigma: float, runs: int) -> float:
     return float(stats.nct.sf(special.stdtrit(runs - 1, 0.95), runs - 1, shift))
 
 
-def of_size(measured: float, published: Published) -> Verdict:
-    """``exact`` where rounding or cutting the measured size gives the printed one, ``wrong`` otherwise.
-
-    Both are in the published row's unit and convention.  Raises ValueError where nothing was published.
-    """
-    exact = not math.isnan(measured) and published.agrees(measured)
-    return Verdict("exact" if exact else "wrong", verified=published.verified)
-
-
 def of_claim(difference: float, low: float, high: float, smallest: float, published: float | None = None) -> Verdict:
     """The verdict on the claim that the first of two rows is better, from their paired contrast and its 95 % interval.
 
@@ -161,8 +150,3 @@ def of_claim(difference: float, low: float, high: float, smallest: float, publis
     if high < smallest and (published is None or not low <= published <= high):
         return Verdict("does not hold", low=low, high=high)
     return Verdict("undecided", low=low, high=high)
-
-
-def not_run(reason: str) -> str:
-    """The verdict on a row that has not run, with the reason (a few words, no full stop)."""
-    return f"not run ({reason})"

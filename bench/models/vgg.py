@@ -28,7 +28,6 @@ def _module_names() -> dict[str, str]:
 
 
 CONVS: dict[str, str] = _module_names()
-FULL_WIDTHS: dict[str, int] = {entry[0]: entry[1] for entry in _LAYOUT if isinstance(entry, tuple)}
 
 
 def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, batch_norm: bool = False) -> nn.Module:
@@ -38,7 +37,11 @@ def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, b
     linear layer on the 1x1 map).
     """
     layers = [entry if isinstance(entry, str) else max(1, round(entry[1] * width)) for entry in _LAYOUT]
-    model: nn.Module = VGG(make_layers(layers, batch_norm), num_classes=num_classes, init_weights=False)  # type: ignore[arg-type]
+    model: nn.Module = VGG(
+        make_layers(layers, batch_norm),  # type: ignore[arg-type]
+        num_classes=num_classes,
+        init_weights=False,
+    )
     channels = max(1, round(512 * width))
     if form == "cifar":
         model.avgpool = nn.Identity()
