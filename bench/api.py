@@ -40,8 +40,15 @@ from bench.store import Record, digest, disk_errors
 
 __all__ = ["METHODS", "WIDTHS", "Inputs", "Pruned", "load", "prune"]
 
-METHODS = {"cp": "lasso", "exact": "exact", "thinet": "thinet", "max-response": "max response", "first-k": "first k",
-           "weight-sum": "weight sum", "random": "random"}  # fmt: skip
+METHODS = {
+    "cp": "lasso",
+    "exact": "exact",
+    "thinet": "thinet",
+    "max-response": "max response",
+    "first-k": "first k",
+    "weight-sum": "weight sum",
+    "random": "random",
+}
 WIDTHS = ("uniform", "error-driven")
 # where an interrupted run keeps its finished stages, in the output folder
 UNFINISHED = "unfinished"
@@ -58,9 +65,10 @@ class Pruned:
     """A pruned network with what was measured on the test split, before and after, and a report for each layer.
 
     ``recipe`` says how it is built from the dense network; ``inputs`` what was assumed of images and classes;
-    ``dense_records`` are the dense network's accuracies, ``records`` the pruned one's and the changes; ``warnings`` what
-    was told on the way; ``problems`` counts the images that could not be taken as they were.
-    ``left_out`` names the layers that were not pruned because they do not compute what their class says, with the reason.
+    ``dense_records`` are the dense network's accuracies, ``records`` the pruned one's and the changes; ``warnings``
+    what was told on the way; ``problems`` counts the images that could not be taken as they were.
+    ``left_out`` names the layers that were not pruned because they do not compute what their class says, with the
+    reason.
     """
 
     model: nn.Module
@@ -110,23 +118,37 @@ def _tell(line: str) -> None:
 
 
 def prune(
-    model: nn.Module | str, data: ImageSet | Path | str, *, speedup: float = 2.0, method: str = "cp",
-    widths: str = "uniform", size: int = 224, images: int = 5000, positions: int = 10, seed: int = 0,
-    device: str = "cpu", progress: bool = True, mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None, interpolation: str | None = None,
-    classes: Sequence[str] | str | Path | None = None, protocol: str | None = None,
-    weights: Path | str | None = None, out: Path | str | None = None, workers: int = 0,
+    model: nn.Module | str,
+    data: ImageSet | Path | str,
+    *,
+    speedup: float = 2.0,
+    method: str = "cp",
+    widths: str = "uniform",
+    size: int = 224,
+    images: int = 5000,
+    positions: int = 10,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    interpolation: str | None = None,
+    classes: Sequence[str] | str | Path | None = None,
+    protocol: str | None = None,
+    weights: Path | str | None = None,
+    out: Path | str | None = None,
+    workers: int = 0,
     tell: Callable[[str], None] = _tell,
-) -> Pruned:  # fmt: skip
+) -> Pruned:
     """Prunes a trained classifier to ``speedup`` times fewer conv MACs, without fine-tuning; ``model`` is not changed.
 
     ``model`` is a network or the name of its factory, MODULE:FACTORY, filled from ``weights`` (a state dict, or the
-    folder of a saved network).  ``method`` is one of ``METHODS``, ``widths`` one of ``WIDTHS``; ``data`` an image folder
-    with train/ and test/ (or val/) or an :class:`ImageSet`; calibration uses at most ``images`` training images,
-    ``positions`` outputs of each.  ``mean``, ``std``, ``interpolation``, ``protocol`` and ``classes`` (names in the order
-    of the outputs, or a file of them) are those of :class:`Inputs`.  ``tell`` is called with each line about the dense
-    network as soon as it is known.  With ``out`` the network is saved there before it is measured, and finished stages
-    are kept there, so that an interrupted call goes on.
+    folder of a saved network).  ``method`` is one of ``METHODS``, ``widths`` one of ``WIDTHS``; ``data`` an image
+    folder with train/ and test/ (or val/) or an :class:`ImageSet`; calibration uses at most ``images`` training images,
+    ``positions`` outputs of each.  ``mean``, ``std``, ``interpolation``, ``protocol`` and ``classes`` (names in the
+    order of the outputs, or a file of them) are those of :class:`Inputs`.  ``tell`` is called with each line about the
+    dense network as soon as it is known.  With ``out`` the network is saved there before it is measured, and finished
+    stages are kept there, so that an interrupted call goes on.
 
     Everything that can fail is tried before the expensive part.  Raises :class:`UserError` for a network, data, a place
     or a target that cannot be handled.
@@ -142,10 +164,8 @@ def prune(
             raise UserError(f"{what} {number} leaves nothing to calibrate with: give at least 1")
     if isinstance(classes, str | Path):
         classes = assumptions.read_classes(str(classes))
-    inputs = Inputs(
-        assumptions.three(mean), assumptions.three(std), interpolation, None if classes is None else tuple(classes),
-        protocol,
-    )  # fmt: skip
+    names = None if classes is None else tuple(classes)
+    inputs = Inputs(assumptions.three(mean), assumptions.three(std), interpolation, names, protocol)
     out = None if out is None else Path(out)
     if out is not None:
         check_writable(out)
@@ -167,8 +187,9 @@ def prune(
             told.append(line)
             tell(f"warning: {line}")
 
-        facts, before = _dense(network, labelled, inputs, isinstance(data, ImageSet), device, seed, sampling, workers,
-                               stages, progress)  # fmt: skip
+        facts, before = _dense(
+            network, labelled, inputs, isinstance(data, ImageSet), device, seed, sampling, workers, stages, progress
+        )
         ready = labelled.normalised_by(tuple(facts["mean"]), tuple(facts["std"])) if "mean" in facts else labelled
         labels = ready.test.labels
         dense_records = accuracy.records(before, labels, seed)
@@ -191,10 +212,10 @@ def prune(
             note(line)
         del calibration, batches
         smaller = smaller.cpu().eval()
-        found = Pruned(
-            smaller, layers, dense, macs.count(smaller, shape), [], _recipe(recipe, network, smaller, layers), facts,
-            dense_records, told, dict(images_of.problems), faults,
-        )  # fmt: skip
+        pruned_macs = macs.count(smaller, shape)
+        rebuilt = _recipe(recipe, network, smaller, layers)
+        problems = dict(images_of.problems)
+        found = Pruned(smaller, layers, dense, pruned_macs, [], rebuilt, facts, dense_records, told, problems, faults)
         if out is not None:
             problem = saved.save(smaller, found.recipe, out, found.facts())
             if problem is not None:
@@ -254,9 +275,13 @@ def _same_weights(model: nn.Module) -> nn.Module:
 
 def _folder(root: Path, size: int, inputs: Inputs, progress: bool) -> ImageSet:
     return image_folder(
-        root, size, inputs.protocol or "short256", progress=progress, interpolation=inputs.interpolation or "bicubic",
+        root,
+        size,
+        inputs.protocol or "short256",
+        progress=progress,
+        interpolation=inputs.interpolation or "bicubic",
         in_memory=inputs.protocol is None,
-    )  # fmt: skip
+    )
 
 
 def _mac_model(network: nn.Module, dense: macs.Macs, speedup: float) -> MacModel:
@@ -278,12 +303,12 @@ def _prunable(sites: list[Site]) -> list[Site]:
 
 
 def _is_wanted(site: Site) -> bool:
-    """Sites that can be pruned, and those that end a residual branch: error curves weigh with what the block hands on."""
+    """Sites that can be pruned, and those that end a residual branch: error curves weigh by what the block hands on."""
     return site.producer is not None or site.shortcut is not None
 
 
 def _sampling(network: nn.Module, size: int, positions: int, seed: int) -> Sampling:
-    """Batches and memory so that any number of images fits 2 GB: what the largest layer and the weights leave is kept."""
+    """Batches and memory so that any number of images fits 2 GB: what the largest layer and weights leave is kept."""
     weight_bytes = sum(p.nbytes for p in network.parameters())
     widest = max((m.weight[0].numel() for m in network.modules() if isinstance(m, nn.Conv2d)), default=0)
     left = _TARGET - _BASE - 2 * weight_bytes - 4 * 8 * widest**2
@@ -321,9 +346,17 @@ def _stages(out: Path | None, key: str) -> Iterator[Stages]:
 
 
 def _dense(
-    network: nn.Module, data: ImageSet, inputs: Inputs, own: bool, device: str, seed: int, sampling: Sampling,
-    workers: int, stages: Stages, progress: bool,
-) -> tuple[dict[str, Any], Tensor]:  # fmt: skip
+    network: nn.Module,
+    data: ImageSet,
+    inputs: Inputs,
+    own: bool,
+    device: str,
+    seed: int,
+    sampling: Sampling,
+    workers: int,
+    stages: Stages,
+    progress: bool,
+) -> tuple[dict[str, Any], Tensor]:
     """What is assumed of the inputs (``own``: nothing, the data bring it) and the dense network's logits."""
 
     def make() -> Stage:
@@ -348,9 +381,14 @@ def _logits(
 
 
 def _keep(
-    network: nn.Module, calibration: Calibration, model: MacModel, widths: str, speedup: float, stages: Stages,
+    network: nn.Module,
+    calibration: Calibration,
+    model: MacModel,
+    widths: str,
+    speedup: float,
+    stages: Stages,
     progress: bool,
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     if widths == "uniform":
         return scaled(model, dict.fromkeys(model.channels, 1.0), speedup)
 
@@ -364,14 +402,19 @@ def _recipe(dense: Recipe, network: nn.Module, pruned: nn.Module, layers: list[L
     samplers, biases = surgery.structure(network, pruned)
     widths = {layer.producer: len(layer.kept) for layer in layers if layer.producer is not None}
     return replace(
-        dense, widths={**dense.widths, **widths}, samplers={**dense.samplers, **samplers},
+        dense,
+        widths={**dense.widths, **widths},
+        samplers={**dense.samplers, **samplers},
         biases=(*dense.biases, *biases),
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
 def check_outputs(model: nn.Module, shape: tuple[int, int, int], classes: int) -> int:
-    """The number of outputs; raises :class:`UserError` unless the network maps images of ``shape`` to ``classes`` logits or more."""
+    """The number of outputs.
+
+    Raises :class:`UserError` unless the network maps images of ``shape`` to ``classes`` logits or more.
+    """
     try:
         outputs = model.cpu().eval()(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError) as error:
@@ -381,6 +424,7 @@ def check_outputs(model: nn.Module, shape: tuple[int, int, int], classes: int) -
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2 or outputs.shape[1] < classes:
         raise UserError(
-            f"the network must give one row of at least {classes} logits for each image: the data have {classes} classes"
+            f"the network must give one row of at least {classes} logits for each image: the data have {classes} "
+            "classes"
         )
     return outputs.shape[1]

@@ -44,8 +44,8 @@ class Inputs:
 
     ``mean`` and ``std`` of red, green and blue in 0 to 1; None: looked for among :data:`NORMALISATIONS`.  ``classes``
     names the network's outputs in order (``-``: none of the data's); None: output i is the i-th folder in alphabetical
-    order.  ``interpolation`` and ``protocol`` are those of the resize (None: bicubic; shorter side 256 of 224 and centre
-    crop above 64 pixels, squashed to the input size up to there).
+    order.  ``interpolation`` and ``protocol`` are those of the resize (None: bicubic; shorter side 256 of 224 and
+    centre crop above 64 pixels, squashed to the input size up to there).
     """
 
     mean: tuple[float, ...] | None = None
@@ -85,7 +85,10 @@ def three(values: float | Sequence[float] | None) -> tuple[float, ...] | None:
 
 
 def read_classes(text: str) -> tuple[str, ...]:
-    """Class names from a file (one a line) or from a list with commas.  Raises :class:`UserError` for an unreadable file."""
+    """Class names from a file (one a line) or from a list with commas.
+
+    Raises :class:`UserError` for an unreadable file.
+    """
     path = Path(text)
     try:
         if path.is_file():
@@ -173,7 +176,8 @@ def _found(
     if gained - lost <= 3.0 * np.sqrt(gained + lost) or shares[best] < shares[usual] + _POINTS:
         return candidates[usual], f"assumed: {usual} ({shares[usual]:.1f} % of {len(places)} training images right)"
     return candidates[best], (
-        f"found: {best} ({shares[best]:.1f} % of {len(places)} training images right, {shares[usual]:.1f} % with {usual})"
+        f"found: {best} ({shares[best]:.1f} % of {len(places)} training images right, {shares[usual]:.1f} % with "
+        f"{usual})"
     )
 
 
@@ -187,7 +191,7 @@ def in_words(facts: dict[str, Any], outputs: int) -> str:
 
 
 def warnings(outputs: Tensor, labels: Tensor, inputs: Inputs, classes: Sequence[str]) -> list[str]:
-    """What the dense network's logits (N x outputs) on the test images (labels N, output numbers) say against itself."""
+    """What the dense network's logits (N x outputs) on the test images (labels N, output numbers) say against it."""
     found = []
     count, width = len(labels), outputs.shape[1]
     predicted = outputs.argmax(1)

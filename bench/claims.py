@@ -1,10 +1,12 @@
-"""What the papers claim of two of their rows (A beats B), in our words: ``registry/claims.csv``, read with a strict schema.
+"""What the papers claim of two of their rows (A beats B), in our words.
 
-``first`` and ``second`` are names of rows in ``table`` of the paper's script (``second_table`` where the second stands in
-another one); a row that no script has is one that cannot run yet. ``metric`` is what the two are compared by, ``first``
-being the better one. ``published`` is the effect in the first row's favour, in points, where one table of the paper prints
-both values; ``smallest`` the smallest effect of interest: half a point, and not more than half of the published effect
-(for the divergence 5 % of the second row's).
+They stand in ``registry/claims.csv``, which is read with a strict schema.
+
+``first`` and ``second`` are names of rows in ``table`` of the paper's script (``second_table`` where the second stands
+in another one); a row that no script has is one that cannot run yet. ``metric`` is what the two are compared by,
+``first`` being the better one. ``published`` is the effect in the first row's favour, in points, where one table of the
+paper prints both values; ``smallest`` the smallest effect of interest: half a point, and not more than half of the
+published effect (for the divergence 5 % of the second row's).
 ``verified`` is yes where both published values are, or, where none are, where the claim itself could be read.
 """
 
@@ -82,9 +84,12 @@ def _claim(cells: dict[str, str]) -> Claim:
     texts = {name: cells[name] for name in COLUMNS if name not in ("second_table", "published", "smallest", "verified")}
     published = float(cells["published"]) if cells["published"] else None
     return Claim(
-        **texts, second_table=second_table, published=published, smallest=float(cells["smallest"]),
+        **texts,
+        second_table=second_table,
+        published=published,
+        smallest=float(cells["smallest"]),
         verified=cells["verified"] == "yes",
-    )  # fmt: skip
+    )
 
 
 def load(folder: Path) -> list[Claim]:

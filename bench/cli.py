@@ -46,7 +46,10 @@ def _answered(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> tuple[Any, str, int]:
-    """The command's JSON value, text and exit status; what it needs is imported here, so that a list waits for no torch."""
+    """The command's JSON value, text and exit status.
+
+    What it needs is imported here, so that a list waits for no torch.
+    """
     if options.command == "list":
         from bench import listing
 

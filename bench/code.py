@@ -1,9 +1,9 @@
 """The code that a step's number can depend on, as one hash: what its function reaches, without comments and docstrings.
 
-Followed are definitions, not modules: from a function to the functions, classes and constants of ours that it names, and
-from these on.  A change to what is not reached, to a comment, a docstring or the text of an error changes no hash; nor does
-plumbing, which moves numbers and makes none.  What is found by name at run time (a builder of networks) cannot be followed
-and is given as a further root by who knows it.
+Followed are definitions, not modules: from a function to the functions, classes and constants of ours that it names,
+and from these on.  A change to what is not reached, to a comment, a docstring or the text of an error changes no hash;
+nor does plumbing, which moves numbers and makes none.  What is found by name at run time (a builder of networks) cannot
+be followed and is given as a further root by who knows it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Root = str
 
 @dataclass(frozen=True)
 class Code:
-    """``hash`` of the definitions reached, by sha256; ``packages`` of others that they name (top-level import names)."""
+    """``hash`` of the definitions reached, by sha256; ``packages`` of others that they name (top-level names)."""
 
     hash: str
     packages: frozenset[str]
@@ -233,7 +233,7 @@ def _chains(node: ast.AST) -> Iterator[tuple[str, ...]]:
 
 
 def _resolved(path: tuple[str, ...]) -> Iterator[tuple[str, str] | str]:
-    """The definition that a dotted path names; all of a module where it names that; the package where it is another's."""
+    """The definition that a dotted path names; all of a module where it names one; the package of another's."""
     length = next((n for n in range(len(path), 0, -1) if _path(".".join(path[:n])) is not None), 0)
     if not length:
         yield path[0]

@@ -11,10 +11,10 @@ from bench.store import Store, disk_errors
 
 
 def collect(store: Store, needed: Collection[str], dry_run: bool = False) -> tuple[list[str], int]:
-    """Removes steps that are neither behind the ``needed`` ones nor made by today's code, and unfinished work of no step.
+    """Removes steps that are neither behind the ``needed`` ones nor made by today's code, and the work of no step.
 
-    What some process works on stays, and so does a step that a later run would find.  Returns the names of what went (or
-    would) and its size in bytes.
+    What some process works on stays, and so does a step that a later run would find.  Returns the names of what went
+    (or would) and its size in bytes.
     """
     kept = _behind(store, needed)
     stale = [key for key in store.stored() if key not in kept and not _current(store, key)]

@@ -301,17 +301,33 @@ def prune(options: argparse.Namespace) -> Output:
     sys.path.insert(0, os.getcwd())
     job = Job(device=options.device)
     result = api.prune(
-        options.model, options.data, speedup=options.speedup, method=options.method, widths=options.widths,
-        size=options.size, images=options.images, seed=options.seed or 0, device=job.device, progress=not options.json,
-        mean=options.mean, std=options.std, interpolation=options.interpolation, classes=options.classes,
-        protocol=options.protocol, weights=options.weights, out=options.out, workers=options.workers,
-    )  # fmt: skip
+        options.model,
+        options.data,
+        speedup=options.speedup,
+        method=options.method,
+        widths=options.widths,
+        size=options.size,
+        images=options.images,
+        seed=options.seed or 0,
+        device=job.device,
+        progress=not options.json,
+        mean=options.mean,
+        std=options.std,
+        interpolation=options.interpolation,
+        classes=options.classes,
+        protocol=options.protocol,
+        weights=options.weights,
+        out=options.out,
+        workers=options.workers,
+    )
     with disk_errors(options.out):
         torch.save(result.model.state_dict(), options.out / "state.pth")
     value = {"recipe": result.recipe.to_json(), **result.facts()}
     write_json(options.out / "pruned.json", value)
-    lines = [f"conv MACs {result.dense.total('conv'):,} -> {result.pruned.total('conv'):,} ({result.speedup:.3f}x), "
-             f"parameters {result.dense.params:,} -> {result.pruned.params:,}"]  # fmt: skip
+    lines = [
+        f"conv MACs {result.dense.total('conv'):,} -> {result.pruned.total('conv'):,} ({result.speedup:.3f}x), "
+        f"parameters {result.dense.params:,} -> {result.pruned.params:,}"
+    ]
     lines += [f"dense {api.in_words(record)}" for record in result.dense_records]
     lines += [api.in_words(record) for record in result.records]
     lines += [f"left out: {name}: {reason}" for name, reason in result.left_out]

@@ -35,9 +35,15 @@ def claim_row(claim: Claim, rows: Sequence[Row]) -> Row:
     assert first is not None and second is not None
     seeds = tuple(seed for seed in first.seeds if seed in second.seeds)
     return Row(
-        TABLE, claim.claim, scale, dense=first.dense, chain=partial(contrast, first=first, second=second),
-        seeds=seeds or first.seeds[:1], scales=_common(first.scales, second.scales), data=first.data,
-    )  # fmt: skip
+        TABLE,
+        claim.claim,
+        scale,
+        dense=first.dense,
+        chain=partial(contrast, first=first, second=second),
+        seeds=seeds or first.seeds[:1],
+        scales=_common(first.scales, second.scales),
+        data=first.data,
+    )
 
 
 def contrast(setting: Setting, recipe: Recipe, *, first: Row, second: Row) -> Chain:

@@ -20,7 +20,10 @@ _KEPT = 8  # lists of other versions of the sources
 
 
 def rows(papers: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """The rows of these papers (all for none), and the same as text.  Raises :class:`UserError` for an unknown paper."""
+    """The rows of these papers (all for none), and the same as text.
+
+    Raises :class:`UserError` for an unknown paper.
+    """
     known = index()
     for name in papers:
         if name not in known:

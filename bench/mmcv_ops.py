@@ -2,8 +2,8 @@
 
 mmdet imports ``mmcv.ops``, which imports the compiled module ``mmcv._ext``; for a current torch there is none, and
 compiling takes a quarter of an hour where it works at all.  What SSD and Faster R-CNN use of it are NMS, soft NMS and
-RoIAlign, and torchvision has these.  :func:`install` puts a module in the place of ``mmcv._ext`` that answers with them;
-every other operation exists too, as mmcv demands on import, and says what is missing when it is called.
+RoIAlign, and torchvision has these.  :func:`install` puts a module in the place of ``mmcv._ext`` that answers with
+them; every other operation exists too, as mmcv demands on import, and says what is missing when it is called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def install() -> None:
         import cv2  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"OpenCV cannot be loaded ({error}): install its system libraries (Debian: apt-get install libgl1 libglib2.0-0)"
+            f"OpenCV cannot be loaded ({error}): install its system libraries (Debian: apt-get install libgl1 "
+            "libglib2.0-0)"
         ) from error
     if _NAME not in sys.modules and importlib.util.find_spec(_NAME) is None:
         sys.modules[_NAME] = _Extension(_NAME)
@@ -61,7 +62,8 @@ class _Extension(types.ModuleType):
 
         def missing(*args: Any, **kwargs: Any) -> Any:
             raise UserError(
-                f"mmcv's operation {name!r} needs its compiled extension: build onedl-mmcv with MMCV_WITH_OPS=1, or use a model without it"
+                f"mmcv's operation {name!r} needs its compiled extension: build onedl-mmcv with MMCV_WITH_OPS=1, or "
+                "use a model without it"
             )
 
         return missing
@@ -78,13 +80,19 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def softnms(
-    boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float, method: int,
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
     offset: int,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Soft NMS (Bodla et al. 2017): boxes that overlap a better one lose score; below ``min_score`` they go.
 
-    ``method`` is 0 (dropped), 1 (score times 1 - IoU) above ``iou_threshold``, or 2 (times exp(-IoU^2 / sigma)).  Writes
-    box and score (N x 5) of what is kept into ``dets`` and returns their places, in the order of choice.
+    ``method`` is 0 (dropped), 1 (score times 1 - IoU) above ``iou_threshold``, or 2 (times exp(-IoU^2 / sigma)).
+    Writes box and score (N x 5) of what is kept into ``dets`` and returns their places, in the order of choice.
     """
     larger = boxes + boxes.new_tensor([0.0, 0.0, float(offset), float(offset)])
     left, current = torch.arange(len(boxes)), scores.clone()
@@ -106,9 +114,18 @@ def softnms(
 
 
 def roi_align_forward(
-    features: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, aligned_height: int,
-    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
-) -> None:  # fmt: skip
+    features: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """RoIAlign (He et al. 2017) by averages: ``rois`` K x 5 (image, corners) into ``output`` K x C x height x width."""
     if pool_mode != 1:
         raise UserError("RoIAlign by maxima needs mmcv's compiled extension: use pool_mode='avg'")
@@ -120,9 +137,18 @@ def roi_align_forward(
 
 
 def roi_align_backward(
-    grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, aligned_height: int,
-    aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
-) -> None:  # fmt: skip
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """The gradient of :func:`roi_align_forward` with respect to the features, into ``grad_input`` (B x C x H x W)."""
     size = (aligned_height, aligned_width)
     shape, grad = grad_input.shape, grad_output.contiguous()

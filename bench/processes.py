@@ -28,8 +28,8 @@ def is_main() -> bool:
 def start(device: str = "cpu") -> None:
     """Joins the process group under torchrun (NCCL beside gloo on GPUs) and takes the threads of a plain run.
 
-    Without torchrun nothing happens.  Waiting for the first process may take as long as a selection does, hence the long
-    timeout.
+    Without torchrun nothing happens.  Waiting for the first process may take as long as a selection does, hence the
+    long timeout.
     """
     if launched() == 1 or distributed.is_initialized():
         return

@@ -135,7 +135,7 @@ class Published:
 
     @property
     def limit(self) -> float:
-        """The tolerance of a verdict, in the row's unit: at most half of the effect, at least half of the last digit."""
+        """The tolerance of a verdict, in the row's unit: at most half the effect, at least half the last digit."""
         tolerance = self.tolerance or 0.0
         if self.effect:
             tolerance = min(tolerance, self.effect / 2.0)
@@ -182,7 +182,8 @@ def _entry(cells: dict[str, str], paper: str) -> Published:
         raise ValueError(f"kind {cells['kind']!r} is unknown; use one of {', '.join(KINDS)}")
     if cells["convention"] and cells["convention"] not in CONVENTIONS:
         raise ValueError(
-            f"convention {cells['convention']!r} is unknown; use one of {', '.join(CONVENTIONS)}, other words are a note"
+            f"convention {cells['convention']!r} is unknown; use one of {', '.join(CONVENTIONS)}, other words are a "
+            "note"
         )
     if cells["kind"] in ("size", "trained") and not cells["convention"]:
         raise ValueError(f"a {cells['kind']} without a convention; use one of {', '.join(CONVENTIONS)}")

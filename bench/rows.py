@@ -50,13 +50,14 @@ class Row:
     """One line of a table.
 
     ``scale`` is the row's own; elsewhere it is an analogue.  ``shape`` is the pruned network at the paper's own shape
-    (or what makes it, where that takes time) and ``claimed`` the speed-up that the paper states, for the size columns.  ``dense(scale, classes, given)`` is the
-    dense network's recipe at a scale (``given``: the user brings weights).  ``chain`` makes the steps.  ``published``
-    maps our metrics to (row, metric) of the same table in the registry, and ``sizes`` our metrics of :mod:`bench.sizes` to
-    all printed sizes that the network ``sized`` (``shape`` where there is none) decides without data, each as (row, metric)
-    or (row, metric, model) of that table.  ``missing`` says why a row cannot run yet.
-    ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for, besides folders;
-    ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.
+    (or what makes it, where that takes time) and ``claimed`` the speed-up that the paper states, for the size columns.
+    ``dense(scale, classes, given)`` is the dense network's recipe at a scale (``given``: the user brings weights).
+    ``chain`` makes the steps.  ``published`` maps our metrics to (row, metric) of the same table in the registry, and
+    ``sizes`` our metrics of :mod:`bench.sizes` to all printed sizes that the network ``sized`` (``shape`` where there
+    is none) decides without data, each as (row, metric) or (row, metric, model) of that table.  ``missing`` says why a
+    row cannot run yet.  ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for,
+    besides folders; ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or
+    ``boxes``.
     """
 
     table: str
@@ -82,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Paper:
-    """One publication: its key (the script's name), title, reference, tables in order, rows, and numbered deviations."""
+    """One publication: its key (the script's name), title, reference, tables in order, rows, numbered deviations."""
 
     key: str
     title: str

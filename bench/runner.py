@@ -1,4 +1,4 @@
-"""Runs rows: the steps that a row needs, each a cache hit or work, and what the row measured, written when it is whole."""
+"""Runs rows: the steps that a row needs, each a cache hit or work, and what the row measured, written when whole."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def choose(
     """The papers and rows that a command names; everything for no names.
 
     ``table`` is a beginning of names.  ``row`` is an id, an end of one or a name, else the beginning of one row's; with
-    ``several`` of any number of rows.  Case is ignored.  Raises :class:`UserError` where nothing matches, or several rows.
+    ``several`` of any number of rows.  Case is ignored.  Raises :class:`UserError` where nothing or too much matches.
     """
     known = papers()
     for name in names:
@@ -244,7 +244,8 @@ class Engine:
     def run_row(self, entry: Planned) -> Outcome:
         """The row's steps are run where they are not stored, and its file is written when all are there.
 
-        What goes wrong costs this row: a mistake of the user's is told in the reason, of a bug the traceback is printed.
+        What goes wrong costs this row: a mistake of the user's is told in the reason, of a bug the traceback is
+        printed.
         """
         if entry.chain is None:
             return Outcome(entry.id, SKIPPED, entry.reason or "", self._not_run(entry))
@@ -262,7 +263,8 @@ class Engine:
     def _ensure(self, step: Step, entry: Planned, where: str) -> str | None:
         """The step is in the store afterwards: it was, or it is run now.  Returns what went wrong instead.
 
-        The first process decides between hit and work and tells the others; whatever was done, all meet once at the end.
+        The first process decides between hit and work and tells the others; whatever was done, all meet once at the
+        end.
         """
         with contextlib.ExitStack() as held:
             decision = "" if not processes.is_main() else self._decide(step, held, where)
@@ -390,7 +392,8 @@ def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda te
     engine = Engine(job, store, say)
     found = []
     for number, entry in enumerate(planned, start=1):
-        engine.say = lambda text, n=number, i=entry.id: say(f"[row {n}/{len(planned)}] {i} {text}")  # type: ignore[misc]
+        where = f"[row {number}/{len(planned)}] {entry.id}"
+        engine.say = lambda text, where=where: say(f"{where} {text}")  # type: ignore[misc]
         found.append(engine.run_row(entry))
         if found[-1].status == FAILED and processes.is_main():
             say(f"{entry.id}: failed: {found[-1].reason}")
@@ -431,15 +434,6 @@ def _in_child(sender: Any, name: str, job: Job, where: str) -> None:
     store = Store(job.out)
     engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
     sender.send(engine.run_row(entry))
-
-
-def run_row(name: str, job: Job) -> Outcome:
-    """The row with this id: ``ok``, ``failed`` or ``skipped``, with the reason."""
-    known = papers().get(name.partition("/")[0])
-    if known is None or name not in known.ids:
-        raise UserError(f"unknown row {name!r}: see `bench list`")
-    (entry,) = plan(known, [known.ids[name]], job)
-    return Engine(job, Store(job.out)).run_row(entry)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """A pruned network in a folder, and back: ``recipe.json`` builds it, ``weights.safetensors`` fills it.
 
-A network that came from a factory (a name, or MODULE:FACTORY) is built by its recipe.  One that came as an object is kept
-with its modules (``structure.pt``, without weights): reading it needs the classes of the network, and nothing else that
-is in such a file is ever called.
+A network that came from a factory (a name, or MODULE:FACTORY) is built by its recipe.  One that came as an object is
+kept with its modules (``structure.pt``, without weights): reading it needs the classes of the network, and nothing else
+that is in such a file is ever called.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def is_saved(folder: Path) -> bool:
 def save(model: nn.Module, recipe: Recipe, folder: Path, facts: Mapping[str, Any] | None = None) -> str | None:
     """Writes ``model``, which ``recipe`` describes, so that :func:`load` gives it back, bit for bit; and checks that.
 
-    ``facts`` (JSON values) are stored beside the recipe.  Returns None, or why the network cannot be built from what was
-    written.  Raises :class:`UserError` where the place cannot be written.
+    ``facts`` (JSON values) are stored beside the recipe.  Returns None, or why the network cannot be built from what
+    was written.  Raises :class:`UserError` where the place cannot be written.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,8 @@ def load(folder: Path | str, dense: nn.Module | None = None) -> nn.Module:
     """The network that :func:`save` wrote, on the CPU in evaluation mode.
 
     ``dense`` is the network as it was before pruning, needed only where the saved one cannot be built without it; it is
-    not changed.  Raises :class:`UserError` where the folder holds no saved network, a damaged one, or one that ``dense``
-    or its factory does not fit.
+    not changed.  Raises :class:`UserError` where the folder holds no saved network, a damaged one, or one that
+    ``dense`` or its factory does not fit.
     """
     folder = Path(folder)
     recipe, state = recipe_of(folder), _state(folder)
@@ -175,8 +175,8 @@ def _load_structure(folder: Path) -> nn.Module:
             model = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, ImportError, AttributeError, RuntimeError, ValueError, OSError, EOFError) as error:
         raise UserError(
-            f"the modules in {path} cannot be read ({str(error).splitlines()[0][:160]}): make their code importable, or "
-            "give the dense network as well, bench.api.load(folder, dense)"
+            f"the modules in {path} cannot be read ({str(error).splitlines()[0][:160]}): make their code importable, "
+            "or give the dense network as well, bench.api.load(folder, dense)"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{path} holds no network: save it again")

@@ -1,8 +1,9 @@
 """Printed sizes decided without data: a row's network is built on the ``meta`` device and counted as the paper counts.
 
 Our metrics: ``macs``; ``speedup``, dense over pruned MACs; ``macs_removed``, the share of the MACs that is gone, in per
-cent; ``params``; ``params_reduction``, dense over pruned parameters; ``params_growth``, ours over dense; ``params_removed``
-in per cent; ``memory`` of the weights. Which convention they are counted by is the published value's.
+cent; ``params``; ``params_reduction``, dense over pruned parameters; ``params_growth``, ours over dense;
+``params_removed`` in per cent; ``memory`` of the weights. Which convention they are counted by is the published
+value's.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ def of_paper(paper: Paper, published: Sequence[Published]) -> list[Decided]:
 
 
 def of_row(row: Row, published: Sequence[Published]) -> list[Decided]:
-    """The printed sizes that a row links to.  Raises ValueError for a link to no published size, LookupError to several."""
+    """The printed sizes that a row links to.
+
+    Raises ValueError for a link to no published size, LookupError to several.
+    """
     found = []
     recipe = None
     for metric, links in row.sizes.items():

@@ -47,8 +47,8 @@ class Context:
 
     ``data()`` is an :class:`ImageSet` or a :class:`DetectionSet`, as the row's kind of data says.  ``label`` names the
     step for people.  ``parents`` are the keys of the parents' results.  ``memory`` keeps large intermediate values (the
-    original network's responses) between the steps of one process; it must hold nothing but pure functions of the key it
-    is stored under.
+    original network's responses) between the steps of one process; it must hold nothing but pure functions of the key
+    it is stored under.
     """
 
     data: Callable[[], Any]
@@ -74,10 +74,10 @@ class Context:
 class Step:
     """One node of the graph; :func:`make_step` makes it.
 
-    ``run(context, parents' results, params)`` must stand at the top level of a file: what it reaches is part of the key.
-    ``params`` is a frozen dataclass and holds the seed where there is one.  ``data`` is the value of the data as this kind
-    of step reads them (None for steps that read none), ``work`` the expected cost in GMACs and ``rate`` how many of them
-    a thread does in a second (for the plan's minutes).
+    ``run(context, parents' results, params)`` must stand at the top level of a file: what it reaches is part of the
+    key.  ``params`` is a frozen dataclass and holds the seed where there is one.  ``data`` is the value of the data as
+    this kind of step reads them (None for steps that read none), ``work`` the expected cost in GMACs and ``rate`` how
+    many of them a thread does in a second (for the plan's minutes).
     ``name`` is for people; ``origin`` names the network that a chain of like steps started from.
     """
 
@@ -153,7 +153,7 @@ def make_step(
 
 
 def canonical(value: Any) -> Any:
-    """Parameters as plain JSON values: a field that has its default is left out, so that a new one changes no old key."""
+    """Parameters as plain JSON values: a field with its default is left out, so that a new one changes no old key."""
     if isinstance(value, Recipe):
         builders = [[builder.module, builder.name, canonical(builder.arguments)] for builder in value.builders]
         return {**canonical(value.to_json()), "builders": builders}

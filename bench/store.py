@@ -35,10 +35,10 @@ class Record:
 
     ``low`` and ``high`` bound the 95 % interval in the value's own ``unit`` (None: exact); ``n`` is the number of
     images or rows behind it, ``of`` how many the published set has
-    where some are missing here; ``seed`` is None for a value over several seeds; ``convention`` says how MACs are counted;
-    ``x`` places a value on the curve ``series`` (a speed-up of a criterion, a density).  ``networks`` is the number of
-    different networks (seeds) that a mean is over: with 1 the interval is about that network on new images, with more
-    about new seeds too, and ``spread`` is the standard deviation of the networks' values on the same images.
+    where some are missing here; ``seed`` is None for a value over several seeds; ``convention`` says how MACs are
+    counted; ``x`` places a value on the curve ``series`` (a speed-up of a criterion, a density).  ``networks`` is the
+    number of different networks (seeds) that a mean is over: with 1 the interval is about that network on new images,
+    with more about new seeds too, and ``spread`` is the standard deviation of the networks' values on the same images.
     """
 
     metric: str

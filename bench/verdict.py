@@ -1,18 +1,19 @@
 """What measured values say about published ones, and measured contrasts about a paper's claims: computed, never typed.
 
-**On a value** the question is: does the procedure, run again on the same test images, do as well as published?  d is ours
-minus the published value in the better direction; one run varies about the procedure's mean by sigma.  Our mean is over S
-runs, and the paper's run is one draw more, so d has the standard error sigma sqrt(1/S + 1).  With the one-sided 95 %
-bounds of d and the tolerance t (:attr:`bench.registry.Published.limit`, at most half of the effect that the row is about):
+**On a value** the question is: does the procedure, run again on the same test images, do as well as published?  d is
+ours minus the published value in the better direction; one run varies about the procedure's mean by sigma.  Our mean is
+over S runs, and the paper's run is one draw more, so d has the standard error sigma sqrt(1/S + 1).  With the one-sided
+95 % bounds of d and the tolerance t (:attr:`bench.registry.Published.limit`, at most half of the effect that the row is
+about):
 
 * ``better``: the lower bound lies above t;
 * ``reproduced``: it lies above -t;
 * ``not reproduced``: the upper bound lies below -t;
 * ``inconclusive`` otherwise.
 
-sigma is the spread of three or more runs (Student's t with S - 1 degrees of freedom).  With fewer the paired noise of the
-images against the dense network stands in, and the verdict says so: it holds as far as seeds move a run no more than
-images do.  A wide interval can therefore never earn a verdict; it takes one away.
+sigma is the spread of three or more runs (Student's t with S - 1 degrees of freedom).  With fewer the paired noise of
+the images against the dense network stands in, and the verdict says so: it holds as far as seeds move a run no more
+than images do.  A wide interval can therefore never earn a verdict; it takes one away.
 
 **On a claim**, that one row beats another, the paired contrast of the two decides (:func:`of_claim`).
 """
@@ -27,8 +28,6 @@ from scipy import special, stats
 
 from bench.registry import Published
 
-# A time printed for another machine is an analogue wherever we run; only ratios of times can be compared.
-TIME_UNITS = ("ms", "s")
 LEAST_RUNS = 3
 # a dense network further than this from the paper's is another base (points)
 LARGEST_BASE_DIFFERENCE = 4.0
@@ -42,8 +41,8 @@ class Verdict:
     """A verdict's ``word``, with a ``reason`` in a few words where it needs one, and the bounds of d behind it.
 
     ``low`` and ``high`` are the one-sided 95 % bounds of ours minus published in the better direction, in the published
-    row's unit.  ``stand_in`` says that the images' noise stood in for the runs' spread.  A verdict on a value that nobody
-    could verify is not ``verified``: it is shown in brackets and enters no count.
+    row's unit.  ``stand_in`` says that the images' noise stood in for the runs' spread.  A verdict on a value that
+    nobody could verify is not ``verified``: it is shown in brackets and enters no count.
     """
 
     word: str
@@ -69,10 +68,10 @@ def of_value(
 ) -> Verdict:
     """The verdict on an accuracy, an error, an mAP or a difference of such, in the published row's unit.
 
-    ``sigma`` is the standard deviation of ``runs`` runs on the same images, or with fewer than three runs the paired noise
-    of the images; it is taken for at least ``least_sigma`` (what one image is worth), because runs may agree by chance.
-    ``slack`` is what test images that are missing could change.  Raises ValueError where nothing was published, for a
-    spread that is no number, and for a row that is not about such a value.
+    ``sigma`` is the standard deviation of ``runs`` runs on the same images, or with fewer than three runs the paired
+    noise of the images; it is taken for at least ``least_sigma`` (what one image is worth), because runs may agree by
+    chance.  ``slack`` is what test images that are missing could change.  Raises ValueError where nothing was
+    published, for a spread that is no number, and for a row that is not about such a value.
     """
     if published.value is None:
         raise ValueError(f"no published value of {published.metric} for {published.row} in {published.table}")
@@ -130,15 +129,6 @@ def power(published: Published, sigma: float, runs: int) -> float:
     return float(stats.nct.sf(special.stdtrit(runs - 1, 0.95), runs - 1, shift))
 
 
-def of_size(measured: float, published: Published) -> Verdict:
-    """``exact`` where rounding or cutting the measured size gives the printed one, ``wrong`` otherwise.
-
-    Both are in the published row's unit and convention.  Raises ValueError where nothing was published.
-    """
-    exact = not math.isnan(measured) and published.agrees(measured)
-    return Verdict("exact" if exact else "wrong", verified=published.verified)
-
-
 def of_claim(difference: float, low: float, high: float, smallest: float, published: float | None = None) -> Verdict:
     """The verdict on the claim that the first of two rows is better, from their paired contrast and its 95 % interval.
 
@@ -160,8 +150,3 @@ def of_claim(difference: float, low: float, high: float, smallest: float, publis
     if high < smallest and (published is None or not low <= published <= high):
         return Verdict("does not hold", low=low, high=high)
     return Verdict("undecided", low=low, high=high)
-
-
-def not_run(reason: str) -> str:
-    """The verdict on a row that has not run, with the reason (a few words, no full stop)."""
-    return f"not run ({reason})"

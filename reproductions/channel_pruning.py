@@ -28,32 +28,35 @@ from bench.steps import Kind, Step, make_step
 from bench.train.schedule import Schedule
 
 DEVIATIONS = [
-    "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled rows "
-    "and stops within 10 % above c'; ours walks the whole LASSO path (LARS) on the Gram matrix of all rows and takes "
-    "exactly c'. One intercept per output instead of the code's single one.",
-    "The norm constraint |W_i| = 1 and the alternation of LASSO and least squares are left out, as in the released code.",
+    "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled "
+    "rows and stops within 10 % above c'; ours walks the whole LASSO path (LARS) on the Gram matrix of all rows and "
+    "takes exactly c'. One intercept per output instead of the code's single one.",
+    "The norm constraint |W_i| = 1 and the alternation of LASSO and least squares are left out, as in the released "
+    "code.",
     "The old bias is part of the regression target; the released code drops it in plain channel pruning.",
     "Least squares: the paper has no ridge. Ours pulls towards the layer's old weights, one factor a channel refitted "
-    "(ThiNet's small least squares), by a ridge from 1e-6 to 1e4 of the mean squared input or without end (the old weights "
-    "themselves), chosen for each layer on held-out training images; fewer than 100 images are cross-validated in five "
-    "parts. 10 positions for each image, drawn for each image; the released code shares them in a batch of 10.",
+    "(ThiNet's small least squares), by a ridge from 1e-6 to 1e4 of the mean squared input or without end (the old "
+    "weights themselves), chosen for each layer on held-out training images; fewer than 100 images are cross-validated "
+    "in five parts. 10 positions for each image, drawn for each image; the released code shares them in a batch of 10.",
     "Calibration images come from the training split (5,000 on ImageNet); the released sampling layer names the "
     "validation list.",
-    "Widths: the paper gives the ratio 1 : 1.5 of shallow to deep layers and leaves conv5 alone; we scale both until the "
-    "conv-MAC speed-up is met. The released widths are rows of their own: they give 2.129x, 3.868x and 4.525x.",
-    "Fine-tuning on ImageNet: SGD, 1e-5, batch 128, 10 epochs, no weight decay (paper, from memory); the released solver "
-    "runs 20 epochs.",
+    "Widths: the paper gives the ratio 1 : 1.5 of shallow to deep layers and leaves conv5 alone; we scale both until "
+    "the conv-MAC speed-up is met. The released widths are rows of their own: they give 2.129x, 3.868x and 4.525x.",
+    "Fine-tuning on ImageNet: SGD, 1e-5, batch 128, 10 epochs, no weight decay (paper, from memory); the released "
+    "solver runs 20 epochs.",
     "Weights: torchvision's VGG-16 and ResNet-50 v1.5 unless weights are given; the paper's are Caffe's (ResNet-50 v1, "
     "stride in the first 1x1).",
-    "Max response: largest energy of a channel's contribution to the responses. As we remember it the paper ranks by the "
-    "absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
-    "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how the "
-    "basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
-    "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one layer.",
+    "Max response: largest energy of a channel's contribution to the responses. As we remember it the paper ranks by "
+    "the absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
+    "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how "
+    "the basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
+    "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one "
+    "layer.",
 ]
 
 # Exact released widths (filters left).  2x and 4x: yihui-he/py-faster-rcnn@fe6ae69 models/pascal_voc/VGGx{2,4};
 # 5x: yihui-he/channel-pruning@4e1c4cc temp/channel_pruning.prototxt
+# fmt: off
 RELEASED_VGG: dict[int, dict[str, int]] = {
     2: {"conv1_1": 11, "conv2_1": 55, "conv3_1": 148, "conv3_2": 104, "conv4_1": 221, "conv4_2": 421},
     4: {"conv1_1": 12, "conv2_1": 21, "conv3_1": 73, "conv3_2": 58, "conv4_1": 121, "conv4_2": 166},
@@ -61,14 +64,15 @@ RELEASED_VGG: dict[int, dict[str, int]] = {
         "conv1_1": 24, "conv1_2": 22, "conv2_1": 41, "conv2_2": 51, "conv3_1": 108, "conv3_2": 89, "conv3_3": 111,
         "conv4_1": 184, "conv4_2": 276, "conv4_3": 228,
     },
-}  # fmt: skip
+}
 # Inputs of branch2a (sampler), outputs of 2a and of 2b, block by block (same repository, temp/resnet-50-cp.prototxt)
 RELEASED_RESNET50: list[tuple[int, int, int]] = [
     (35, 64, 55), (101, 51, 39), (97, 50, 37),
     (144, 128, 106), (205, 105, 72), (198, 105, 72), (288, 128, 110),
     (278, 256, 225), (418, 209, 147), (407, 204, 158), (423, 212, 155), (412, 211, 148), (595, 256, 213),
     (606, 512, 433), (1222, 512, 437), (1147, 512, 440),
-]  # fmt: skip
+]
+# fmt: on
 RESNET50_BLOCKS = (3, 4, 6, 3)
 
 # Paper: conv1_x to conv3_x keep r, conv4_x 1.5 r, conv5_x all (quoted in the released code's issue 30)
@@ -108,7 +112,7 @@ def vgg16(scale: str, classes: int, given: bool) -> Recipe:
 
 
 def resnet50(scale: str, classes: int, given: bool) -> Recipe:
-    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small bottleneck net on digits."""
+    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small bottleneck on digits."""
     if scale == "digits":
         return Recipe("bottleneck_resnet", {"num_classes": classes, "width": 0.25, "blocks": [2, 2, 2, 2]}, (3, 16, 16))
     if scale == "cifar10":
@@ -187,7 +191,7 @@ def tuning_schedule(scale: str, amp: bool) -> Schedule:
 
 
 def calibration(scale: str) -> int:
-    """Calibration images: 5,000 on ImageNet as the authors, half of the digits, elsewhere at most 5,170 (the subset's)."""
+    """Calibration images: 5,000 on ImageNet as the authors, half of the digits, else at most 5,170 (the subset's)."""
     return {"imagenet": 5000, "digits": 720}.get(scale, 5170)
 
 
@@ -277,9 +281,16 @@ def resnet50_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, 
 
 
 def inner(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, *, selection: str, allocation: str, speedup: float,
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    seed: int,
+    *,
+    selection: str,
+    allocation: str,
+    speedup: float,
     full: bool = False,
-) -> Step:  # fmt: skip
+) -> Step:
     """ResNet-56: the filters of each block's first convolution, at uniform or error-driven widths."""
     producers, _ = pruning.prunable(recipe)
     if allocation == "error-driven":
@@ -369,10 +380,9 @@ def table8() -> list[Row]:
     """ResNet-56 on CIFAR-10, LASSO at half of the inner channels, before and after fine-tuning, and from scratch."""
     half = shape_of(RESNET56_SHAPE, _half(RESNET56_SHAPE))
     lasso = partial(inner, selection="lasso", allocation="uniform", speedup=2)
-    rows = [
-        Row(TABLE8, "ResNet-56 dense", "cifar10", RESNET56_SHAPE, None, resnet56, partial(chain, prune=None, tune=False),
-            {"top1_acc": ("baseline", "top1_acc")}),
-    ]  # fmt: skip
+    untouched = partial(chain, prune=None, tune=False)
+    base = {"top1_acc": ("baseline", "top1_acc")}
+    rows = [Row(TABLE8, "ResNet-56 dense", "cifar10", RESNET56_SHAPE, None, resnet56, untouched, base)]
     for name, row_chain in (
         ("Ours", partial(chain, prune=lasso, tune=False)),
         ("Ours (fine-tuned)", partial(chain, prune=lasso, tune=True)),
@@ -394,7 +404,7 @@ def figure4() -> list[Row]:
 
 
 def selection_and_widths() -> list[Row]:
-    """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; before and after tuning."""
+    """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; tuned and untuned."""
     rows = [_resnet56_row(OURS, "dense", partial(chain, prune=None, tune=False))]
     rows.append(_resnet56_row(OURS, "dense, fine-tuned", partial(chain, prune=None, tune=True)))
     for tune, speedups in ((False, (2, 3, 4)), (True, (2,))):
@@ -454,9 +464,14 @@ def _resnet56_row(table: str, name: str, row_chain: Callable[[Setting, Recipe], 
 
 
 def _vgg_row(
-    table: str, name: str, published: dict[str, tuple[str, str]], chain: Callable[[Setting, Recipe], Chain],
-    keep: Mapping[str, int] | None = None, claimed: float | None = None, seeds: tuple[int, ...] = (0, 1, 2),
-) -> Row:  # fmt: skip
+    table: str,
+    name: str,
+    published: dict[str, tuple[str, str]],
+    chain: Callable[[Setting, Recipe], Chain],
+    keep: Mapping[str, int] | None = None,
+    claimed: float | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+) -> Row:
     shape = shape_of(VGG_SHAPE, keep or {})
     return Row(table, name, "imagenet", shape, claimed, vgg16, chain, published, seeds=seeds)
 
@@ -479,11 +494,12 @@ def released_code() -> list[Row]:
     """The two counts that the released code holds: of VGG-16, and of ResNet-50 on images of 256x256."""
     large = replace(RESNET50_SHAPE, input_shape=(3, 256, 256))
     return [
-        Row("released code", "VGG-16", "imagenet", VGG_SHAPE, missing=SIZE_ALONE,
-            sizes={"macs": [("VGG-16", "conv_MACs (224x224)")]}),
-        Row("released code", "ResNet-50 at 256x256", "imagenet", large, missing=SIZE_ALONE,
-            sizes={"macs": [("ResNet-50", "conv_MACs")]}),
-    ]  # fmt: skip
+        Row("released code", name, "imagenet", shape, missing=SIZE_ALONE, sizes={"macs": [printed]})
+        for name, shape, printed in (
+            ("VGG-16", VGG_SHAPE, ("VGG-16", "conv_MACs (224x224)")),
+            ("ResNet-50 at 256x256", large, ("ResNet-50", "conv_MACs")),
+        )
+    ]
 
 
 def not_yet() -> list[Row]:
@@ -499,9 +515,16 @@ def not_yet() -> list[Row]:
 def paper() -> Paper:
     """The paper as the harness sees it."""
     rows = [
-        *table1(), *table4(), *table6(), *table8(), *figure4(), *selection_and_widths(), *what_each_part_is_worth(),
-        *released_code(), *not_yet(),
-    ]  # fmt: skip
+        *table1(),
+        *table4(),
+        *table6(),
+        *table8(),
+        *figure4(),
+        *selection_and_widths(),
+        *what_each_part_is_worth(),
+        *released_code(),
+        *not_yet(),
+    ]
     title = "Channel Pruning for Accelerating Very Deep Neural Networks"
     return Paper("channel_pruning", title, "He, Zhang, Sun; ICCV 2017; arXiv 1707.06168", rows, DEVIATIONS)
 

@@ -1,10 +1,10 @@
 """Dynamic Channel Pruning: Feature Boosting and Suppression (Gao et al.; ICLR 2019; arXiv 1810.05331).
 
-Each convolution gets a gate that looks at the layer's input, keeps the k = ceil(d C) most salient output channels of this
-image and scales them by their saliency.  A trained network is converted, fine-tuned at d = 1, and then at one density after
-the other, each starting from the last.  Reproduced here: Figure 3a (M-CifarNet on CIFAR-10), Table 1 (ResNet-18), Table 2
-(VGG-16), Table 3 (memory); beyond the paper: an execution that really skips, its latency, and static baselines of the
-suite's own at equal MACs.
+Each convolution gets a gate that looks at the layer's input, keeps the k = ceil(d C) most salient output channels of
+this image and scales them by their saliency.  A trained network is converted, fine-tuned at d = 1, and then at one
+density after the other, each starting from the last.  Reproduced here: Figure 3a (M-CifarNet on CIFAR-10), Table 1
+(ResNet-18), Table 2 (VGG-16), Table 3 (memory); beyond the paper: an execution that really skips, its latency, and
+static baselines of the suite's own at equal MACs.
 """
 
 from __future__ import annotations
@@ -33,38 +33,42 @@ from bench.steps import Kind, Step, make_step
 from bench.train.schedule import Schedule
 
 DEVIATIONS = [
-    "Optimiser: SGD with momentum 0.9 and a cosine in each density; the paper's schedule is lr 0.01, divided by ten every "
-    "100 epochs, at most 300 epochs a density (from memory), the official code's RMSProp (decay 0.9, epsilon 1).",
-    "Epochs: at most 300 a density on CIFAR-10 and 35 on ImageNet in the paper; ours are in `tuning`, and the dense network "
-    "we compare with (column `tuned dense`) is trained in one schedule for all the epochs of the chain down to d = 0.5, "
-    "which is more than the chain to a higher density has and less than that to a lower one.",
-    "Augmentation: the suite's (pad, crop, mirror); the official code distorts colours, mirrors, and standardises each image.",
+    "Optimiser: SGD with momentum 0.9 and a cosine in each density; the paper's schedule is lr 0.01, divided by ten "
+    "every 100 epochs, at most 300 epochs a density (from memory), the official code's RMSProp (decay 0.9, epsilon 1).",
+    "Epochs: at most 300 a density on CIFAR-10 and 35 on ImageNet in the paper; ours are in `tuning`, and the dense "
+    "network we compare with (column `tuned dense`) is trained in one schedule for all the epochs of the chain down to "
+    "d = 0.5, which is more than the chain to a higher density has and less than that to a lower one.",
+    "Augmentation: the suite's (pad, crop, mirror); the official code distorts colours, mirrors, and standardises each "
+    "image.",
     "phi starts at zero instead of He normal and rho at |gamma| of the batch norm instead of 1, so that gating changes "
     "nothing before training; He normal and the official code's initialisation are options of the gate.",
-    "Winners: exactly k, the first of equals; the official code drops equals at the threshold, so that dead gates leave "
-    "fewer than k. Counted as active are all k winners, even those whose saliency is zero.",
-    "Saliency: mean absolute value and a ReLU in every gate (equation 8). The official code averages with sign and has no "
-    "ReLU in gates of layers without one (ResNet's second convolutions); both are options.",
+    "Winners: exactly k, the first of equals; the official code drops equals at the threshold, so that dead gates "
+    "leave fewer than k. Counted as active are all k winners, even those whose saliency is zero.",
+    "Saliency: mean absolute value and a ReLU in every gate (equation 8). The official code averages with sign and has "
+    "no ReLU in gates of layers without one (ResNet's second convolutions); both are options.",
     "beta is multiplied by pi (equation 6 and the paper's figure); the official code only masks it.",
     "The L1 term has lambda = 1e-8 over all saliencies (from memory); the released configurations have none.",
-    "MACs: the layers at the densities of the masks really applied, input and output side, carried through dropout, pooling, "
-    "flattening, and as a union through additions; the gates' products and multiplications on top; the last fully connected "
-    "layer dense. The official documents' 57 M for d = 0.5 lose the masks at dropout; this count gives 44.28 M, 3.94x.",
-    "ResNet-18: every convolution is gated except block layer2.1, which is the only reading that gives both the paper's "
-    "1.62x at d = 0.7 and its 1.98x (at d = 0.6).",
+    "MACs: the layers at the densities of the masks really applied, input and output side, carried through dropout, "
+    "pooling, flattening, and as a union through additions; the gates' products and multiplications on top; the last "
+    "fully connected layer dense. The official documents' 57 M for d = 0.5 lose the masks at dropout; this count gives "
+    "44.28 M, 3.94x.",
+    "ResNet-18: every convolution is gated except block layer2.1, which is the only reading that gives both the "
+    "paper's 1.62x at d = 0.7 and its 1.98x (at d = 0.6).",
     "ResNet-18's derived 1.35x (d = 0.8, block layer2.1 not gated) comes out as 1.3445x, which rounds to 1.34x: a "
     "check that differs, arithmetic of ours from the layer shapes, as the other derived values, which all agree.",
-    "ResNet-18 and NS + FBS: the densities behind 1.98x and 3.22x (d = 0.6) are inferred from these numbers, so that they "
-    "agree is a weaker test than the others.",
-    "VGG-16: torchvision's with batch norm. It is slimmed to the widths of the official configuration (smallest gammas) and "
-    "gated at d = 0.8, 0.7 and 0.6: 3.02x, 3.91x, 5.31x. The paper prints 3.01x and 5.23x for its 3x and 5x.",
-    "NS + FBS on M-CifarNet: the paper's 3.22x and 1.19x are those of the official widths (cifarnet_slim.yaml), at d = 0.6 and "
-    "ungated; ours slims to 1.19x by its own gammas.",
+    "ResNet-18 and NS + FBS: the densities behind 1.98x and 3.22x (d = 0.6) are inferred from these numbers, so that "
+    "they agree is a weaker test than the others.",
+    "VGG-16: torchvision's with batch norm. It is slimmed to the widths of the official configuration (smallest "
+    "gammas) and gated at d = 0.8, 0.7 and 0.6: 3.02x, 3.91x, 5.31x. The paper prints 3.01x and 5.23x for its 3x and "
+    "5x.",
+    "NS + FBS on M-CifarNet: the paper's 3.22x and 1.19x are those of the official widths (cifarnet_slim.yaml), at d = "
+    "0.6 and ungated; ours slims to 1.19x by its own gammas.",
     "Network slimming: lambda = 1e-4 on small images and 1e-5 on ImageNet; one global threshold, no iterations.",
-    "Table 3: the paper's definitions and values could not be read. Ours are in the metrics below; the values are our own.",
-    "Skipped execution keeps fully connected layers dense, although their inputs count as sparse where they are (VGG-16's "
-    "first one).",
-]  # fmt: skip
+    "Table 3: the paper's definitions and values could not be read. Ours are in the metrics below; the values are our "
+    "own.",
+    "Skipped execution keeps fully connected layers dense, although their inputs count as sparse where they are "
+    "(VGG-16's first one).",
+]
 
 FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"
 BASELINES = "Baselines of Figure 3a (M-CifarNet, CIFAR-10)"
@@ -198,9 +202,14 @@ def longer_dense(setting: Setting, recipe: Recipe, start: Step, seed: int) -> St
 
 
 def slimmed(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, speedup: float | None, keep: Mapping[str, int] | None,
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    seed: int,
+    speedup: float | None,
+    keep: Mapping[str, int] | None,
     times: int,
-) -> Step:  # fmt: skip
+) -> Step:
     """Network slimming of ``parent``: one training with the L1 term, removal, ``times`` trainings to recover."""
     schedule = tuning(setting.scale, setting.amp)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
@@ -249,9 +258,13 @@ Network = Callable[[Setting, Recipe, Step, int], Step]
 
 
 def chain(
-    setting: Setting, recipe: Recipe, *, make: Network | None, control: bool = False,
+    setting: Setting,
+    recipe: Recipe,
+    *,
+    make: Network | None,
+    control: bool = False,
     extra: Callable[[Setting, Recipe, Step, Step, int], list[Step]] | None = None,
-) -> Chain:  # fmt: skip
+) -> Chain:
     """A network measured against the dense one it came from and, with ``control``, against one trained as long as FBS.
 
     ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed.
@@ -405,11 +418,12 @@ def figure3() -> list[Row]:
     published: dict[int, dict[str, tuple[str, str]]] = {
         700: {"top1_acc": ("FBS at 2x", "top-1"), "dynamic_speedup": ("FBS d=0.7 (rerun)", "speed-up")},
         500: {
-            "top1_acc": ("FBS d=0.5 (Figure 3b)", "top-1"), "top5_acc": ("FBS d=0.5 (Figure 3b)", "top-5"),
+            "top1_acc": ("FBS d=0.5 (Figure 3b)", "top-1"),
+            "top5_acc": ("FBS d=0.5 (Figure 3b)", "top-5"),
             "dynamic_speedup": ("FBS at 90.50% top-1", "speed-up"),
             "weight_reduction": ("FBS d=0.5 (Figure 3b)", "weight reduction"),
         },
-    }  # fmt: skip
+    }
     quoted = {"top1_acc": ("dense baseline", "top-1"), "top5_acc": ("dense baseline", "top-5")}
     rows = [_mcifarnet_row(FIGURE3, "dense", partial(chain, make=None), quoted)]
     rows.append(_mcifarnet_row(FIGURE3, "dense, trained longer", longest, {}))
@@ -444,13 +458,13 @@ def table1() -> list[Row]:
     """ResNet-18 on ImageNet."""
     base = {"top1_err": ("FBS", "baseline top-1 err"), "top5_err": ("FBS", "baseline top-5 err")}
     rows = [Row(TABLE1, "dense", "imagenet", RESNET18, None, resnet18, partial(chain, make=None), base, seeds=(0,))]
-    for density, claimed, links in (
-        (700, 1.62, {"top1_err": ("FBS d=0.7", "top-1 err"), "dynamic_speedup": ("FBS d=0.7", "MAC saving")}),
-        (600, 1.98, {
-            "top1_err": ("FBS", "accelerated top-1 err"), "top5_err": ("FBS", "accelerated top-5 err"),
-            "dynamic_speedup": ("FBS", "MAC saving"),
-        }),
-    ):  # fmt: skip
+    at_700 = {"top1_err": ("FBS d=0.7", "top-1 err"), "dynamic_speedup": ("FBS d=0.7", "MAC saving")}
+    at_600 = {
+        "top1_err": ("FBS", "accelerated top-1 err"),
+        "top5_err": ("FBS", "accelerated top-5 err"),
+        "dynamic_speedup": ("FBS", "MAC saving"),
+    }
+    for density, claimed, links in ((700, 1.62, at_700), (600, 1.98, at_600)):
         tail = partial(chain, make=partial(fbs, density=density, ungated=UNGATED_RESNET18))
         name = f"FBS at d={density / 1000:g}"
         rows.append(Row(TABLE1, name, "imagenet", None, claimed, resnet18, tail, links, seeds=(0,)))
@@ -529,15 +543,21 @@ def derived() -> list[Row]:
 
 def sizes_alone() -> list[Row]:
     """Networks of which only the printed sizes are judged: those of the official documents, and another's baseline."""
+    documented = {"macs": [("slimmed + FBS d=0.6", "MACs")]}
+    theirs = {"macs": [("baseline", "MACs")]}
     return [
-        Row(BASELINES, "NS + FBS at d=0.6, official widths", "cifar10", missing=SIZE_ALONE,
+        Row(
+            BASELINES,
+            "NS + FBS at d=0.6, official widths",
+            "cifar10",
+            missing=SIZE_ALONE,
             published={"dynamic_speedup": ("NS+FBS at 90.50% top-1", "speed-up")},
-            sized=_gated(SLIMMED_MCIFARNET, 600), sizes={"speedup": [("NS+FBS at 90.50% top-1", "speed-up")]}),
-        Row("docs", "slimmed, d=0.6", "imagenet", missing=SIZE_ALONE, sized=_gated(SLIMMED, 600),
-            sizes={"macs": [("slimmed + FBS d=0.6", "MACs")]}),
-        Row("reproduction 63days", "dense", "cifar10", missing=SIZE_ALONE, sized=MCIFARNET,
-            sizes={"macs": [("baseline", "MACs")]}),
-    ]  # fmt: skip
+            sized=_gated(SLIMMED_MCIFARNET, 600),
+            sizes={"speedup": [("NS+FBS at 90.50% top-1", "speed-up")]},
+        ),
+        Row("docs", "slimmed, d=0.6", "imagenet", missing=SIZE_ALONE, sized=_gated(SLIMMED, 600), sizes=documented),
+        Row("reproduction 63days", "dense", "cifar10", missing=SIZE_ALONE, sized=MCIFARNET, sizes=theirs),
+    ]
 
 
 def with_sizes(row: Row) -> Row:
@@ -578,9 +598,12 @@ SLIMMED_MCIFARNET = replace(MCIFARNET, widths=SLIMMED_WIDTHS)
 
 
 def _mcifarnet_row(
-    table: str, name: str, row_chain: Callable[[Setting, Recipe], Chain], links: Mapping[str, tuple[str, str]],
+    table: str,
+    name: str,
+    row_chain: Callable[[Setting, Recipe], Chain],
+    links: Mapping[str, tuple[str, str]],
     seeds: tuple[int, ...] = (0,),
-) -> Row:  # fmt: skip
+) -> Row:
     return Row(table, name, "cifar10", None, None, mcifarnet, row_chain, links, seeds=seeds, ours=not links)
 
 
@@ -598,18 +621,13 @@ def _static_row(table: str, label: str, selection: str, density: int) -> Row:
 
 def _size_row(whole: Recipe, name: str, shape: Recipe, links: Mapping[str, tuple[str, str]]) -> Row:
     """``shape`` is made of the network ``whole``.  A size needs no data, so its own scale is the embedded one."""
-    return Row(
-        DERIVED[whole.builder], name, "digits", None, None, lambda *_: whole, partial(sizes, shape=shape, name=name), links,
-        seeds=(0,), ours=not links,
-    )  # fmt: skip
+    table, tail = DERIVED[whole.builder], partial(sizes, shape=shape, name=name)
+    return Row(table, name, "digits", None, None, lambda *_: whole, tail, links, seeds=(0,), ours=not links)
 
 
 def paper() -> Paper:
     """The paper as the harness sees it."""
-    rows = [
-        *figure3(), *baselines(), *table1(), *table2(), *table3(), *skipped_rows(), *derived(),
-        *sizes_alone(),
-    ]  # fmt: skip
+    rows = [*figure3(), *baselines(), *table1(), *table2(), *table3(), *skipped_rows(), *derived(), *sizes_alone()]
     title = "Dynamic Channel Pruning: Feature Boosting and Suppression"
     return Paper(
         "fbs",

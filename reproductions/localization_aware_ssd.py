@@ -1,11 +1,11 @@
 """Localization-aware Channel Pruning for Object Detection (Xie, Zhu, Zhao, Tao, Liu, Tao; arXiv 1911.02237v3).
 
-SSD is pruned stage by stage.  An auxiliary network reads the layer at the end of a stage through contextual RoIAlign and
-learns, with the detector, to classify and to locate the matched default boxes; then the input channels of the stage's
-layers are picked greedily by the gradient of reconstruction plus auxiliary loss (Discrimination-aware Channel Pruning,
-Zhuang et al. 2018), and at last the network is fine-tuned.  The publication's own tables could not be read: their cells
-stand empty.  Measured here is its claim, that the localization terms help: the same pruning with and without them, and
-four other criteria at the same widths.
+SSD is pruned stage by stage.  An auxiliary network reads the layer at the end of a stage through contextual RoIAlign
+and learns, with the detector, to classify and to locate the matched default boxes; then the input channels of the
+stage's layers are picked greedily by the gradient of reconstruction plus auxiliary loss (Discrimination-aware Channel
+Pruning, Zhuang et al. 2018), and at last the network is fine-tuned.  The publication's own tables could not be read:
+their cells stand empty.  Measured here is its claim, that the localization terms help: the same pruning with and
+without them, and four other criteria at the same widths.
 """
 
 from __future__ import annotations
@@ -60,21 +60,23 @@ DEVIATIONS = [
     "which no source describes, is one linear layer on all cells behind the same batch norm and ReLU, with SSD's box "
     "coding about the default box.",
     "Reconstruction target: the outputs of the network at the beginning of the stage (DCP's released code), not of the "
-    "network before any training. Its loss and gradient are computed from second moments of sampled positions, exactly; "
-    "only the auxiliary loss is back-propagated, on one mini-batch after the other of the calibration images.",
-    "Update of the kept weights: the papers' gradient step. DCP's SGD at 0.01 diverges here in the layer behind conv4_3's "
-    "analogue and leaves a tenth of the variance elsewhere, unless it runs for a whole pass after each pick; ours solves "
-    "the reconstruction (Newton's step, from the moments) and moves by 1 % of the weights' length against L_a's gradient.",
+    "network before any training. Its loss and gradient are computed from second moments of sampled positions, "
+    "exactly; only the auxiliary loss is back-propagated, on one mini-batch after the other of the calibration images.",
+    "Update of the kept weights: the papers' gradient step. DCP's SGD at 0.01 diverges here in the layer behind "
+    "conv4_3's analogue and leaves a tenth of the variance elsewhere, unless it runs for a whole pass after each pick; "
+    "ours solves the reconstruction (Newton's step, from the moments) and moves by 1 % of the weights' length against "
+    "L_a's gradient.",
     "Pruned are the filters of the backbone that one convolution produces alone: in VGG-16 all but those of the last "
     "layer (as in DCP), in ResNet-50 those inside the bottlenecks. conv4_3 is read by conv5_1 and by two heads: its "
     "channels are chosen for all three together.",
     "Every method keeps the same share of the filters everywhere, chosen so that the backbone's convolutions lose the "
     "stated share of their parameters; the publication's widths are not known. 70 % of all parameters of SSD-ResNet-50 "
-    "cannot be reached inside the bottlenecks (they hold 55 % of them with 20 classes, 35 % with 80), so the share is that "
-    "of the backbone.",
-    "Comparison rows of ours: random and L1-norm (Li et al. 2017) keep the weights as they are; LASSO (Channel Pruning), "
-    "ThiNet's greedy choice and exact elimination rebuild every reader by least squares. DCP and LCP train for an epoch in "
-    "each of three stages before the fine-tuning that all rows have; one row fine-tunes the random choice as long.",
+    "cannot be reached inside the bottlenecks (they hold 55 % of them with 20 classes, 35 % with 80), so the share is "
+    "that of the backbone.",
+    "Comparison rows of ours: random and L1-norm (Li et al. 2017) keep the weights as they are; LASSO (Channel "
+    "Pruning), ThiNet's greedy choice and exact elimination rebuild every reader by least squares. DCP and LCP train "
+    "for an epoch in each of three stages before the fine-tuning that all rows have; one row fine-tunes the random "
+    "choice as long.",
     "DCP here means this pruning without the localization terms: RoIAlign of the default box alone, no box head.",
 ]
 
@@ -169,9 +171,11 @@ def prunable_sites(net: nn.Module) -> list[Site]:
     return [
         site
         for site in find_sites(net, trace(net), shared=True)
-        if site.producer is not None and site.producer.startswith("backbone.") and site.reader.startswith("backbone.")
+        if site.producer is not None
+        and site.producer.startswith("backbone.")
+        and site.reader.startswith("backbone.")
         and not (site.others and all(other.reader.startswith("backbone.") for other in site.others))
-    ]  # fmt: skip
+    ]
 
 
 def equal_share(recipe: Recipe, share: float) -> dict[str, int]:
@@ -190,7 +194,7 @@ def equal_share(recipe: Recipe, share: float) -> dict[str, int]:
 
 
 def segments(recipe: Recipe, count: int = SEGMENTS) -> list[tuple[str, list[str]]]:
-    """The sites in ``count`` parts of nearly equal length: (the last reader, which the auxiliary network reads; producers)."""
+    """The sites in ``count`` nearly equal parts: (the last reader, which the auxiliary network reads; producers)."""
     sites = prunable_sites(recipe.build("meta"))
     bounds = [round(part * len(sites) / count) for part in range(count + 1)]
     parts = [sites[first:last] for first, last in pairwise(bounds)]
@@ -278,7 +282,7 @@ def run_selected(context: Context, parents: list[Result], params: StageSelection
 
 
 def ssd_vgg16(scale: str, classes: int, given: bool) -> Recipe:
-    """SSD300-VGG16 on VOC and COCO and with weights of the user's; else a narrow SSD of the same pattern, from scratch."""
+    """SSD300-VGG16 on VOC and COCO and with the user's weights; else a narrow SSD of the same pattern, from scratch."""
     if scale == "scenes":
         return Recipe("narrow_ssd", {"num_classes": classes, "size": 160}, (3, 160, 160))
     if scale in ("voc", "coco") or given:
@@ -371,8 +375,15 @@ def tuned(setting: Setting, recipe: Recipe, parent: Step, seed: int, epochs: int
 
 
 def layerwise(
-    setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, selection: str, reconstruct: bool
-) -> Step:  # fmt: skip
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    keep: dict[str, int],
+    seed: int,
+    *,
+    selection: str,
+    reconstruct: bool,
+) -> Step:
     """One walk through all layers: a criterion of Channel Pruning's or ThiNet's family, or a ranking."""
     params = pruning.DetectorPruning(
         keep, Method(selection, reconstruct=reconstruct), CALIBRATION_IMAGES, sampling(seed)
@@ -391,7 +402,7 @@ def layerwise(
 
 def staged(
     setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, localization: bool
-) -> Step:  # fmt: skip
+) -> Step:
     """Localization-aware pruning, or without ``localization`` discrimination-aware: segment by segment."""
     step, label = parent, "LCP" if localization else "DCP"
     epochs = max(1, tuning_epochs(setting.scale) // 2)
@@ -502,14 +513,11 @@ def paper_tables() -> list[Row]:
         shape = partial(network, scale, classes, False)
         metric = "map_voc07" if scale == "voc" else "coco_ap"
         common: dict[str, Any] = {"dense": network, "data": BOXES, "scales": ("voc", "coco")}
-        rows.append(
-            Row(table, "baseline", scale, shape, chain=partial(chain, prune=None, tune=False), seeds=(0,),
-                published={metric: ("baseline", "mAP")}, **common)
-        )  # fmt: skip
-        rows.append(
-            Row(table, "pruned", scale, partial(shape_of, shape, share), chain=partial(chain, prune=LCP, share=share),
-                published={metric: ("pruned", "mAP")}, **common)
-        )  # fmt: skip
+        untouched, link = partial(chain, prune=None, tune=False), {metric: ("baseline", "mAP")}
+        rows.append(Row(table, "baseline", scale, shape, chain=untouched, seeds=(0,), published=link, **common))
+        smaller, link = partial(shape_of, shape, share), {metric: ("pruned", "mAP")}
+        pruned = partial(chain, prune=LCP, share=share)
+        rows.append(Row(table, "pruned", scale, smaller, chain=pruned, published=link, **common))
     return rows
 
 
@@ -538,10 +546,17 @@ def criteria() -> list[Row]:
 def localization_worth() -> list[Row]:
     """LCP minus DCP at the same widths, seeds and images."""
     return [
-        Row(WORTH, f"LCP minus DCP{suffix}", "voc", dense=ssd_vgg16, ours=True, data=BOXES,
-            chain=partial(worth, first=LCP, second=DCP, share=0.5, tune=tune))
+        Row(
+            WORTH,
+            f"LCP minus DCP{suffix}",
+            "voc",
+            dense=ssd_vgg16,
+            ours=True,
+            data=BOXES,
+            chain=partial(worth, first=LCP, second=DCP, share=0.5, tune=tune),
+        )
         for tune, suffix in ((False, ""), (True, ", fine-tuned"))
-    ]  # fmt: skip
+    ]
 
 
 def paper() -> Paper:

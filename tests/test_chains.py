@@ -88,8 +88,10 @@ def test_a_tuned_row_tunes_the_pruned_network_and_has_a_control_that_is_tuned_as
         assert (tuned.run, tuned.params.schedule, tuned.params.seed) == (training.run_trained, TUNING, seed)
         assert tuned.parents[0].run is pruning.run_pruned
     # the change is from the untuned dense network; the control is the dense network with the same tuning
-    assert all(reference.parents[0].key == dense(setting(weights), RECIPE, seed).key
-               for reference, seed in zip(first.parents[3:], (0, 1, 2), strict=True))  # fmt: skip
+    assert all(
+        reference.parents[0].key == dense(setting(weights), RECIPE, seed).key
+        for reference, seed in zip(first.parents[3:], (0, 1, 2), strict=True)
+    )
     assert first.parents[:3] == control.parents[:3]
     for reference, seed in zip(control.parents[3:], (0, 1, 2), strict=True):
         tuned = reference.parents[0]

@@ -50,6 +50,7 @@ def write(folder: Path, *rows: dict[str, str]) -> None:
 
 def test_every_paper_s_claims_are_listed() -> None:
     assert Counter(claim.paper for claim in CLAIMS.values()) == EXPECTED
+    # fmt: off
     needed = {
         "cp-lasso-beats-first-k", "cp-lasso-beats-max-response", "cp-enhanced-beats-plain", "cp-pruned-beats-scratch",
         "thinet-beats-weight-sum", "thinet-beats-apoz", "thinet-beats-random",
@@ -57,7 +58,8 @@ def test_every_paper_s_claims_are_listed() -> None:
         "dcp-beats-thinet-resnet56", "dcp-beats-cp-resnet56", "dcp-beats-weight-magnitude-resnet56",
         "dcp-beats-random-resnet56", "dcp-more-losses-help", "dcp-lambda-matters",
         "versatile-learned-masks-help", "versatile-own-masks-beat-shared", "versatile-orthogonality-helps",
-    }  # fmt: skip
+    }
+    # fmt: on
     assert needed <= CLAIMS.keys()
     assert {claim.metric for claim in CLAIMS.values()} <= METRICS.keys()
 
@@ -78,16 +80,21 @@ TABLE4, TABLE6 = "Table 4 (vs training from scratch, 4x)", "Table 6 (ResNet-50 2
 LAMBDA = "Table 6 (lambda, ResNet-56, prune 30%, no fine-tuning)"
 DCP1, DCP3 = "Table 1 (CIFAR-10)", "Table 3 (ResNet-50 ImageNet, rate 0.5)"
 SOURCES = {
-    "cp-pruned-beats-scratch": ((TABLE4, "Ours (fine-tuned)", "top5_err_increase"), (TABLE4, "from scratch", "top5_err_increase")),
+    "cp-pruned-beats-scratch": (
+        (TABLE4, "Ours (fine-tuned)", "top5_err_increase"),
+        (TABLE4, "from scratch", "top5_err_increase"),
+    ),
     "cp-pruned-beats-scratch-uniform": (
-        (TABLE4, "Ours (fine-tuned)", "top5_err_increase"), (TABLE4, "from scratch (uniformed)", "top5_err_increase"),
+        (TABLE4, "Ours (fine-tuned)", "top5_err_increase"),
+        (TABLE4, "from scratch (uniformed)", "top5_err_increase"),
     ),
     "cp-pruned-beats-scratch-resnet56": (
         ("Table 8 (ResNet-56 CIFAR-10 2x)", "Ours (fine-tuned)", "top1_err_increase@2x"),
         ("Table 8 (ResNet-56 CIFAR-10 2x)", "From scratch", "top1_err_increase@2x"),
     ),
     "cp-enhanced-beats-plain": (
-        (TABLE6, "Ours (enhanced)", "top5_err_increase@2x"), (TABLE6, "Ours", "top5_err_increase@2x"),
+        (TABLE6, "Ours (enhanced)", "top5_err_increase@2x"),
+        (TABLE6, "Ours", "top5_err_increase@2x"),
     ),
     "thinet-beats-weight-sum-vgg16": (
         ("Table 2 (VGG-16 vs other pruning methods)", "ThiNet-Conv", "top1_acc_change"),
@@ -95,11 +102,13 @@ SOURCES = {
     ),
     "fbs-beats-slimming-2x": ((FIGURE3, "FBS at 2x", "top-1"), ("Baselines of " + FIGURE3, "NS at 2x", "top-1")),
     "fbs-beats-slimming-resnet18": (
-        ("Table 1", "FBS", "accelerated top-1 err"), ("Table 1", "Network Slimming (their impl.)", "accelerated top-1 err"),
+        ("Table 1", "FBS", "accelerated top-1 err"),
+        ("Table 1", "Network Slimming (their impl.)", "accelerated top-1 err"),
     ),
     **{
         f"dcp-beats-{claim}-{model.replace('-', '').lower()}": (
-            (DCP1, "DCP", "err_gap", model), (DCP1, row, "err_gap", model),
+            (DCP1, "DCP", "err_gap", model),
+            (DCP1, row, "err_gap", model),
         )
         for model in ("ResNet-56", "VGGNet")
         for claim, row in (("thinet", "ThiNet"), ("cp", "CP"), ("weight-magnitude", "WM"), ("random", "Random DCP"))
@@ -113,8 +122,11 @@ SOURCES = {
     ),
     "dcp-lambda-matters": ((LAMBDA, "lambda=1.0", "test_err"), (LAMBDA, "lambda=0 (L_M only)", "test_err")),
     "dcp-reconstruction-matters": ((LAMBDA, "lambda=1.0", "test_err"), (LAMBDA, "lambda=1.0 (L_S only)", "test_err")),
-    "versatile-own-masks-beat-shared": (("CIFAR-10 table", "MVNet-B s=4", "top-1"), ("CIFAR-10 table", "MVNet-A s=4", "top-1")),
-}  # fmt: skip
+    "versatile-own-masks-beat-shared": (
+        ("CIFAR-10 table", "MVNet-B s=4", "top-1"),
+        ("CIFAR-10 table", "MVNet-A s=4", "top-1"),
+    ),
+}
 
 
 def test_published_effects_are_differences_of_two_values_of_the_registry() -> None:

@@ -103,11 +103,9 @@ def test_json_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_wrong_checkpoint_names_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "wrong.pth")
-    line = failure(
-        ["run", "channel_pruning", "--table", "Table 8", "--row", "Ours", "--scale", "digits",
-         "--weights", str(tmp_path / "wrong.pth"), "--out", str(tmp_path / "runs")],
-        capsys,
-    )  # fmt: skip
+    row = ["--table", "Table 8", "--row", "Ours", "--scale", "digits"]
+    places = ["--weights", str(tmp_path / "wrong.pth"), "--out", str(tmp_path / "runs")]
+    line = failure(["run", "channel_pruning", *row, *places], capsys)
     assert "conv1.weight has shape (1,)" in line or "is missing" in line
 
 

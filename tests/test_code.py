@@ -196,7 +196,10 @@ def hashes(place: Path, monkeypatch: pytest.MonkeyPatch, **files: str) -> str:
             function.cache_clear()
 
 
-FIRST = "import second\nfrom third import helper as h, TABLE\nLIMIT = 3\ndef run():\n    return second.add(LIMIT) + h()\ndef other():\n    return 1\n"
+FIRST = (
+    "import second\nfrom third import helper as h, TABLE\nLIMIT = 3\n"
+    "def run():\n    return second.add(LIMIT) + h()\ndef other():\n    return 1\n"
+)
 SECOND = "import fourth\ndef add(x):\n    return x + 1\ndef unused():\n    return fourth.value\n"
 THIRD = "TABLE = {1: 2}\ndef helper():\n    'doc'\n    return TABLE[1]\n"
 

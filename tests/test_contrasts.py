@@ -53,8 +53,13 @@ def test_seeds_and_scales_are_the_common_ones() -> None:
 def test_a_pair_that_comes_back_for_every_seed_is_one_pair() -> None:
     def same(name: str) -> Row:
         one = named(name, 7 + len(name))
-        return Row("Table 1", name, "cifar10", dense=lambda *_: RECIPE,
-                   chain=lambda s, r: Chain([], [], [one] * len(s.seeds), [one] * len(s.seeds)))  # fmt: skip
+        return Row(
+            "Table 1",
+            name,
+            "cifar10",
+            dense=lambda *_: RECIPE,
+            chain=lambda s, r: Chain([], [], [one] * len(s.seeds), [one] * len(s.seeds)),
+        )
 
     made = claim_row(claim("A", "BB"), [same("A"), same("BB")])
     assert made.chain is not None

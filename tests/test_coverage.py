@@ -20,10 +20,24 @@ def published(
 ) -> Published:
     """A published value of the invented paper; rows differ by name."""
     return Published(
-        paper="toy", table="Table 1", row=row, model="", dataset="CIFAR-10", metric="top1_acc", unit="%", kind=kind,
-        value=float(printed) if printed else None, convention="conv" if kind == "size" else "", note=note, protocol="",
-        direction="exact" if kind == "size" else "higher", tolerance=1.0, source="", verified=verified, printed=printed,
-    )  # fmt: skip
+        paper="toy",
+        table="Table 1",
+        row=row,
+        model="",
+        dataset="CIFAR-10",
+        metric="top1_acc",
+        unit="%",
+        kind=kind,
+        value=float(printed) if printed else None,
+        convention="conv" if kind == "size" else "",
+        note=note,
+        protocol="",
+        direction="exact" if kind == "size" else "higher",
+        tolerance=1.0,
+        source="",
+        verified=verified,
+        printed=printed,
+    )
 
 
 def line(verdict: object, entry: Published, ran: bool = True, analogue: bool = False) -> Any:
@@ -34,15 +48,24 @@ def line(verdict: object, entry: Published, ran: bool = True, analogue: bool = F
 
 def test_every_value_has_one_outcome_and_checks_have_none() -> None:
     measured = [published(name) for name in ("same", "less", "more", "noisy", "other", "unlike")]
-    texts = ("reproduced (one run)", "not reproduced", "better", "inconclusive (5 runs would settle it)",
-             "inconclusive (other base)", "not comparable (ms with %)")  # fmt: skip
+    texts = (
+        "reproduced (one run)",
+        "not reproduced",
+        "better",
+        "inconclusive (5 runs would settle it)",
+        "inconclusive (other base)",
+        "not comparable (ms with %)",
+    )
     unmeasured = [published(name) for name in ("no data", "no GPU", "no row", "elsewhere", "skipped")]
     doubtful = [published("doubtful", verified=False), published("doubtful too", verified=False)]
     sizes = [
-        published("counted", "size"), published("miscounted", "size"), published("otherwise", "size"),
-        published("theirs", "size", note="other method's network; of a survey"), published("later", "size"),
+        published("counted", "size"),
+        published("miscounted", "size"),
+        published("otherwise", "size"),
+        published("theirs", "size", note="other method's network; of a survey"),
+        published("later", "size"),
         published("doubtful size", "size", verified=False),
-    ]  # fmt: skip
+    ]
     rest = [
         published("unread", printed=""),
         published("ours", "check"),
@@ -60,8 +83,14 @@ def test_every_value_has_one_outcome_and_checks_have_none() -> None:
 
     assert found.decided("accuracy") == {"reproduced": 1, "not reproduced": 1, "better": 1}
     assert found.open("accuracy") == {
-        "power": 1, "other base": 1, "not comparable (ms with %)": 1, "data": 2, "GPU": 1, "method": 1, "not run": 1,
-    }  # fmt: skip
+        "power": 1,
+        "other base": 1,
+        "not comparable (ms with %)": 1,
+        "data": 2,
+        "GPU": 1,
+        "method": 1,
+        "not run": 1,
+    }
     assert found.decided("accuracy", verified=False) == {"better": 1}
     assert found.decided("size") == {"exact": 1, "wrong": 1}
     assert found.open("size") == {"other convention": 1, "other method's network": 1, "method": 1}
@@ -82,9 +111,13 @@ def test_every_value_has_one_outcome_and_checks_have_none() -> None:
 
     value = json.loads(json.dumps(coverage.to_json(found)))
     assert value["kinds"]["accuracy"] == {
-        "read": 13, "verified": 11, "unread": 1, "decided": dict(found.decided("accuracy")),
-        "open": dict(found.open("accuracy")), "in_brackets": {"better": 1},
-    }  # fmt: skip
+        "read": 13,
+        "verified": 11,
+        "unread": 1,
+        "decided": dict(found.decided("accuracy")),
+        "open": dict(found.open("accuracy")),
+        "in_brackets": {"better": 1},
+    }
     assert len(value["values"]) == 19
     assert Counter(entry["outcome"] for entry in value["values"] if entry["decided"])["wrong"] == 2
 

@@ -1,4 +1,4 @@
-"""Kills at random moments and runs at once on one store: the numbers end as an undisturbed run's, nothing half is whole.
+"""Kills at random moments and runs at once on one store: the numbers end as an undisturbed run's, none are half.
 
 Children are forked, so that a kill costs no import.  The steps are small, write tensors, and take a few milliseconds.
 """

@@ -1,4 +1,4 @@
-"""mmcv's operations over torchvision's, called through mmcv.ops: against plain loops, finite differences and mmcv's docs."""
+"""mmcv's operations over torchvision's, called through mmcv.ops: against loops, finite differences, mmcv's docs."""
 
 from __future__ import annotations
 
@@ -77,9 +77,12 @@ def plain_soft_nms(
 
 @settings(deadline=None, max_examples=60)
 @given(
-    seed=st.integers(0, 10_000), count=st.integers(0, 25), offset=st.integers(0, 1), whole=st.booleans(),
+    seed=st.integers(0, 10_000),
+    count=st.integers(0, 25),
+    offset=st.integers(0, 1),
+    whole=st.booleans(),
     threshold=st.sampled_from([0.0612, 0.3171, 0.5237, 0.7531]),
-)  # fmt: skip
+)
 def test_nms_is_greedy(seed: int, count: int, offset: int, whole: bool, threshold: float) -> None:
     """The same places in the same order, and boxes with their scores, for continuous and for whole pixels."""
     boxes, scores = random_boxes(seed, count, whole)
@@ -109,9 +112,16 @@ def test_nms_by_score_and_count() -> None:
 def test_nms_of_mmcv_s_documentation() -> None:
     """The example in mmcv.ops.nms: seven boxes, three are kept."""
     boxes = torch.tensor(
-        [[49.1, 32.4, 51.0, 35.9], [49.3, 32.9, 51.0, 35.3], [49.2, 31.8, 51.0, 35.4], [35.1, 11.5, 39.1, 15.7],
-         [35.6, 11.8, 39.3, 14.2], [35.3, 11.5, 39.9, 14.5], [35.2, 11.7, 39.7, 15.7]]
-    )  # fmt: skip
+        [
+            [49.1, 32.4, 51.0, 35.9],
+            [49.3, 32.9, 51.0, 35.3],
+            [49.2, 31.8, 51.0, 35.4],
+            [35.1, 11.5, 39.1, 15.7],
+            [35.6, 11.8, 39.3, 14.2],
+            [35.3, 11.5, 39.9, 14.5],
+            [35.2, 11.7, 39.7, 15.7],
+        ]
+    )
     scores = torch.tensor([0.9, 0.9, 0.5, 0.5, 0.5, 0.4, 0.3])
     found, places = nms(boxes.numpy(), scores.numpy(), 0.6)
     assert len(found) == len(places) == 3
@@ -132,10 +142,14 @@ def test_batched_nms_is_nms_class_by_class() -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(
-    seed=st.integers(0, 10_000), count=st.integers(0, 18), offset=st.integers(0, 1),
-    method=st.sampled_from(["naive", "linear", "gaussian"]), threshold=st.sampled_from([0.1234, 0.3171, 0.6177]),
-    sigma=st.sampled_from([0.2, 0.5, 1.3]), floor=st.sampled_from([1e-3, 0.05, 0.31]),
-)  # fmt: skip
+    seed=st.integers(0, 10_000),
+    count=st.integers(0, 18),
+    offset=st.integers(0, 1),
+    method=st.sampled_from(["naive", "linear", "gaussian"]),
+    threshold=st.sampled_from([0.1234, 0.3171, 0.6177]),
+    sigma=st.sampled_from([0.2, 0.5, 1.3]),
+    floor=st.sampled_from([1e-3, 0.05, 0.31]),
+)
 def test_soft_nms_as_published(
     seed: int, count: int, offset: int, method: str, threshold: float, sigma: float, floor: float
 ) -> None:
@@ -194,10 +208,14 @@ def plain_roi_align(
             for row in range(size[0]):
                 for column in range(size[1]):
                     total = sum(
-                        bilinear(plane, y1 + (row + (i + 0.5) / samples_y) * cell_y,
-                                 x1 + (column + (j + 0.5) / samples_x) * cell_x)
-                        for i in range(samples_y) for j in range(samples_x)
-                    )  # fmt: skip
+                        bilinear(
+                            plane,
+                            y1 + (row + (i + 0.5) / samples_y) * cell_y,
+                            x1 + (column + (j + 0.5) / samples_x) * cell_x,
+                        )
+                        for i in range(samples_y)
+                        for j in range(samples_x)
+                    )
                     result[k, c, row, column] = total / max(samples_y * samples_x, 1)
     return result
 

@@ -20,10 +20,24 @@ def published(
     effect: float | None = None,
 ) -> Published:
     return Published(
-        paper="toy", table="Table 1", row="ours", model="net", dataset=dataset, metric=metric, value=float(value),
-        unit=unit, kind="accuracy", convention="", protocol="", direction="lower", tolerance=0.5, effect=effect,
-        source="", verified=True, printed=value,
-    )  # fmt: skip
+        paper="toy",
+        table="Table 1",
+        row="ours",
+        model="net",
+        dataset=dataset,
+        metric=metric,
+        value=float(value),
+        unit=unit,
+        kind="accuracy",
+        convention="",
+        protocol="",
+        direction="lower",
+        tolerance=0.5,
+        effect=effect,
+        source="",
+        verified=True,
+        printed=value,
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,8 +85,13 @@ def test_the_command_counts_every_value_once(capsys: pytest.CaptureFixture[str])
     assert main(["power", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert sorted(value) == [
-        "channel_pruning", "discrimination_aware", "fbs", "localization_aware_ssd", "thinet", "versatile_filters",
-    ]  # fmt: skip
+        "channel_pruning",
+        "discrimination_aware",
+        "fbs",
+        "localization_aware_ssd",
+        "thinet",
+        "versatile_filters",
+    ]
     cifar = [one for powers in value.values() for one in powers if one["dataset"] == "CIFAR-10"]
     assert len(cifar) == 104
     assert main(["power"]) == 0

@@ -133,8 +133,11 @@ def test_what_is_printed_and_stored(place: Path, capsys: pytest.CaptureFixture[s
     assert stored["inputs"]["interpolation"] == "bilinear" and stored["inputs"]["normalisation"] == "given"
     assert json.loads((place / "o" / "recipe.json").read_text())["facts"]["inputs"] == stored["inputs"]
     assert sorted(p.name for p in (place / "o").iterdir()) == [
-        "pruned.json", "recipe.json", "state.pth", "weights.safetensors",
-    ]  # fmt: skip
+        "pruned.json",
+        "recipe.json",
+        "state.pth",
+        "weights.safetensors",
+    ]
 
 
 def test_a_stop_tells_what_is_kept_and_the_same_command_goes_on(
@@ -213,8 +216,11 @@ def test_the_end_of_a_batch_job_is_a_stop(place: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(place)])}
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", *command("--size", "400", "--images", "24")],
-        stderr=subprocess.PIPE, text=True, cwd=place, env=environment,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=place,
+        env=environment,
+    )
     assert process.stderr is not None
     text = ""
     while "dense network" not in text:

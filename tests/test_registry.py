@@ -49,6 +49,7 @@ UNVERIFIED = {
 }
 
 # By kind, counted on the tables of the papers: read, and (behind it) those of them that are verified.
+# fmt: off
 KIND_COUNTS = {
     "channel_pruning": {
         "accuracy": (114, 74), "size": (2, 2), "time": (11, 1), "width": (87, 87), "check": (12, 12),
@@ -64,7 +65,8 @@ KIND_COUNTS = {
     },
     "localization_aware_ssd": {"accuracy": (1, 1), "size": (4, 4), "setting": (1, 0)},  # 6 accuracies are unread
     "versatile_filters": {"accuracy": (19, 15), "size": (19, 16), "check": (16, 16)},
-}  # fmt: skip
+}
+# fmt: on
 
 VGG16_CONV_MACS = 15_346_630_656
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -210,15 +212,17 @@ def test_tolerances_follow_the_rule(paper: str) -> None:
 
 
 # The rows that others of the same table are compared with.
+# fmt: off
 BASELINES = {
-    "baseline", "original", "Original", "original VGG16", "original ResNet50", "dense baseline", "dense baseline (docs)",
-    "eta=0%", "lambda=0 (L_M only)", "prune ratio 0 (baseline)",
-}  # fmt: skip
+    "baseline", "original", "Original", "original VGG16", "original ResNet50", "dense baseline",
+    "dense baseline (docs)", "eta=0%", "lambda=0 (L_M only)", "prune ratio 0 (baseline)",
+}
+# fmt: on
 FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"
 
 
 def baseline(entry: Published, entries: Iterable[Published]) -> Decimal | None:
-    """What the table, or the note, prints for the network that ``entry`` was made from; None where it prints nothing."""
+    """What the table, or the note, prints for the network that ``entry`` was made from; None for nothing."""
     if match := re.search(r"baseline ([\d.]+)(?:/([\d.]+))?$", entry.note):
         return Decimal(match[2] if entry.metric == "top5_acc" else match[1])
     table, rows, model, metric = entry.table, BASELINES, entry.model, entry.metric
@@ -237,9 +241,10 @@ def baseline(entry: Published, entries: Iterable[Published]) -> Decimal | None:
     if same or entry.row in BASELINES or entry.row == "AlexNet":  # the baseline itself, or another network
         return None
     found = [
-        e.printed for e in entries
+        e.printed
+        for e in entries
         if e.table == table and e.row in rows and (e.model, e.dataset, e.metric) == (model, entry.dataset, metric)
-    ]  # fmt: skip
+    ]
     assert len(found) < 2
     return Decimal(found[0]) if found else None
 
@@ -432,10 +437,24 @@ def entry(printed: str, unit: str = "M", tolerance: float | None = None, effect:
     """A published value with the fields that agreement and limit read."""
     value = float(printed.removeprefix("~")) if printed else None
     return Published(
-        paper="toy", table="Table 1", row="ours", model="VGG-16", dataset="ImageNet", metric="params", value=value,
-        unit=unit, kind="size", convention="all", protocol="", direction="exact", tolerance=tolerance, effect=effect,
-        source="", verified=True, printed=printed,
-    )  # fmt: skip
+        paper="toy",
+        table="Table 1",
+        row="ours",
+        model="VGG-16",
+        dataset="ImageNet",
+        metric="params",
+        value=value,
+        unit=unit,
+        kind="size",
+        convention="all",
+        protocol="",
+        direction="exact",
+        tolerance=tolerance,
+        effect=effect,
+        source="",
+        verified=True,
+        printed=printed,
+    )
 
 
 @pytest.mark.parametrize(

@@ -133,9 +133,18 @@ class Runs:
     def claims(self, **fields: str) -> None:
         """One claim, that row A beats row B."""
         cells = {
-            "claim": "a-beats-b", "paper": PAPER, "statement": "A beats B", "table": TABLE, "first": "A", "second": "B",
-            "metric": "top1", "published": "1.5", "smallest": "0.5", "source": "Table 1", "verified": "yes",
-        }  # fmt: skip
+            "claim": "a-beats-b",
+            "paper": PAPER,
+            "statement": "A beats B",
+            "table": TABLE,
+            "first": "A",
+            "second": "B",
+            "metric": "top1",
+            "published": "1.5",
+            "smallest": "0.5",
+            "source": "Table 1",
+            "verified": "yes",
+        }
         with (self.registry / "claims.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, CLAIM_COLUMNS, restval="")
             writer.writeheader()
@@ -315,9 +324,11 @@ def test_claims_are_rows_of_the_page(runs: Runs, low: float, high: float, scale:
     """A's top-1 beats B's, printed with 1.5 points; the contrast's interval decides."""
     runs.claims()
     runs.row(
-        "a-beats-b", [record("top1_difference", (low + high) / 2, "pp", low=low, high=high, networks=3)], scale,
+        "a-beats-b",
+        [record("top1_difference", (low + high) / 2, "pp", low=low, high=high, networks=3)],
+        scale,
         table="Claims",
-    )  # fmt: skip
+    )
     (line,) = runs.lines()
     assert line.claim is not None and line.outcomes == [expected]
     table = runs.table()
@@ -412,9 +423,14 @@ def test_rows_that_did_not_run_stay_with_their_sizes(runs: Runs) -> None:
     """The sizes at the paper's own shape need no data."""
     runs.row("dense", accuracies(90.0))
     runs.row(
-        "ours", [], status="not run (needs imagenet)", steps={}, shape=SHAPE, claimed=5.0,
+        "ours",
+        [],
+        status="not run (needs imagenet)",
+        steps={},
+        shape=SHAPE,
+        claimed=5.0,
         published={"top1_acc": ["ours 2x", "top1_acc"]},
-    )  # fmt: skip
+    )
     table = runs.table()
     assert text_of(table, "ours", "claimed") == "5x"
     assert text_of(table, "ours", "real (own shape)") == "4.526x"
@@ -565,9 +581,16 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
         assert path.suffix == ".png" or path.read_text().endswith("\n")
     text = pages[0].read_text()
     for part in (
-        "1. one", "2. two", "bench run toy --table 'Table 1 (A & B_c)'", "digits (fingerprint 0123456789ab, 8x8)", "2025-03-01",
-        "Some CPU (2 cores) (cpu), 2 threads", "torch 2.6.0", PROVENANCE["code"], "**top-1 (%)**",
-    ):  # fmt: skip
+        "1. one",
+        "2. two",
+        "bench run toy --table 'Table 1 (A & B_c)'",
+        "digits (fingerprint 0123456789ab, 8x8)",
+        "2025-03-01",
+        "Some CPU (2 cores) (cpu), 2 threads",
+        "torch 2.6.0",
+        PROVENANCE["code"],
+        "**top-1 (%)**",
+    ):
         assert str(part) in text
     assert "**KL" not in text
     index = (runs.root / "README.md").read_text()
@@ -644,7 +667,7 @@ def test_numbers_have_the_metric_s_form() -> None:
 
 
 def test_two_settings_share_neither_file_nor_line(runs: Runs) -> None:
-    """One seed beside three, other weights of one name, other data of one name: nothing overwrites, nothing is mixed."""
+    """One seed beside three, other weights of one name, other data of one name: nothing overwrites or mixes."""
     three = runs.row("ours", accuracies(90.0, 91.0, 92.0))
     one = runs.row("ours", accuracies(70.0), setting={"seeds": [0]})
     assert three != one and three.exists()

@@ -203,9 +203,14 @@ def test_a_factory_s_network_is_pruned_saved_and_pruned_again(tmp_path: Path, mo
     assert not (tmp_path / "one" / "structure.pt").exists()
     assert first.recipe.biases  # the reconstruction gave one to the convolutions without
     second = api.prune(
-        "ownfactory:net", images(), weights=tmp_path / "one", speedup=1.3, progress=False, tell=quiet,
+        "ownfactory:net",
+        images(),
+        weights=tmp_path / "one",
+        speedup=1.3,
+        progress=False,
+        tell=quiet,
         out=tmp_path / "two",
-    )  # fmt: skip
+    )
     assert second.dense.total("conv") == first.pruned.total("conv")
     assert torch.equal(api.load(tmp_path / "two")(x), second.model(x))
     with pytest.raises(UserError, match="ownfactory:net"):

@@ -1,4 +1,4 @@
-"""Self-contained inputs on which the suite once was wrong, kept outside the project: each exits 1 while its fault is there.
+"""Self-contained inputs on which the suite once was wrong, kept outside the project: each exits 1 while it still is.
 
 They are looked for in the folder that BENCH_SHARED names, or in ``shared`` beside the checkout.
 """

@@ -21,13 +21,20 @@ VGG16 = channel_pruning.VGG_SHAPE
 
 # M-CifarNet: inputs, filters and output side of its eight 3x3 convolutions (Gao et al. 2019, appendix)
 MCIFARNET = [
-    (3, 64, 30), (64, 64, 30), (64, 128, 15), (128, 128, 15), (128, 128, 15), (128, 192, 8), (192, 192, 8), (192, 192, 8),
-]  # fmt: skip
+    (3, 64, 30),
+    (64, 64, 30),
+    (64, 128, 15),
+    (128, 128, 15),
+    (128, 128, 15),
+    (128, 192, 8),
+    (192, 192, 8),
+    (192, 192, 8),
+]
 CLASSIFIER = 192 * 10
 
 
 def mcifarnet_macs(density: float, dense_inputs: tuple[int, ...] = ()) -> int:
-    """MACs of gated M-CifarNet by hand: k = ceil(d C) filters of k inputs, a product for each pair, one for each output.
+    """MACs of gated M-CifarNet by hand: k = ceil(d C) filters of k inputs, a product for each pair and each output.
 
     ``dense_inputs`` are the layers in front of which a mask is lost.
     """
@@ -134,10 +141,23 @@ def test_every_printed_size_of_channel_pruning_and_fbs_is_decided_or_says_why_no
 def published(printed: str, convention: str = "conv+fc", **changes: object) -> Published:
     """A printed size of the row "ours" in Table 1."""
     fields: dict[str, object] = {
-        "paper": "toy", "table": "Table 1", "row": "ours", "model": "", "dataset": "", "metric": "FLOPs", "unit": "G",
-        "value": float(printed), "kind": "size", "convention": convention, "protocol": "", "direction": "exact",
-        "tolerance": None, "source": "", "verified": True, "printed": printed,
-    }  # fmt: skip
+        "paper": "toy",
+        "table": "Table 1",
+        "row": "ours",
+        "model": "",
+        "dataset": "",
+        "metric": "FLOPs",
+        "unit": "G",
+        "value": float(printed),
+        "kind": "size",
+        "convention": convention,
+        "protocol": "",
+        "direction": "exact",
+        "tolerance": None,
+        "source": "",
+        "verified": True,
+        "printed": printed,
+    }
     return Published(**(fields | changes))  # type: ignore[arg-type]
 
 

@@ -19,9 +19,12 @@ VALUES = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 @settings(max_examples=25, deadline=None)
 @given(
-    value=VALUES, count=st.integers(0, 10**6), name=st.text(min_size=1, max_size=8),
-    shape=st.lists(st.integers(0, 4), max_size=3), facts=st.dictionaries(st.text(max_size=5), st.lists(VALUES, max_size=4)),
-)  # fmt: skip
+    value=VALUES,
+    count=st.integers(0, 10**6),
+    name=st.text(min_size=1, max_size=8),
+    shape=st.lists(st.integers(0, 4), max_size=3),
+    facts=st.dictionaries(st.text(max_size=5), st.lists(VALUES, max_size=4)),
+)
 def test_what_is_saved_is_loaded(
     tmp_path_factory: pytest.TempPathFactory,
     value: float,

@@ -41,7 +41,7 @@ def find(scale: str, root: Path) -> Path | None:
 
 
 def missing(scale: str, root: Path) -> str:
-    """What to put where so that :func:`find` finds the data of ``scale``, or what a folder that looks like them lacks."""
+    """What to put where so that :func:`find` finds the data of ``scale``, or what a folder like them lacks."""
     for place in _places(scale, root):
         if (lacking := known.shortfall(scale, place)) is not None:
             return known.advice(scale, place, lacking)
@@ -49,7 +49,8 @@ def missing(scale: str, root: Path) -> str:
         return voc.missing(root) if scale == "voc" else coco.missing(root)
     if scale == "cifar10":
         return f"put cifar-10-batches-py into {root}, or cifar10/{{train,test}}.npz, or let `bench run` download it"
-    return f"put train/ and val/ (one folder a class) into {root / 'imagenet'}, or name the folder that holds them with --data"
+    place = root / "imagenet"
+    return f"put train/ and val/ (one folder a class) into {place}, or name the folder that holds them with --data"
 
 
 def needs(scale: str, root: Path) -> str:

@@ -38,9 +38,9 @@ Pipeline = list[dict[str, Any]]
 class Annotation:
     """The objects of one image, cleaned, as mmdet's dataset gives them (absolute pixels, x1 y1 x2 y2).
 
-    ``image_id`` is mmdet's: the stem in VOC, the integer id in COCO.  ``boxes`` is k x 4 (float32), ``labels`` k (places
-    in the set's classes), ``difficult`` k (bool: VOC's ``difficult``, COCO's ``iscrowd``).  In VOC, x2 and y2 are the
-    last pixel that belongs to the object; in COCO they are its continuous right and lower edge.
+    ``image_id`` is mmdet's: the stem in VOC, the integer id in COCO.  ``boxes`` is k x 4 (float32), ``labels`` k
+    (places in the set's classes), ``difficult`` k (bool: VOC's ``difficult``, COCO's ``iscrowd``).  In VOC, x2 and y2
+    are the last pixel that belongs to the object; in COCO they are its continuous right and lower edge.
     """
 
     image_id: str | int
@@ -55,8 +55,8 @@ class Annotation:
 class DetectionSplit:
     """The images of one split; it may join several of mmdet's datasets (VOC 2007 and 2012).
 
-    ``builders`` make these datasets from a pipeline and the flag ``training``.  ``coco_json`` is the COCO file where the
-    data came in that layout, else None.
+    ``builders`` make these datasets from a pipeline and the flag ``training``.  ``coco_json`` is the COCO file where
+    the data came in that layout, else None.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class DetectionSplit:
 class DetectionSet:
     """A detection set: what :class:`bench.data.images.ImageSet` is for classification.
 
-    ``size`` is the network's input side.  ``layout`` is ``voc`` or ``coco``.  ``problems`` counts, over both splits, the
-    boxes that were clipped ("outside image") or dropped ("zero area", "wholly outside", "under one pixel"), and the
+    ``size`` is the network's input side.  ``layout`` is ``voc`` or ``coco``.  ``problems`` counts, over both splits,
+    the boxes that were clipped ("outside image") or dropped ("zero area", "wholly outside", "under one pixel"), and the
     images whose stated size or orientation had to be repaired (see :mod:`bench.data.frames`).
     """
 
@@ -133,12 +133,13 @@ def clean_instances(instances: list[dict[str, Any]], right: float, bottom: float
 
 
 def tally(kinds: Kinds, problems: Counter[str], describe: Callable[[int], str], strict: bool) -> None:
-    """Counts the kinds in ``problems``; with ``strict``, the first one is a :class:`UserError` (``describe`` names it)."""
+    """Counts the kinds in ``problems``; with ``strict``, the first is a :class:`UserError` (``describe`` names it)."""
     for place in np.flatnonzero(kinds != ""):
         kind = str(kinds[place])
         if strict:
             raise UserError(
-                f"{describe(int(place))} {_SENTENCES[kind]}: mend it, or run without --strict-data to have it clipped or dropped"
+                f"{describe(int(place))} {_SENTENCES[kind]}: mend it, or run without --strict-data to have it clipped "
+                "or dropped"
             )
         problems[kind] += 1
 
@@ -165,7 +166,7 @@ def annotation(
 
 
 def all_kinds(problems: Counter[str], frames: Iterable[Frame]) -> dict[str, int]:
-    """The counts of boxes, with a zero for every kind that did not occur, and of the images whose frame was repaired."""
+    """The counts of boxes, a zero for every kind that did not occur, and of the images whose frame was repaired."""
     repairs = Counter(frame.repair for frame in frames if frame.repair)
     return {**{kind: problems[kind] for kind in _SENTENCES}, **dict(sorted(repairs.items()))}
 

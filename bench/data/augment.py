@@ -1,4 +1,4 @@
-"""What training does to an image, drawn from (seed, epoch, place): the same in whatever process and batch it is made."""
+"""What training does to an image, drawn from (seed, epoch, place): the same in any process and batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class PadCropAndMirror:
-    """CIFAR's: ``pad`` black pixels on each side, a crop of the old size, and with ``mirror`` half of the images flipped."""
+    """CIFAR's: ``pad`` black pixels on each side, a crop of the old size, with ``mirror`` half of them flipped."""
 
     pad: int
     mirror: bool

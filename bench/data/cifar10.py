@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky 2009) through torchvision, which downloads and checks it, and the subset of the committed table."""
+"""CIFAR-10 (Krizhevsky 2009) through torchvision, which downloads and checks it, and the committed table's subset."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def cifar10_images(root: Path) -> ImageSet:
 
 
 def _from_npz(root: Path) -> ImageSet:
-    """``train.npz`` and ``test.npz`` with ``images`` (N x 32 x 32 x 3, uint8, RGB) and ``labels`` (N), nearly all of CIFAR-10.
+    """``train.npz`` and ``test.npz`` with ``images`` (N x 32 x 32 x 3, uint8, RGB) and ``labels`` (N): most of it.
 
     No image may be there twice, and at least 99 % of both splits must be there; how many are missing is said in every
     record (``of``).
@@ -69,8 +69,8 @@ def _from_npz(root: Path) -> ImageSet:
         images, labels = _read_npz(root / name)
         if len(images) < LEAST_SHARE * whole or len(images) > whole:
             raise UserError(
-                f"{root / name} has {len(images):,} images, CIFAR-10 {whole:,}: at least {LEAST_SHARE:.0%} must be there, "
-                "or run them as an image folder of their own with --scale"
+                f"{root / name} has {len(images):,} images, CIFAR-10 {whole:,}: at least {LEAST_SHARE:.0%} must be "
+                "there, or run them as an image folder of their own with --scale"
             )
         for place, image in enumerate(images):
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()

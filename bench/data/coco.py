@@ -97,7 +97,8 @@ def coco_folder(root: Path, size: int, name: str, strict: bool = False, progress
     for part in chosen:
         if len(listed[part]) != 1:
             raise UserError(
-                f"{folder} has {len(listed[part])} files instances_{part}*.json: it needs exactly one for training (train) and one for testing (val, else test)"
+                f"{folder} has {len(listed[part])} files instances_{part}*.json: it needs exactly one for training "
+                "(train) and one for testing (val, else test)"
             )
     files = [listed[part][0] for part in chosen]
     return _detection(name, root, files, size, strict, progress)
@@ -146,10 +147,9 @@ def _detection(
     ]
     print_of = fingerprint(root, files, [image.file for found in annotations for image in found])
     names = [file.stem.removeprefix("instances_") for file in files]
-    return DetectionSet(
-        name, print_of, classes, size, splits[0], splits[1], f"{names[0]}, {names[1]}, {size}x{size}", "coco",
-        all_kinds(problems, [frame for its_frames in framed for frame in its_frames.values()]),
-    )  # fmt: skip
+    protocol = f"{names[0]}, {names[1]}, {size}x{size}"
+    counts = all_kinds(problems, [frame for its_frames in framed for frame in its_frames.values()])
+    return DetectionSet(name, print_of, classes, size, splits[0], splits[1], protocol, "coco", counts)
 
 
 @dataclass(frozen=True)
@@ -314,9 +314,14 @@ def _edges(objects: list[dict[str, Any]]) -> Boxes:
 
 
 def _annotation(
-    image: dict[str, Any], objects: list[dict[str, Any]], part: _Part, labels: dict[int, int], frame: Frame,
-    problems: Counter[str], strict: bool,
-) -> Annotation:  # fmt: skip
+    image: dict[str, Any],
+    objects: list[dict[str, Any]],
+    part: _Part,
+    labels: dict[int, int],
+    frame: Frame,
+    problems: Counter[str],
+    strict: bool,
+) -> Annotation:
     name = image["file_name"]
     sizes = np.array([entry["bbox"][2:] for entry in objects], dtype=np.float64).reshape(-1, 2)
     boxes, kinds = clean(frame.apply(_edges(objects)), frame.width, frame.height)

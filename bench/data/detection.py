@@ -34,7 +34,8 @@ def detection_folder(
     layout = layout_of(root)
     if layout is None:
         raise UserError(
-            f"{root} is no detection folder: give one with {'/, '.join(_VOC)}/ (VOC), or with annotations/instances_train*.json (COCO)"
+            f"{root} is no detection folder: give one with {'/, '.join(_VOC)}/ (VOC), or with "
+            "annotations/instances_train*.json (COCO)"
         )
     read = {"voc": voc_folder, "coco": coco_folder}[layout]
     return read(root, size, name or root.resolve().name, strict, progress)

@@ -33,10 +33,16 @@ Files = list[tuple[Path, int]]
 
 
 def image_folder(
-    root: Path, size: int, protocol: str, name: str | None = None, progress: bool = True,
-    mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD, interpolation: str = "bicubic",
+    root: Path,
+    size: int,
+    protocol: str,
+    name: str | None = None,
+    progress: bool = True,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    interpolation: str = "bicubic",
     in_memory: bool = True,
-) -> ImageSet:  # fmt: skip
+) -> ImageSet:
     """The image folder ``root`` at input ``size``; ``protocol`` and ``interpolation`` as in :class:`FileSplit`.
 
     Small inputs (at most 64x64, unless ``in_memory`` is False) are read into memory, resized where they differ, and
@@ -78,10 +84,10 @@ def image_folder(
     if looked:
         _count_common(looked[0], looked[1], train_files, test_files, problems)
     fingerprint = content_fingerprint(root, train_files + test_files)
+    name = name or root.resolve().name
     return ImageSet(
-        name or root.resolve().name, fingerprint, tuple(classes), size, splits[0], splits[1], protocol,
-        dict(problems), interpolation,
-    )  # fmt: skip
+        name, fingerprint, tuple(classes), size, splits[0], splits[1], protocol, dict(problems), interpolation
+    )
 
 
 def _list(folder: Path) -> tuple[Files, list[str]]:

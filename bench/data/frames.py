@@ -1,8 +1,8 @@
 """Whether the boxes of an image lie where its pixels are: the size that an annotation states is never just believed.
 
-A detector sees an image as OpenCV loads it (turned as its EXIF data say).  Its boxes may have been drawn on the image as
-it is stored, or on a larger or smaller copy; the stated size tells, and so do the boxes, which must lie inside the frame
-that they were drawn in.  What is certain is repaired and counted, the rest is refused in one line.
+A detector sees an image as OpenCV loads it (turned as its EXIF data say).  Its boxes may have been drawn on the image
+as it is stored, or on a larger or smaller copy; the stated size tells, and so do the boxes, which must lie inside the
+frame that they were drawn in.  What is certain is repaired and counted, the rest is refused in one line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Claim:
-    """What an annotation says of an image: its size (width, height; None: nothing) and its boxes (k x 4 edges x1 y1 x2 y2)."""
+    """What an annotation says of an image: its size (width, height; None: nothing), its boxes (k x 4: x1 y1 x2 y2)."""
 
     what: str
     image: Path
@@ -152,7 +152,7 @@ def _same_shape(stated: Size, loaded: Size) -> bool:
 
 
 def _proof(boxes: Boxes, drawn: Size, loaded: Size) -> bool | None:
-    """Whether the boxes can only have been drawn in the frame ``drawn`` (True), only in ``loaded`` (False), or neither."""
+    """Whether the boxes can only be drawn in the frame ``drawn`` (True), only in ``loaded`` (False), or neither."""
     sound = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
     fits = [
         bool((sound >= -_ROUNDING).all() and (sound <= np.array([*frame, *frame]) + _ROUNDING).all())
@@ -167,8 +167,8 @@ def _refusal(claim: Claim, doubt: _Doubt, header: tuple[Size, int]) -> str:
     is_ = f"{claim.image} is {loaded[0]}x{loaded[1]}"
     if header[1] != 1:
         return (
-            f"{claim.what} {says} and {is_} after turning by its EXIF orientation ({header[1]}), so where its boxes lie "
-            "is not certain: save the image upright without EXIF data, and its boxes with it"
+            f"{claim.what} {says} and {is_} after turning by its EXIF orientation ({header[1]}), so where its boxes "
+            "lie is not certain: save the image upright without EXIF data, and its boxes with it"
         )
     if doubt.drawn_there:
         return f"{claim.what} {says}, which its boxes need, but {is_}: give the image that the boxes were drawn on"
@@ -184,7 +184,13 @@ def _turned(boxes: Boxes, stored: Size, orientation: int) -> Boxes:
     left, right = (width - x2, width - x1)
     above, below = (height - y2, height - y1)
     sides = {
-        1: (x1, y1, x2, y2), 2: (left, y1, right, y2), 3: (left, above, right, below), 4: (x1, above, x2, below),
-        5: (y1, x1, y2, x2), 6: (above, x1, below, x2), 7: (above, left, below, right), 8: (y1, left, y2, right),
-    }[orientation]  # fmt: skip
+        1: (x1, y1, x2, y2),
+        2: (left, y1, right, y2),
+        3: (left, above, right, below),
+        4: (x1, above, x2, below),
+        5: (y1, x1, y2, x2),
+        6: (above, x1, below, x2),
+        7: (above, left, below, right),
+        8: (y1, left, y2, right),
+    }[orientation]
     return np.stack(sides, axis=1)

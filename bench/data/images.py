@@ -76,9 +76,9 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
 class ImageSet:
     """A data set: its public ``name`` and content ``fingerprint``, class names, input size, training and test split.
 
-    ``problems`` counts, over both splits, the images that were not taken as they are (16 bits, turned by EXIF, ...), and
-    the test images that are training images too.  ``interpolation`` is that of the resize.  ``whole`` is how many training
-    and test images the published set has, where some are missing here.
+    ``problems`` counts, over both splits, the images that were not taken as they are (16 bits, turned by EXIF, ...),
+    and the test images that are training images too.  ``interpolation`` is that of the resize.  ``whole`` is how many
+    training and test images the published set has, where some are missing here.
     """
 
     name: str

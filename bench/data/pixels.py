@@ -1,8 +1,8 @@
 """Pixels of image files: whatever a file holds becomes 8-bit RGB, upright, or is refused in one line that says why.
 
-Decided on purpose, because each of these changes what a network sees: 16-bit values are scaled to 8 bits, floating-point
-values must lie between 0 and 1, what is transparent is shown on white, EXIF orientation is applied, several images in
-one file are refused.
+Decided on purpose, because each of these changes what a network sees: 16-bit values are scaled to 8 bits,
+floating-point values must lie between 0 and 1, what is transparent is shown on white, EXIF orientation is applied,
+several images in one file are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def look(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
     """The decoded 8-bit RGB image, upright, and what was done to it (of ``DEEP``, ``TRANSPARENT``, ``TURNED``)."""
     try:
         with Image.open(path) as image:
-            # colours of 16 bits are read by their high byte; looked at first, because reading EXIF data empties the tiles
+            # colours of 16 bits are read by their high byte; looked at first, because reading EXIF data empties the
+            # tiles
             deep = any(";16" in str(tile[3]) for tile in image.tile)
             _check_single(image, path)
             done = []
@@ -68,15 +69,15 @@ def look(path: Path) -> tuple[Image.Image, tuple[str, ...]]:
 def header(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height as stored, and the EXIF orientation (1 to 8; 1: upright), without decoding the pixels.
 
-    Raises :class:`UserError` naming a file that is missing, no image, or of a kind that OpenCV (mmdet's reader) does not
-    show right: more than 8 bits, transparency, EXIF orientation outside JPEG.
+    Raises :class:`UserError` naming a file that is missing, no image, or of a kind that OpenCV (mmdet's reader) does
+    not show right: more than 8 bits, transparency, EXIF orientation outside JPEG.
     """
     try:
         with Image.open(path) as image:
             deep = image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in image.tile)
             if deep:
                 raise UserError(f"image {path} has more than 8 bits a channel, which OpenCV cuts: save it with 8 bits")
-            if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+            if image.has_transparency_data and _least_alpha(image) < 255:
                 raise UserError(f"image {path} is transparent in places, which OpenCV ignores: save it without")
             turns = orientation(image)
             if turns != 1 and image.format not in ("JPEG", "MPO"):
@@ -86,6 +87,13 @@ def header(path: Path) -> tuple[tuple[int, int], int]:
         raise UserError(f"image {path} is missing: put it back or remove it from the list") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {path} cannot be decoded ({error}): replace or remove the file") from error
+
+
+def _least_alpha(image: Image.Image) -> float:
+    """Of the pixels' opacities (0 to 255) the least."""
+    least, _ = image.convert("RGBA").getchannel("A").getextrema()
+    assert isinstance(least, int | float)
+    return least
 
 
 def orientation(image: Image.Image) -> int:

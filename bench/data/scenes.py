@@ -70,9 +70,15 @@ def scenes_detection(size: int, progress: bool = True) -> DetectionSet:
 def _cached(progress: bool) -> Path:
     """The scenes' folder in the cache, drawn now where it is absent; several processes may do so at once."""
     parameters = {
-        "side": SIDE, "train": TRAIN, "test": TEST, "seed": SEED, "source": file_digest(Path(__file__)),
-        "pillow": PIL.__version__, "numpy": np.__version__, "scans": file_digest(Path(digits.__file__)),
-    }  # fmt: skip
+        "side": SIDE,
+        "train": TRAIN,
+        "test": TEST,
+        "seed": SEED,
+        "source": file_digest(Path(__file__)),
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+        "scans": file_digest(Path(digits.__file__)),
+    }
     # the XDG specification: an empty value counts as none
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning-bench"
     folder = cache / f"scenes-{digest(parameters)[:16]}"
@@ -93,7 +99,8 @@ def _cached(progress: bool) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError(
-            f"cannot write the scenes to {cache} ({error.strerror}): free space, or set XDG_CACHE_HOME to a folder that can be written"
+            f"cannot write the scenes to {cache} ({error.strerror}): free space, or set XDG_CACHE_HOME to a folder "
+            "that can be written"
         ) from error
     return folder
 

@@ -43,7 +43,12 @@ class ImageStream(Sequence[Tensor]):
             self._decode(split, workers, progress)
 
     def _decode(self, split: FileSplit, workers: int, progress: bool) -> None:
-        loader: Any = DataLoader(_Pixels(split), sampler=self.chunks, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+        loader: Any = DataLoader(
+            _Pixels(split),
+            sampler=self.chunks,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers,
+        )
         for pixels in tqdm(loader, "reading calibration images", disable=not progress, leave=False):
             self._shape = tuple(pixels.shape[1:])
             if self._file is None and self.images * pixels[0].numel() <= _RESIDENT:

@@ -34,10 +34,12 @@ from bench.data.frames import Boxes, Claim, Frame, frames
 from bench.errors import UserError
 
 # in the order of VOCinit.m of the devkit
+# fmt: off
 CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)
+# fmt: on
 # what 07+12 needs, and the archive (host.robots.ox.ac.uk/pascal/VOC) each piece comes in
 _PIECES = {
     "VOC2007/ImageSets/Main/trainval.txt": "VOCtrainval_06-Nov-2007.tar",
@@ -76,7 +78,10 @@ def missing(root: Path) -> str:
     if len(lacking) == len(_PIECES):
         place = root / "VOCdevkit"
         archives = ", ".join(dict.fromkeys(_PIECES.values()))
-        return f"no VOC 2007+2012 in {root}: unpack {archives} so that {place} holds VOC2007/ and VOC2012/, or name the folder with --data"
+        return (
+            f"no VOC 2007+2012 in {root}: unpack {archives} so that {place} holds VOC2007/ and VOC2012/, "
+            "or name the folder with --data"
+        )
     piece = next(iter(lacking), "nothing")
     return f"VOC 2007+2012 in {place} lacks {piece}: unpack {_PIECES.get(piece, 'it')} there"
 
@@ -114,16 +119,25 @@ def voc_folder(root: Path, size: int, name: str, strict: bool = False, progress:
     test = next((part for part in ("test", "val") if _list_file(root, part).is_file()), None)
     if train is None or test is None:
         raise UserError(
-            f"{root / 'ImageSets' / 'Main'} needs trainval.txt (or train.txt) and test.txt (or val.txt): lists of image names without extension, one a line"
+            f"{root / 'ImageSets' / 'Main'} needs trainval.txt (or train.txt) and test.txt (or val.txt): lists of "
+            "image names without extension, one a line"
         )
     protocol = f"{train}, {test}, {size}x{size}"
     return _detection(name, root, [(root, train)], [(root, test)], None, size, protocol, strict, progress)
 
 
 def _detection(
-    name: str, root: Path, train: list[tuple[Path, str]], test: list[tuple[Path, str]],
-    classes: tuple[str, ...] | None, size: int, protocol: str, strict: bool, progress: bool, published: bool = False,
-) -> DetectionSet:  # fmt: skip
+    name: str,
+    root: Path,
+    train: list[tuple[Path, str]],
+    test: list[tuple[Path, str]],
+    classes: tuple[str, ...] | None,
+    size: int,
+    protocol: str,
+    strict: bool,
+    progress: bool,
+    published: bool = False,
+) -> DetectionSet:
     raws = [[raw for part in parts for raw in _read_list(*part, progress)] for parts in (train, test)]
     if classes is None:
         classes = tuple(sorted({name for part in raws for raw in part for name in raw.names}))

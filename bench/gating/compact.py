@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Compact:
-    """The active channels of a group of images: ``values`` B x k x H x W are the channels ``index`` (k) of ``channels``."""
+    """The active channels of a group of images: ``values`` B x k x H x W are those at ``index`` (k) of ``channels``."""
 
     __slots__ = ("channels", "index", "values")
 

@@ -1,7 +1,7 @@
 """Any Conv-BN(-ReLU) network that torch.fx can trace, into its FBS form, with its weights.
 
-The batch norm's gamma moves into the gate: with rho = |gamma| and beta' = beta / |gamma| the gated layer with phi = 0 and
-d = 1 computes gamma * norm + beta exactly.  A negative gamma turns the filter and the running mean around.
+The batch norm's gamma moves into the gate: with rho = |gamma| and beta' = beta / |gamma| the gated layer with phi = 0
+and d = 1 computes gamma * norm + beta exactly.  A negative gamma turns the filter and the running mean around.
 """
 
 from __future__ import annotations

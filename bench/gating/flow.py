@@ -2,8 +2,8 @@
 
 A mask passes unchanged through everything that treats every channel by itself and keeps zeros (ReLU, pooling, padding),
 through dropout and identity; a residual addition has the union of both; flattening keeps it; behind everything else all
-channels are active.  Masks may be probabilities: the union of independent a and b is a + b - ab, which for 0 and 1 is the
-logical or.
+channels are active.  Masks may be probabilities: the union of independent a and b is a + b - ab, which for 0 and 1 is
+the logical or.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from bench.gating.layer import GatedConv2d
 from bench.pruning.graph import trace
 
 # operations that treat every channel by itself and leave a channel of zeros as it is
+# fmt: off
 ZERO_PRESERVING_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d,
-)  # fmt: skip
+)
 ZERO_PRESERVING_FUNCTIONS = (
     F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.tanh,
-)  # fmt: skip
+)
+# fmt: on
 ZERO_PRESERVING_METHODS = ("relu", "tanh", "contiguous")
 PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d)
 

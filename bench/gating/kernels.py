@@ -1,7 +1,8 @@
 """The two inner loops of a skipped layer on the CPU, compiled by Numba: who wins, and the winners' filters.
 
-As PyTorch operations they took more time than the convolutions that they save: some twenty calls a layer, and two passes over
-filters that do not fit the cache.  Both work on one image and float32 or float64 (Numba compiles each once a process).
+As PyTorch operations they took more time than the convolutions that they save: some twenty calls a layer, and two
+passes over filters that do not fit the cache.  Both work on one image and float32 or float64 (Numba compiles each once
+a process).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ def choose(
 ) -> Any:
     """The winners of one image in ascending order, and all saliencies g (C_out).
 
-    ``x`` (positions x n) are the input channels ``inputs`` (n), the others are zero; ``phi`` is C_in x C_out, ``rho`` C_out.
-    ``absolute``: the subsampler takes absolute values; ``rectified``: g passes a ReLU; ``exact``: k winners, the first of
-    equals, else those above the (k + 1)-th largest.  Needs k < C_out.
+    ``x`` (positions x n) are the input channels ``inputs`` (n), the others are zero; ``phi`` is C_in x C_out, ``rho``
+    C_out.  ``absolute``: the subsampler takes absolute values; ``rectified``: g passes a ReLU; ``exact``: k winners,
+    the first of equals, else those above the (k + 1)-th largest.  Needs k < C_out.
     """
     positions, channels = x.shape
     total = np.zeros(channels, np.float64)
@@ -64,7 +65,8 @@ def choose(
 def gather(rows: Array, bias: Array, behind: Array, g: Array, outputs: Array, inputs: Array) -> Any:
     """The filters ``outputs`` at the input channels ``inputs``, times their saliency, and their biases.
 
-    ``rows`` is C_out x kh kw x C_in; ``bias`` is scaled too, ``behind`` is not (each C_out).  Returns k x kh kw x n and k.
+    ``rows`` is C_out x kh kw x C_in; ``bias`` is scaled too, ``behind`` is not (each C_out).  Returns k x kh kw x n and
+    k.
     """
     taps = rows.shape[1]
     weights = np.empty((len(outputs), taps, len(inputs)), rows.dtype)
@@ -82,9 +84,18 @@ def gather(rows: Array, bias: Array, behind: Array, g: Array, outputs: Array, in
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
 def choose_and_gather(
-    x: Array, inputs: Array, rows: Array, bias: Array, behind: Array, phi: Array, rho: Array, k: int, absolute: bool,
-    rectified: bool, exact: bool,
-) -> Any:  # fmt: skip
+    x: Array,
+    inputs: Array,
+    rows: Array,
+    bias: Array,
+    behind: Array,
+    phi: Array,
+    rho: Array,
+    k: int,
+    absolute: bool,
+    rectified: bool,
+    exact: bool,
+) -> Any:
     """Both in one call, which saves what a call from Python costs: winners, filters, biases."""
     winners, g = choose(x, inputs, phi, rho, k, absolute, rectified, exact)
     weights, biases = gather(rows, bias, behind, g, winners, inputs)

@@ -2,8 +2,8 @@
 
     y = pi(x) * (norm(conv(x)) + beta),   pi = wta_k(g),   g = relu(phi ss(x) + rho)
 
-``ss`` is the mean absolute value of each input channel, ``wta_k`` keeps the k = ceil(d C) largest.  What is computed here is
-the *masked* form, which training needs; :mod:`bench.gating.skip` computes only the winners.
+``ss`` is the mean absolute value of each input channel, ``wta_k`` keeps the k = ceil(d C) largest.  What is computed
+here is the *masked* form, which training needs; :mod:`bench.gating.skip` computes only the winners.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class GateOptions:
     ``phi``: ``he`` (He normal, rho = 1), ``truncated`` (the code's truncated normal of 0.05) or ``zero`` (the converted
     network equals the original).
     ``rectify``: ``always`` (equation 8) or ``with layer`` (the code: only where a ReLU follows the layer).
-    ``shift``: ``gated`` (pi multiplies norm + beta) or ``masked`` (the code: g multiplies norm, the mask multiplies beta).
+    ``shift``: ``gated`` (pi multiplies norm + beta) or ``masked`` (the code: g multiplies norm, the mask beta).
     ``ties``: ``exact`` (k winners, the first of equals) or ``strict`` (the code: equals at the threshold all lose).
     ``penalty``: the L1 term over ``all`` of g, or over the ``winners`` (the code).
     """
@@ -90,9 +90,9 @@ class Gate(nn.Linear):
 class GatedConv2d(nn.Conv2d):
     """Convolution, normalisation and gate in one; takes the place of the convolution, the batch norm's becomes empty.
 
-    ``weight`` keeps its name, so that a checkpoint says what it is.  ``density`` is in thousandths and may be changed at
-    any time.  After a forward pass ``winners`` (B x C_out, bool) holds the mask that was applied and, in training mode,
-    ``l1`` the mean over the batch of ||g||_1.
+    ``weight`` keeps its name, so that a checkpoint says what it is.  ``density`` is in thousandths and may be changed
+    at any time.  After a forward pass ``winners`` (B x C_out, bool) holds the mask that was applied and, in training
+    mode, ``l1`` the mean over the batch of ||g||_1.
     """
 
     beta: nn.Parameter
@@ -103,9 +103,16 @@ class GatedConv2d(nn.Conv2d):
         self, conv: nn.Conv2d, norm: nn.BatchNorm2d, density: int, options: GateOptions, followed_by_relu: bool
     ) -> None:
         super().__init__(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            bias=False, padding_mode=conv.padding_mode, device="meta",
-        )  # fmt: skip
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            bias=False,
+            padding_mode=conv.padding_mode,
+            device="meta",
+        )
         self.options = options
         self.eps, self.momentum = norm.eps, norm.momentum
         self.gate = Gate(conv.in_channels, conv.out_channels, options, options.rectify == "always" or followed_by_relu)
@@ -154,9 +161,15 @@ class GatedConv2d(nn.Conv2d):
             self.l1 = (pi if self.options.penalty == "winners" else g).abs().sum(1).mean()
         gated = self.options.shift == "gated"
         y = F.batch_norm(
-            self._conv_forward(x, self.weight, None), self.running_mean, self.running_var, None,
-            self.beta if gated else None, self.training, self.momentum or 0.0, self.eps,
-        )  # fmt: skip
+            self._conv_forward(x, self.weight, None),
+            self.running_mean,
+            self.running_var,
+            None,
+            self.beta if gated else None,
+            self.training,
+            self.momentum or 0.0,
+            self.eps,
+        )
         y = y * pi[:, :, None, None]
         return y if gated else y + (self.winners * self.beta)[:, :, None, None]
 
@@ -173,6 +186,6 @@ def set_density(model: nn.Module, density: int) -> None:
 
 
 def saliency_l1(model: nn.Module) -> Tensor:
-    """sum_l E_x ||g_l(x)||_1 of the last forward pass: the term that lambda multiplies (Gao et al. 2019, section 3.4)."""
+    """sum_l E_x ||g_l(x)||_1 of the last forward pass: what lambda multiplies (Gao et al. 2019, section 3.4)."""
     terms = [layer.l1 for layer in gated_layers(model).values() if layer.l1 is not None]
     return torch.stack(terms).sum() if terms else torch.zeros(())

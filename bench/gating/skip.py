@@ -1,9 +1,9 @@
 """Runs a gated network by computing only the winners: smaller dense convolutions, not multiplications by zero.
 
-For one image the active filters and the active input channels of a layer are gathered into a smaller convolution.  Between
-layers only the active channels exist (:class:`Compact`).  In a batch, images with equal masks are computed together; where
-masks differ the group splits.  What cannot be said of active channels alone (a fully connected layer, an unknown
-operation) gets the whole tensor.  Works on CPU and CUDA, in any precision; for evaluation only.
+For one image the active filters and the active input channels of a layer are gathered into a smaller convolution.
+Between layers only the active channels exist (:class:`Compact`).  In a batch, images with equal masks are computed
+together; where masks differ the group splits.  What cannot be said of active channels alone (a fully connected layer,
+an unknown operation) gets the whole tensor.  Works on CPU and CUDA, in any precision; for evaluation only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Instruction = tuple[Callable[..., Any], int, tuple[int, ...], bool]
 class SkippedNetwork(nn.Module):
     """The gated network ``model`` (in evaluation mode, copied by reference) as a program that skips.
 
-    Input N x C x H x W, output as the network's.  Raises :class:`UserError` for a network that cannot be traced or has no
-    gated layer.
+    Input N x C x H x W, output as the network's.  Raises :class:`UserError` for a network that cannot be traced or has
+    no gated layer.
     """
 
     slots: int
@@ -91,7 +91,7 @@ class SkippedNetwork(nn.Module):
 
 
 def _compile(model: nn.Module, graph: fx.Graph, network: SkippedNetwork) -> None:
-    """Fills the program: one instruction a node, aliases and fused ReLUs left out, slots used again when they are free."""
+    """Fills the program: one instruction a node, aliases and fused ReLUs left out, slots used again when free."""
     nodes = list(graph.nodes)
     alias: dict[fx.Node, fx.Node] = {}
 

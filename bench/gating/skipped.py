@@ -28,8 +28,8 @@ _COMPILED = (torch.float32, torch.float64)
 class SkippedConv(nn.Module):
     """One gated layer: the batch norm folded into the filters, the gate's phi and rho as they are.
 
-    ``rectify`` applies a ReLU at once; ``non_negative`` says that the input is never negative.  ``last`` keeps the winners
-    of the last single image (None: all).
+    ``rectify`` applies a ReLU at once; ``non_negative`` says that the input is never negative.  ``last`` keeps the
+    winners of the last single image (None: all).
     """
 
     rows: Tensor

@@ -108,7 +108,7 @@ def run_sparse(context: Context, parents: list[Result], params: Sparse) -> Resul
 
 
 def run_slimmed(context: Context, parents: list[Result], params: Slimming) -> Result:
-    """Network slimming, second half: the channels with the smallest gammas removed, to a speed-up or to fixed widths."""
+    """Network slimming, second half: the channels with the smallest gammas removed, to a speed-up or fixed widths."""
     model, recipe = network(parents[0])
     counted = macs.count(recipe.build("meta" if ":" not in recipe.builder else "cpu"), recipe.input_shape)
     smaller, widths = slim(model, recipe.input_shape, counted.conv, params.speedup, params.keep)

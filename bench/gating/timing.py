@@ -27,7 +27,7 @@ from bench.train.fit import seed_everything
 
 @dataclass(frozen=True)
 class Timing:
-    """Times at a ``batch`` size by a ``protocol``; ``recipe`` (fresh weights of ``seed``) where there are no parents."""
+    """Times at a ``batch`` size by a ``protocol``; ``recipe`` (fresh weights of ``seed``) where it has no parents."""
 
     batch: int
     protocol: latency.Protocol
@@ -37,11 +37,11 @@ class Timing:
 
 @torch.no_grad()
 def run_latency(context: Context, parents: list[Result], params: Timing) -> Result:
-    """Dense, dense with folded batch norm in channels-last layout, masked and skipped network, interleaved, on test images.
+    """Dense, dense with folded batch norm in channels-last layout, masked and skipped, interleaved, on test images.
 
-    Parents: the dense and the gated network; without them both are built from ``recipe`` with fresh weights.  Records: the
-    latencies, the skipped network's speed-up over both dense ones, the theoretical speed-up on the same images (MACs), and
-    what share of it is realised; where the skipped network's time goes.
+    Parents: the dense and the gated network; without them both are built from ``recipe`` with fresh weights.  Records:
+    the latencies, the skipped network's speed-up over both dense ones, the theoretical speed-up on the same images
+    (MACs), and what share of it is realised; where the skipped network's time goes.
     """
     if parents:
         (plain, _), (gated, recipe) = network(parents[0]), network(parents[1])
@@ -122,7 +122,7 @@ def _normalise(model: nn.Module, images: Tensor) -> None:
 
 @torch.inference_mode()
 def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3) -> dict[str, float]:
-    """Where the skipped network's time goes on single images (CPU), in percent: gates, gathering, convolving, the rest."""
+    """Where the skipped network's time goes on single images (CPU), in per cent: gates, gathering, convolving, rest."""
     spent = dict.fromkeys(("gates", "gather", "convolution", "rest"), 0)
     for x in [x for _ in range(rounds) for x in inputs]:
         values: list[Any] = [None] * skipping.slots

@@ -1,4 +1,4 @@
-"""k-winners-take-all with exactly k winners (Gao et al. 2019, equation 7); densities are integers, a thousandth each."""
+"""k-winners-take-all with exactly k winners (Gao et al. 2019, equation 7); densities are in thousandths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def winner_count(density: int, channels: int) -> int:
 
 
 def winners(scores: Tensor, k: int) -> Tensor:
-    """Indices (B x k) of the k largest of each row of ``scores`` (B x C), largest first; of equal ones the first ones."""
+    """Indices (B x k) of the k largest of each row of ``scores`` (B x C), largest first; of equals the first ones."""
     if k == scores.shape[1]:
         return torch.arange(k, device=scores.device).expand(len(scores), k)
     return scores.argsort(dim=1, descending=True, stable=True)[:, :k]

@@ -111,8 +111,8 @@ def contrast(
 ) -> list[Record]:
     """What one method is worth against another: first minus second, paired by image and seed.
 
-    Gives the differences of top-1 and top-5 accuracy (points), agreement with the reference (points) and KL (nats), and the ratio
-    of the KL divergences minus one (%), with intervals as in :func:`compare`; no ratio to a KL of zero.
+    Gives the differences of top-1 and top-5 accuracy (points), agreement with the reference (points) and KL (nats), and
+    the ratio of the KL divergences minus one (%), with intervals as in :func:`compare`; no ratio to a KL of zero.
     """
     rows = list(zip(first, second, references, strict=True))
     found = []

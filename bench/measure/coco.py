@@ -27,9 +27,10 @@ def coco_ap(
     ``detections[i]`` and ``truths[i]`` belong to the same image.  The objects are those of ``coco_json`` in the images
     ``truths[i].image_id``, else those of ``truths``: there a ``difficult`` object becomes a crowd, as in mmdet.  COCO's
     evaluation has no other ignored region that takes any number of detections, as VOC's difficult objects do.  It is
-    more lenient: a detection is ignored where that share *of its own area* lies on the crowd, not where the IoU is that.
-    CocoMetric prepares objects and detections; pycocotools evaluates at most 100 detections an image and class, as on
-    the COCO server, because CocoMetric rounds to three digits (and by default counts 1000 in all but the first value).
+    more lenient: a detection is ignored where that share *of its own area* lies on the crowd, not where the IoU is
+    that.  CocoMetric prepares objects and detections; pycocotools evaluates at most 100 detections an image and class,
+    as on the COCO server, because CocoMetric rounds to three digits (and by default counts 1000 in all but the first
+    value).
 
     Raises :class:`UserError` for a class or an image that ``coco_json`` does not have, ValueError where the numbers of
     images differ or are 0.

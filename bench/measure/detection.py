@@ -1,7 +1,7 @@
 """Average precision of detectors as the PASCAL VOC devkit counts it, and its bootstrap over images.
 
-:func:`voc_ap` asks mmdet's ``eval_map``.  :class:`MatchTable` keeps what matching gave, once per image and class, and
-reweights the images in milliseconds, which is what a bootstrap needs.  COCO's AP is in :mod:`bench.measure.coco`.
+mmdet matches.  :class:`MatchTable` keeps what matching gave, once per image and class, and reweights the images in
+milliseconds, which is what a bootstrap needs.  COCO's AP is in :mod:`bench.measure.coco`.
 
 The rules are the devkit's (VOCevaldet.m, 2007 and 2012): a detection belongs to the object of its class with which it
 overlaps most, width and height counted as x2 - x1 + 1; with IoU >= 0.5 it is a hit, or a false positive where a better
@@ -43,8 +43,8 @@ _RESAMPLES = 1000
 class Detections:
     """What a detector found in one image.
 
-    ``boxes`` is k x 4 (x1 y1 x2 y2, absolute pixels of the original image), ``scores`` k, ``labels`` k (int64, places in
-    the set's classes).
+    ``boxes`` is k x 4 (x1 y1 x2 y2, absolute pixels of the original image), ``scores`` k, ``labels`` k (int64, places
+    in the set's classes).
     """
 
     boxes: Tensor
@@ -53,7 +53,7 @@ class Detections:
 
 
 class Truth(Protocol):
-    """The ground truth of one image: ``boxes`` k x 4 as in :class:`Detections`, ``labels`` k, ``difficult`` k (bool)."""
+    """Ground truth of one image: ``boxes`` k x 4 as in :class:`Detections`, ``labels`` k, ``difficult`` k (bool)."""
 
     @property
     def image_id(self) -> str | int: ...
@@ -67,16 +67,6 @@ class Truth(Protocol):
     def labels(self) -> Tensor: ...
     @property
     def difficult(self) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class VocAp:
-    """AP (0 to 1) of each class, None for one without objects, and the mean over the others (NaN where none has any)."""
-
-    mean: float
-    per_class: dict[str, float | None]
-    iou: float
-    mode: str
 
 
 @contextlib.contextmanager
@@ -93,32 +83,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def voc_ap(
-    detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str], mode: str, iou: float = 0.5
-) -> VocAp:
-    """VOC AP by mmdet's ``eval_map``; ``mode`` is ``11points`` (VOC 2007) or ``area`` (VOC 2010 and later).
-
-    ``detections[i]`` and ``truths[i]`` belong to the same image.  The values carry eval_map's single precision (1e-7).
-    Raises ValueError for another mode, and where the numbers of images differ or are 0.
-    """
-    _check_mode(mode)
-    eval_map, match = _mmdet()
-    found, objects = _as_one_image(detections, truths, len(classes))
-    mean, results = eval_map(
-        [found],
-        [objects],
-        iou_thr=iou,
-        logger="silent",
-        tpfp_fn=_image_by_image(match),
-        use_legacy_coordinate=True,
-        eval_mode=mode,
-    )
-    per_class = {
-        name: float(result["ap"]) if result["num_gts"] else None for name, result in zip(classes, results, strict=True)
-    }
-    return VocAp(float(mean) if any(r["num_gts"] for r in results) else math.nan, per_class, iou, mode)
 
 
 @dataclass(frozen=True)
@@ -143,8 +107,11 @@ class MatchTable:
     def build(
         cls, detections: Sequence[Detections], truths: Sequence[Truth], classes: Sequence[str], iou: float = 0.5
     ) -> MatchTable:
-        """Matches as :func:`voc_ap` does, and raises what it raises."""
-        match = _image_by_image(_mmdet()[1])
+        """Matches by mmdet; ``detections[i]`` and ``truths[i]`` belong to the same image.
+
+        Raises ValueError where the numbers of images differ or are 0.
+        """
+        match = _image_by_image(_matching())
         found, objects = _as_one_image(detections, truths, len(classes))
         matched = []
         for label, rows in enumerate(found):
@@ -158,10 +125,11 @@ class MatchTable:
         return cls(len(truths), tuple(classes), tuple(matched))
 
     def ap(self, mode: str, weights: Array | None = None) -> tuple[float, dict[str, float | None]]:
-        """Mean AP and the AP of each class (0 to 1), as in :class:`VocAp`; image i counts ``weights[i]`` times.
+        """Mean AP (NaN without any object) and the AP of each class (0 to 1; None for one without objects).
 
-        Without weights this is :func:`voc_ap` in double precision.  With whole weights it is the AP of the list in which
-        the images are repeated, as long as no hit and false positive of one image and class have the same score.
+        ``mode`` is ``11points`` (VOC 2007) or ``area`` (VOC 2010 and later); another one raises ValueError.  Image i
+        counts ``weights[i]`` times.  With whole weights this is the AP of the list in which the images are repeated, as
+        long as no hit and false positive of one image and class have the same score.
         """
         _check_mode(mode)
         weights = np.ones(self.images) if weights is None else np.asarray(weights, dtype=float)
@@ -279,9 +247,16 @@ def _record(name: str, values: Sequence[float], unit: str, draws: Array, n: int,
     low, high = max(low, least), min(high, 1.0)
     deviation = spread(values)
     return Record(
-        name, 100.0 * mean, unit, 100.0 * low, 100.0 * high, n, seed, networks=len(values),
+        name,
+        100.0 * mean,
+        unit,
+        100.0 * low,
+        100.0 * high,
+        n,
+        seed,
+        networks=len(values),
         spread=None if deviation is None else 100.0 * deviation,
-    )  # fmt: skip
+    )
 
 
 def _mean(table: MatchTable, mode: str) -> float:
@@ -298,22 +273,22 @@ def _check_mode(mode: str) -> str:
     return _YEARS[mode]
 
 
-def _mmdet() -> tuple[Any, Any]:
-    """mmdet's ``eval_map`` and its matching of one image, loaded when first needed: mmdet takes seconds to import."""
+def _matching() -> Any:
+    """mmdet's matching of one image, loaded when first needed: mmdet takes seconds to import."""
     from bench.mmcv_ops import install
 
     with quiet():
         install()
-        from mmdet.evaluation.functional.mean_ap import eval_map, tpfp_default
-    return eval_map, tpfp_default
+        from mmdet.evaluation.functional.mean_ap import tpfp_default
+    return tpfp_default
 
 
 def _as_one_image(
     detections: Sequence[Detections], truths: Sequence[Truth], classes: int
 ) -> tuple[list[Array], dict[str, Array]]:
-    """All images as one for ``eval_map``, which starts processes for more than one image (see :func:`_image_by_image`).
+    """All images as one.
 
-    Returns the detections of each class (n x 6: box, image, rank) and eval_map's annotation with boxes of five columns
+    Returns the detections of each class (n x 6: box, image, rank) and mmdet's annotation with boxes of five columns
     (box, image), both in the order of the images.  The rank stands for the score, so that equal scores have an order.
     """
     if len(detections) != len(truths) or not truths:
@@ -344,7 +319,7 @@ def _stack(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> tuple[Array, Ar
 def _image_by_image(match: Any) -> Callable[..., tuple[Array, Array]]:
     """mmdet's matching of one image, applied to each of the images that :func:`_as_one_image` joined."""
 
-    def tpfp(found: Array, objects: Array, difficult: Array, iou: float, *_: Any, **__: Any) -> tuple[Array, Array]:
+    def tpfp(found: Array, objects: Array, difficult: Array, iou: float) -> tuple[Array, Array]:
         hit, miss = np.zeros((1, len(found)), np.float32), np.zeros((1, len(found)), np.float32)
         for image in np.unique(found[:, 4]):
             rows, own, hard = (_span(array[:, 4], image) for array in (found, objects, difficult))

@@ -1,9 +1,9 @@
 """Multiply-accumulates of gated networks, for each image, from the masks that were really applied.
 
-A convolution costs its dense MACs times the share of active input channels times the share of active filters.  A gate costs
-one product for each active input channel and filter, and one multiplication for each value of the layer's output
-(deep-fry/mayo mayo/net/tf/gate/layers.py).  The last fully connected layer reads everything.  Networks without gates have
-the MACs of :mod:`bench.measure.macs`.
+A convolution costs its dense MACs times the share of active input channels times the share of active filters.  A gate
+costs one product for each active input channel and filter, and one multiplication for each value of the layer's output
+(deep-fry/mayo mayo/net/tf/gate/layers.py).  The last fully connected layer reads everything.  Networks without gates
+have the MACs of :mod:`bench.measure.macs`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class Layer:
 class Dynamic:
     """MACs of N images in L layers.
 
-    ``macs`` and ``gates`` (N x L, float64) are the MACs of the layers and of their gates; ``reads`` and ``writes`` (N x L)
-    the active shares of their inputs and outputs; ``used`` (L) the share of the weights that any of the images needs.
+    ``macs`` and ``gates`` (N x L, float64) are the MACs of the layers and of their gates; ``reads`` and ``writes`` (N x
+    L) the active shares of their inputs and outputs; ``used`` (L) the share of the weights that any of the images
+    needs.
     """
 
     layers: list[Layer]
@@ -63,16 +64,26 @@ class Dynamic:
     def table(self) -> list[dict[str, Any]]:
         """For each layer: dense MACs, mean MACs, those of its gate, mean active shares, share of the weights used."""
         columns = zip(
-            self.layers, self.macs.mean(0), self.gates.mean(0), self.reads.mean(0), self.writes.mean(0), self.used,
+            self.layers,
+            self.macs.mean(0),
+            self.gates.mean(0),
+            self.reads.mean(0),
+            self.writes.mean(0),
+            self.used,
             strict=True,
-        )  # fmt: skip
+        )
         return [
             {
-                "layer": layer.name, "dense_macs": layer.macs, "macs": float(macs), "gate_macs": float(gate),
-                "reads": float(reads), "writes": float(writes), "weights_used": float(used),
+                "layer": layer.name,
+                "dense_macs": layer.macs,
+                "macs": float(macs),
+                "gate_macs": float(gate),
+                "reads": float(reads),
+                "writes": float(writes),
+                "weights_used": float(used),
             }
             for layer, macs, gate, reads, writes, used in columns
-        ]  # fmt: skip
+        ]
 
     def records(self, seed: int | None, images: int | None = None, original: Dynamic | None = None) -> list[Record]:
         """Mean, percentiles, speed-up over the dense network, the gates' share, and the reduction of the weights used.
@@ -100,7 +111,8 @@ class Dynamic:
 class Counter:
     """Counts images of one network; ``input_shape`` is (C, H, W).
 
-    Modules of the types ``lost`` lose the masks, as in estimates that do not carry them through (an artefact of theirs).
+    Modules of the types ``lost`` lose the masks, as in estimates that do not carry them through (an artefact of
+    theirs).
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int], lost: tuple[type[nn.Module], ...] = ()) -> None:

@@ -1,10 +1,10 @@
 """Latency of networks that are compared: interleaved in one process, paired, every sample kept.
 
-The contestants take turns in blocks, forwards and backwards (A B, B A, A B, …), so that a machine that warms up or slows
-down does so for all of them.  Each block's median is one observation; ratios are formed within rounds, and the interval is a
-bootstrap over the rounds.  On a GPU the time of the device (events) and the time until the result is there (wall clock) are
-both taken, and where a CUDA graph can be captured its replay too: their differences say whether the launches or the work
-cost the time.  Times on different devices are never compared.
+The contestants take turns in blocks, forwards and backwards (A B, B A, A B, …), so that a machine that warms up or
+slows down does so for all of them.  Each block's median is one observation; ratios are formed within rounds, and the
+interval is a bootstrap over the rounds.  On a GPU the time of the device (events) and the time until the result is
+there (wall clock) are both taken, and where a CUDA graph can be captured its replay too: their differences say whether
+the launches or the work cost the time.  Times on different devices are never compared.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Protocol:
     """How long is measured.
 
     ``block`` calls a turn, ``rounds`` pairs of a forward and a backward turn at most, fewer when the interval of every
-    ratio to the first contestant is narrower than ``precision`` (a fraction; not before ``least`` rounds), and no new round
-    after ``seconds``.
+    ratio to the first contestant is narrower than ``precision`` (a fraction; not before ``least`` rounds), and no new
+    round after ``seconds``.
     """
 
     block: int = 10
@@ -105,14 +105,17 @@ Network = Callable[[Tensor], Any]
 
 
 def interleaved(
-    networks: Mapping[str, Network], inputs: Sequence[Tensor], protocol: Protocol, device: str = "cpu",
+    networks: Mapping[str, Network],
+    inputs: Sequence[Tensor],
+    protocol: Protocol,
+    device: str = "cpu",
     progress: bool = True,
-) -> list[Timing]:  # fmt: skip
+) -> list[Timing]:
     """Times the networks on the same inputs, in turns; the first is what the precision is judged against.
 
-    ``inputs`` are already on ``device`` and taken in order, again and again (real images, because gates depend on them).
-    One :class:`Timing` on the CPU; on CUDA one by the wall clock, one by events and, where every network can be captured,
-    one of the graphs' replay.
+    ``inputs`` are already on ``device`` and taken in order, again and again (real images, because gates depend on
+    them).  One :class:`Timing` on the CPU; on CUDA one by the wall clock, one by events and, where every network can be
+    captured, one of the graphs' replay.
     """
     with torch.inference_mode():
         if not device.startswith("cuda"):
@@ -132,9 +135,14 @@ def interleaved(
 
 
 def _measure(
-    networks: Mapping[str, Network], inputs: Sequence[Tensor], protocol: Protocol,
-    clock: Callable[[Network, Tensor], float], label: str, device: str, progress: bool,
-) -> Timing:  # fmt: skip
+    networks: Mapping[str, Network],
+    inputs: Sequence[Tensor],
+    protocol: Protocol,
+    clock: Callable[[Network, Tensor], float],
+    label: str,
+    device: str,
+    progress: bool,
+) -> Timing:
     names = list(networks)
     before = machine(device)
     for name in names:

@@ -1,8 +1,8 @@
 """Multiply-accumulates and parameters, counted twice by independent counters that must agree.
 
 The conventions differ between papers and are a field of every record: CP counts convolutions only (``conv``), ThiNet
-2 x (convolutions + fully connected) (``2x``), DCP MACs of both (``conv+fc``).  Bias, batch norm, activations and pooling
-count nothing in any of them.  Works on the ``meta`` device: no weights, no data.
+2 x (convolutions + fully connected) (``2x``), DCP MACs of both (``conv+fc``).  Bias, batch norm, activations and
+pooling count nothing in any of them.  Works on the ``meta`` device: no weights, no data.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Macs:
             handle.remove()
     if unknown.names:
         raise UserError(
-            f"no MAC count is known for the operation {', '.join(sorted(unknown.names))}: add its cost to bench.measure.macs"
+            f"no MAC count is known for the operation {', '.join(sorted(unknown.names))}: add its cost to "
+            "bench.measure.macs"
         )
     conv = {name: macs for name, (module, macs) in layers.items() if not isinstance(module, nn.Linear)}
     fc = {name: macs for name, (module, macs) in layers.items() if isinstance(module, nn.Linear)}

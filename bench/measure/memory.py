@@ -1,9 +1,10 @@
 """Memory accesses and peak memory of gated networks (Gao et al. 2019, Table 3), counted from the masks.
 
-Counted is what an execution that skips must touch, in bytes of 32-bit floats: of each convolution and fully connected layer
-the weights between active inputs and active filters (for a batch: those that any of its images needs) and the gate's
-phi; the active input and output channels as activations.  Peak memory is the largest sum, over the layers in turn, of the
-activations that are still needed and the weights of the layer at work.  Elementwise operations work in place.
+Counted is what an execution that skips must touch, in bytes of 32-bit floats: of each convolution and fully connected
+layer the weights between active inputs and active filters (for a batch: those that any of its images needs) and the
+gate's phi; the active input and output channels as activations.  Peak memory is the largest sum, over the layers in
+turn, of the activations that are still needed and the weights of the layer at work.  Elementwise operations work in
+place.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def _weights(
 def records(flow: Flow, winners: Mapping[str, Tensor], sizes: tuple[int, ...], seed: int | None) -> list[Record]:
     """Means over the images in batches of each of ``sizes``; per image, in MB (1e6 bytes), the peak per batch.
 
-    ``winners`` hold the masks of all images; the last, smaller batch is left out.  A size above the number of images gives
-    nothing.
+    ``winners`` hold the masks of all images; the last, smaller batch is left out.  A size above the number of images
+    gives nothing.
     """
     images = len(next(iter(winners.values()))) if winners else max(sizes)
     found = []

@@ -6,9 +6,10 @@ Both are estimated without bias (Henderson 1953 for two crossed factors); the fi
 second as many as there are images.  Their quantiles are mixed by the variances' shares, Student's for the seeds and the
 normal one for the images (Cochran 1964).  A single network's interval is about that network on new images.
 
-Few changes among many images leave no spread to estimate.  Each network is therefore given two imagined images more, one
-for either outcome, which is Bonett and Price's interval (2012) for paired proportions and Agresti and Coull's (1998) for
-proportions; their weight is set so that the coverage, simulated and enumerated in the tests, is at least 93.5 %.
+Few changes among many images leave no spread to estimate.  Each network is therefore given two imagined images more,
+one for either outcome, which is Bonett and Price's interval (2012) for paired proportions and Agresti and Coull's
+(1998) for proportions; their weight is set so that the coverage, simulated and enumerated in the tests, is at least
+93.5 %.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ def interval_of_statistic(
 ) -> tuple[float, float, float]:
     """Mean over the seeds of a statistic that is no mean over images (AP), and its 95 % interval.
 
-    ``values`` are one per seed; ``draws`` (resamples x seeds) the same on bootstrap samples of the ``images``, each sample
-    shared by the seeds.  Centred on the value itself: resampling images raises AP.  Where no resample differs (all
-    objects found, or nothing changed) the half-width is that of imagined images, as for CHANGES: about 3 / images.
+    ``values`` are one per seed; ``draws`` (resamples x seeds) the same on bootstrap samples of the ``images``, each
+    sample shared by the seeds.  Centred on the value itself: resampling images raises AP.  Where no resample differs
+    (all objects found, or nothing changed) the half-width is that of imagined images, as for CHANGES: about 3 / images.
     """
     given = np.asarray(values, dtype=np.float64)
     usable = draws[np.isfinite(draws).all(1)]

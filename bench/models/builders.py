@@ -1,4 +1,7 @@
-"""The models by name.  A table of names only: a recipe's key holds the functions behind its own name, not this table."""
+"""The models by name.
+
+This is a table of names only: a recipe's key holds the functions behind its own name, not this table.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """M-CifarNet (Gao et al. 2019, appendix; deep-fry/mayo models/cifarnet.yaml): eight 3x3 convolutions and a classifier.
 
-174,301,824 MACs and 1,293,888 weights at 32x32.  TensorFlow's SAME padding at stride 2 is asymmetric on even inputs: one
-row and column at the bottom and the right, none at the top and the left, which PyTorch's ``padding=1`` is not.
+174,301,824 MACs and 1,293,888 weights at 32x32.  TensorFlow's SAME padding at stride 2 is asymmetric on even inputs:
+one row and column at the bottom and the right, none at the top and the left, which PyTorch's ``padding=1`` is not.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 # filters at full width, stride, padding; dropout follows conv3 and conv6
+# fmt: off
 _LAYOUT = [
     (64, 1, "valid"), (64, 1, "same"), (128, 2, "same"), (128, 1, "same"),
     (128, 1, "same"), (192, 2, "same"), (192, 1, "same"), (192, 1, "same"),
-]  # fmt: skip
+]
+# fmt: on
 _DROPOUT_BEHIND = (3, 6)
 
 
@@ -25,10 +27,10 @@ def same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class MCifarNet(nn.Module):
-    """``width`` scales every layer; ``side`` is the input's height and width; ``dropout`` the share of features dropped.
+    """``width`` scales every layer; ``side`` is the input's height and width; ``dropout`` drops that share of features.
 
-    Input N x 3 x side x side; modules ``conv0`` … ``conv7`` (with ``bn``, ``relu``, where needed ``pad`` and ``drop`` of the
-    same number), ``pool`` and ``logits``.
+    Input N x 3 x side x side; modules ``conv0`` … ``conv7`` (with ``bn``, ``relu``, where needed ``pad`` and ``drop``
+    of the same number), ``pool`` and ``logits``.
     """
 
     def __init__(self, num_classes: int = 10, width: float = 1.0, side: int = 32, dropout: float = 0.5) -> None:

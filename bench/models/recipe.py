@@ -51,9 +51,13 @@ class Recipe:
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
         """The inverse of :meth:`to_json`."""
         return cls(
-            value["builder"], value["arguments"], tuple(value["input_shape"]), value["widths"], value["samplers"],
+            value["builder"],
+            value["arguments"],
+            tuple(value["input_shape"]),
+            value["widths"],
+            value["samplers"],
             tuple(value.get("biases", ())),
-        )  # fmt: skip
+        )
 
     @property
     def builders(self) -> tuple[Builder, ...]:

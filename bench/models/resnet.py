@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Four stages of ``blocks`` blocks; ``width`` scales every channel count; ``small_input`` has a 3x3 stem, no pooling.
+    """Four stages of ``blocks`` blocks; ``width`` scales every channel count; ``small_input``: 3x3 stem, no pooling.
 
     Input N x 3 x H x W; the state dict is torchvision's.
     """

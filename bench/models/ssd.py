@@ -1,7 +1,8 @@
 """SSD (Liu et al., ECCV 2016) built from mmdet's parts: SSD300 on VGG-16 and on ResNet-50, and a narrow one for scenes.
 
 The network is mmdet's backbone, neck and head under their own names (so mmdet's checkpoints fit), behind a ``forward``
-that takes images only: torch.fx can trace it, torch-pruning can prune it, and MACs are those of the network without NMS.
+that takes images only: torch.fx can trace it, torch-pruning can prune it, and MACs are those of the network without
+NMS.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def registry() -> Any:
     from mmdet.registry import MODELS
 
     class BenchSSDHead(mmdet.models.SSDHead):  # type: ignore[misc]
-        """mmdet's head; its ``predict`` asks for ``loss_cls``, which SSDHead never sets (upstream issues 11063, 11305)."""
+        """mmdet's head; its ``predict`` asks for ``loss_cls``, which SSDHead never sets (mmdet issues 11063, 11305)."""
 
         loss_cls = None
 
@@ -49,9 +50,14 @@ class SSD(nn.Module):
     """
 
     def __init__(
-        self, backbone: dict[str, Any], neck: dict[str, Any], head: dict[str, Any], size: int,
-        mean: Sequence[float], std: Sequence[float],
-    ) -> None:  # fmt: skip
+        self,
+        backbone: dict[str, Any],
+        neck: dict[str, Any],
+        head: dict[str, Any],
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
         super().__init__()
         models = registry()
         # mmdet's parts build parts of their own by name; a Runner in the same process has set another scope
@@ -85,7 +91,7 @@ class SSD(nn.Module):
         return {name: torch.stack([value.sum() for value in values]).sum() for name, values in losses.items()}
 
     def detections(self, maps: Sequence[Tensor], samples: Sequence[Any]) -> list[Any]:
-        """Boxes after NMS for each image (mmdet InstanceData: bboxes, scores, labels), in the original image's pixels."""
+        """Boxes after NMS for each image (mmdet InstanceData: bboxes, scores, labels), in the original's pixels."""
         half = len(maps) // 2
         metas = [sample.metainfo for sample in samples]
         found: list[Any] = self.bbox_head.predict_by_feat(
@@ -119,36 +125,52 @@ class SSD(nn.Module):
 def _head(num_classes: int, channels: Sequence[int], anchors: dict[str, Any]) -> dict[str, Any]:
     """mmdet's configuration of the SSD head (its ssd300.py): matching at IoU 0.5, three negatives for a positive."""
     return dict(
-        type="BenchSSDHead", num_classes=num_classes, in_channels=tuple(channels),
+        type="BenchSSDHead",
+        num_classes=num_classes,
+        in_channels=tuple(channels),
         anchor_generator=dict(type="SSDAnchorGenerator", scale_major=False, **anchors),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_means=[0.0] * 4, target_stds=[0.1, 0.1, 0.2, 0.2]),
         train_cfg=dict(
             assigner=dict(
-                type="MaxIoUAssigner", pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.0, ignore_iof_thr=-1,
+                type="MaxIoUAssigner",
+                pos_iou_thr=0.5,
+                neg_iou_thr=0.5,
+                min_pos_iou=0.0,
+                ignore_iof_thr=-1,
                 gt_max_assign_all=False,
             ),
-            sampler=dict(type="PseudoSampler"), smoothl1_beta=1.0, allowed_border=-1, pos_weight=-1, neg_pos_ratio=3,
+            sampler=dict(type="PseudoSampler"),
+            smoothl1_beta=1.0,
+            allowed_border=-1,
+            pos_weight=-1,
+            neg_pos_ratio=3,
             debug=False,
         ),
         test_cfg=dict(
             nms_pre=1000, nms=dict(type="nms", iou_threshold=0.45), min_bbox_size=0, score_thr=0.02, max_per_img=200
         ),
-    )  # fmt: skip
+    )
 
 
 def _anchors300(num_classes: int) -> dict[str, Any]:
     """SSD300's default boxes; the smallest are 0.2 of the side on VOC and 0.15 on COCO (Liu et al., 3.1 and 3.4)."""
     smallest = 0.2 if num_classes <= 20 else 0.15
     return dict(
-        input_size=300, basesize_ratio_range=(smallest, 0.9), strides=[8, 16, 32, 64, 100, 300],
+        input_size=300,
+        basesize_ratio_range=(smallest, 0.9),
+        strides=[8, 16, 32, 64, 100, 300],
         ratios=[[2], [2, 3], [2, 3], [2, 3], [2], [2]],
-    )  # fmt: skip
+    )
 
 
 def _build(
-    backbone: dict[str, Any], neck: dict[str, Any], head: dict[str, Any], size: int, mean: Sequence[float],
+    backbone: dict[str, Any],
+    neck: dict[str, Any],
+    head: dict[str, Any],
+    size: int,
+    mean: Sequence[float],
     std: Sequence[float],
-) -> SSD:  # fmt: skip
+) -> SSD:
     model = SSD(backbone, neck, head, size, mean, std)
     # L2Norm's weight is made by a constructor that knows nothing of torch.device's context
     return model.to(torch.empty(0).device)
@@ -166,9 +188,13 @@ def ssd300_vgg16(num_classes: int = 20) -> nn.Module:
     )
     channels = (512, 1024, 512, 256, 256, 256)
     neck = dict(
-        type="SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
-        level_paddings=(1, 1, 0, 0), l2_norm_scale=20,
-    )  # fmt: skip
+        type="SSDNeck",
+        in_channels=(512, 1024),
+        out_channels=channels,
+        level_strides=(2, 2, 1, 1),
+        level_paddings=(1, 1, 0, 0),
+        l2_norm_scale=20,
+    )
     head = _head(num_classes, channels, _anchors300(num_classes))
     return _build(backbone, neck, head, 300, CAFFE_MEAN, CAFFE_STD)
 
@@ -179,14 +205,23 @@ def ssd300_resnet50(num_classes: int = 20) -> nn.Module:
     The publication does not say which stages it reads; C4 at 19x19 in the place of fc7 keeps SSD300's geometry.
     """
     backbone = dict(
-        type="ResNet", depth=50, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
+        type="ResNet",
+        depth=50,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(1, 2),
         norm_eval=False,
-    )  # fmt: skip
+    )
     channels = (512, 1024, 512, 256, 256, 256)
     neck = dict(
-        type="SSDNeck", in_channels=(512, 1024), out_channels=channels, level_strides=(2, 2, 1, 1),
-        level_paddings=(1, 1, 0, 0), l2_norm_scale=20,
-    )  # fmt: skip
+        type="SSDNeck",
+        in_channels=(512, 1024),
+        out_channels=channels,
+        level_strides=(2, 2, 1, 1),
+        level_paddings=(1, 1, 0, 0),
+        l2_norm_scale=20,
+    )
     head = _head(num_classes, channels, _anchors300(num_classes))
     return _build(backbone, neck, head, 300, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -233,16 +268,24 @@ def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | N
     widths = tuple(widths or (24, 32, 48, 64, 96, 96, 128, 128))
     channels = (widths[5], widths[7], 128, 128)
     neck = dict(
-        type="SSDNeck", in_channels=channels[:2], out_channels=channels, level_strides=(2, 2), level_paddings=(1, 1),
-        l2_norm_scale=20, norm_cfg=dict(type="BN"),
-    )  # fmt: skip
+        type="SSDNeck",
+        in_channels=channels[:2],
+        out_channels=channels,
+        level_strides=(2, 2),
+        level_paddings=(1, 1),
+        l2_norm_scale=20,
+        norm_cfg=dict(type="BN"),
+    )
     cells = [size // 8, size // 16]
     for _ in range(2):
         cells.append((cells[-1] + 1) // 2)
     anchors = dict(
-        input_size=size, strides=[math.ceil(size / count) for count in cells], min_sizes=[16, 32, 56, 90],
-        max_sizes=[32, 56, 90, 130], ratios=[[2], [2, 3], [2, 3], [2]],
-    )  # fmt: skip
+        input_size=size,
+        strides=[math.ceil(size / count) for count in cells],
+        min_sizes=[16, 32, 56, 90],
+        max_sizes=[32, 56, 90, 130],
+        ratios=[[2], [2, 3], [2, 3], [2]],
+    )
     head = _head(num_classes, channels, anchors)
     return _build(dict(type="NarrowVGG", widths=widths), neck, head, size, IMAGENET_MEAN, IMAGENET_STD)
 

@@ -6,13 +6,15 @@ from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
 # (name in the papers, filters at full width); "M" is a 2x2 max pooling
+# fmt: off
 _LAYOUT: list[tuple[str, int] | str] = [
     ("conv1_1", 64), ("conv1_2", 64), "M",
     ("conv2_1", 128), ("conv2_2", 128), "M",
     ("conv3_1", 256), ("conv3_2", 256), ("conv3_3", 256), "M",
     ("conv4_1", 512), ("conv4_2", 512), ("conv4_3", 512), "M",
     ("conv5_1", 512), ("conv5_2", 512), ("conv5_3", 512), "M",
-]  # fmt: skip
+]
+# fmt: on
 
 
 def _module_names() -> dict[str, str]:
@@ -26,7 +28,6 @@ def _module_names() -> dict[str, str]:
 
 
 CONVS: dict[str, str] = _module_names()
-FULL_WIDTHS: dict[str, int] = {entry[0]: entry[1] for entry in _LAYOUT if isinstance(entry, tuple)}
 
 
 def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, batch_norm: bool = False) -> nn.Module:
@@ -36,7 +37,11 @@ def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, b
     linear layer on the 1x1 map).
     """
     layers = [entry if isinstance(entry, str) else max(1, round(entry[1] * width)) for entry in _LAYOUT]
-    model: nn.Module = VGG(make_layers(layers, batch_norm), num_classes=num_classes, init_weights=False)  # type: ignore[arg-type]
+    model: nn.Module = VGG(
+        make_layers(layers, batch_norm),  # type: ignore[arg-type]
+        num_classes=num_classes,
+        init_weights=False,
+    )
     channels = max(1, round(512 * width))
     if form == "cifar":
         model.avgpool = nn.Identity()
@@ -44,10 +49,14 @@ def vgg16(num_classes: int = 1000, form: str = "imagenet", width: float = 1.0, b
     elif width != 1.0:
         hidden = max(1, round(4096 * width))
         model.classifier = nn.Sequential(
-            nn.Linear(channels * 49, hidden), nn.ReLU(True), nn.Dropout(),
-            nn.Linear(hidden, hidden), nn.ReLU(True), nn.Dropout(),
+            nn.Linear(channels * 49, hidden),
+            nn.ReLU(True),
+            nn.Dropout(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(True),
+            nn.Dropout(),
             nn.Linear(hidden, num_classes),
-        )  # fmt: skip
+        )
     return model
 
 

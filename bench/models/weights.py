@@ -57,7 +57,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, path: Path) -> None:
-    """Loads a file into ``model``.  Raises :class:`UserError` naming the keys that are missing, unknown or misshapen."""
+    """Loads a file into ``model``.
+
+    Raises :class:`UserError` naming the keys that are missing, unknown or misshapen.
+    """
     state, own = read(path), model.state_dict()
     # files older than PyTorch 0.4.1 lack the batch counters, which no result depends on
     counters = {name for name in own if name.endswith("num_batches_tracked")}
@@ -73,7 +76,8 @@ def load(model: nn.Module, path: Path) -> None:
         if (path.parent / "recipe.json").is_file():
             more += f"; {path.parent} holds a pruned network, give that folder"
         raise UserError(
-            f"{path} does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}: give the weights of this network"
+            f"{path} does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}: give the weights of this "
+            "network"
         )
     model.load_state_dict({**{name: own[name] for name in counters}, **state})
 

@@ -31,12 +31,12 @@ _CHECKED = 8  # images on which the traced network is compared with the given on
 
 @dataclass(frozen=True)
 class Sampling:
-    """How calibration samples: training images, ``positions`` outputs of each per layer, a ``held_out`` share of images.
+    """How calibration samples: training images, ``positions`` outputs of each per layer, a ``held_out`` share.
 
-    Held-out images choose the ridge and judge the reconstruction; they are never fitted.  Where they would be fewer than
-    ``least_held_out``, all images are fitted and cross-validation over ``folds`` parts of them does both instead (0: no
-    cross-validation).  ``batch`` images run at once; ``budget`` bytes of activations may be kept between layers, and
-    ``resident`` bytes of responses in memory (the rest lies in temporary files).
+    Held-out images choose the ridge and judge the reconstruction; they are never fitted.  Where they would be fewer
+    than ``least_held_out``, all images are fitted and cross-validation over ``folds`` parts of them does both instead
+    (0: no cross-validation).  ``batch`` images run at once; ``budget`` bytes of activations may be kept between layers,
+    and ``resident`` bytes of responses in memory (the rest lies in temporary files).
     """
 
     positions: int = 10
@@ -120,9 +120,9 @@ def calibrate(
 
     ``shared`` as in :func:`find_sites`.
 
-    ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches (an :class:`ImageStream` keeps them out
-    of memory).  With ``spool`` the responses lie in that folder, and those that an interrupted calibration has left there
-    are used: the caller sees to it that they belong to this network, these images and this sampling.  Raises
+    ``images`` is one tensor N x 3 x H x W, preprocessed, or a sequence of batches (an :class:`ImageStream` keeps them
+    out of memory).  With ``spool`` the responses lie in that folder, and those that an interrupted calibration has left
+    there are used: the caller sees to it that they belong to this network, these images and this sampling.  Raises
     :class:`UserError` without images, without a convolution that could be pruned, or where the traced network computes
     something else.
     """
@@ -219,7 +219,7 @@ def _reopened(spool: Spool, site: Site, generator: torch.Generator) -> dict[str,
 
 
 def at_positions(maps: Tensor, positions: Tensor) -> Tensor:
-    """Values (images*count x channels) of ``maps`` (images x channels x H x W) at ``positions`` (images x count x 2)."""
+    """Values (images*count x channels) of ``maps`` (images x channels x H x W) at ``positions`` (images, count, 2)."""
     positions = positions.to(maps.device)
     image = torch.arange(len(maps), device=maps.device)[:, None]
     return maps[image, :, positions[..., 0], positions[..., 1]].flatten(0, 1)
@@ -288,15 +288,22 @@ def accumulate_shared(calibration: Calibration, walk: Walk, site: Site, convs: S
 
 
 def rectify(
-    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, sampled: Sampled, kept: Sequence[int],
-    weight: Tensor, bias: Tensor,
-) -> Sampled:  # fmt: skip
+    calibration: Calibration,
+    walk: Walk,
+    site: Site,
+    conv: nn.Conv2d,
+    sampled: Sampled,
+    kept: Sequence[int],
+    weight: Tensor,
+    bias: Tensor,
+) -> Sampled:
     """New targets that ask nothing where the ReLU behind the layer lets nothing through (ours, beyond the paper).
 
-    Minimised is the sum of (z - z')^2 where z > 0 and of relu(z')^2 elsewhere, z the original network's value behind the
-    addition and z' ours: an upper bound of |relu(z) - relu(z')|^2, far below |z - z'|^2.  Where z <= 0 the target becomes
-    min(z', 0) with the current solution (``weight`` n x c' x kh x kw, ``bias`` n on the channels ``kept``): a
-    majorisation, so no round raises that sum on the fitted rows (but for the ridge).  Zhang et al. (2016) treat the ReLU by alternation too.
+    Minimised is the sum of (z - z')^2 where z > 0 and of relu(z')^2 elsewhere, z the original network's value behind
+    the addition and z' ours: an upper bound of |relu(z) - relu(z')|^2, far below |z - z'|^2.  Where z <= 0 the target
+    becomes min(z', 0) with the current solution (``weight`` n x c' x kh x kw, ``bias`` n on the channels ``kept``): a
+    majorisation, so no round raises that sum on the fitted rows (but for the ridge).  Zhang et al. (2016) treat the
+    ReLU by alternation too.
     """
     size = conv.kernel_size[0] * conv.kernel_size[1]
     columns = columns_of(kept, size, conv.weight.device)
@@ -315,7 +322,9 @@ def rectify(
 def error_curves(
     model: nn.Module, calibration: Calibration, ridge: float, samplers: Sequence[str] = (), progress: bool = True
 ) -> dict[str, list[float]]:
-    """For each site that can be pruned, by its filters or (``samplers``) by a channel sampler, what keeping k = 1 … c channels costs: the exact elimination's errors.
+    """What keeping k = 1 … c channels costs at each site that can be pruned: the exact elimination's errors.
+
+    A site is pruned by its producer's filters, or (``samplers``) by a channel sampler.
 
     The error is relative to the variance of the *block's* output: within a residual branch the error relative to the
     reader's own response is weighted with the branch's share of what the block hands on.  ``curves[reader][k - 1]``

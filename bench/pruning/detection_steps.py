@@ -37,7 +37,7 @@ def calibration_places(count: int, total: int, seed: int) -> list[int]:
 def calibration_of(
     context: Context, net: SSD, sampling: Sampling, producers: Sequence[str], places: Sequence[int]
 ) -> Calibration:
-    """Outputs of ``net`` at the readers of the ``producers``' channels, on training images at ``places``, resized only."""
+    """Outputs of ``net`` at the readers of the ``producers``' channels, on resized training images at ``places``."""
     data: DetectionSet = context.data()
     images = [
         net.normalised(pixels)

@@ -20,8 +20,8 @@ TOLERANCE = 1e-4
 def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy of ``model`` with its hooks, flags and modes; ``shared`` (by id) is used as it is, not copied.
 
-    Weights that a hook or a parametrisation computes (weight norm, masks) are tensors that PyTorch refuses to copy; they
-    are copied by value, and computed anew at the copy's next call.
+    Weights that a hook or a parametrisation computes (weight norm, masks) are tensors that PyTorch refuses to copy;
+    they are copied by value, and computed anew at the copy's next call.
     """
     memo: dict[int, Any] = dict(shared or {})
     for module in model.modules():
@@ -78,7 +78,7 @@ def check_traced(model: nn.Module, graph: fx.Graph, images: Tensor) -> float:
             largest = max(largest, float((ours - theirs).abs().max()) / scale)
     if largest > TOLERANCE:
         raise UserError(
-            f"traced by torch.fx, {type(model).__name__} computes something else: on {len(images)} images its outputs differ "
-            f"by {largest:.2g} of the largest (more than {TOLERANCE:g}), so it cannot be pruned"
+            f"traced by torch.fx, {type(model).__name__} computes something else: on {len(images)} images its outputs "
+            f"differ by {largest:.2g} of the largest (more than {TOLERANCE:g}), so it cannot be pruned"
         )
     return largest

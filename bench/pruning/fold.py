@@ -1,6 +1,7 @@
 """A convolution and the batch norm behind it as one affine map, and back.
 
-Moments, selection and reconstruction see the folded map; the network keeps its batch norm, because fine-tuning needs it.
+Moments, selection and reconstruction see the folded map; the network keeps its batch norm, because fine-tuning needs
+it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 torch.fx records ``t.relu_()`` and ``y += x`` as calls like any other, and their effect on the tensor's later readers is
 lost.  Here every such call becomes its out-of-place form and the later readers of the same tensor get its result.  What
-shares memory in a way that cannot be followed (a view whose base is changed, or the reverse) is refused where it is read.
+shares memory in a way that cannot be followed (a view whose base is changed, or the reverse) is refused where it is
+read.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ _SAME_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout
 _SAME = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "detach", "requires_grad_"}
 # these may share memory with what they got, in whole or in part
 _VIEW_MODULES = (nn.Flatten, nn.Unflatten)
+# fmt: off
 _VIEWS = {
     "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "getitem", "getattr", "transpose",
     "swapaxes", "swapdims", "movedim", "moveaxis", "permute", "t", "adjoint", "chunk", "split", "tensor_split",
     "split_with_sizes", "unbind", "squeeze", "unsqueeze", "expand", "expand_as", "broadcast_to", "narrow", "select",
     "unfold", "diagonal", "as_strided", "contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16",
     "cpu", "cuda", "real", "imag", "atleast_2d", "atleast_3d",
-}  # fmt: skip
+}
+# fmt: on
 _NUMBERS = ("shape", "ndim", "dtype", "device", "size", "dim", "numel", "len", "is_contiguous", "stride")
 
 

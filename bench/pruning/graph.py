@@ -21,16 +21,18 @@ from bench.pruning.probe import convolution_fault, norm_fault, passing_fault
 from bench.pruning.surgery import SampledConv2d
 
 # operations that treat every channel by itself and keep their order
+# fmt: off
 _CHANNELWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.MaxPool2d, nn.AvgPool2d,
     nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Identity, nn.ZeroPad2d,
-)  # fmt: skip
+)
 _CHANNELWISE_FUNCTIONS = (F.relu, F.relu6, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout, torch.relu)
 _CHANNELWISE_METHODS = ("relu", "contiguous")
 _OTHER_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm,
-    nn.LayerNorm, nn.LocalResponseNorm,
-)  # fmt: skip
+    nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+    nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm,
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Site:
     ``producer`` is None where the input is shared (a residual stream): such a reader can only get a channel sampler.
     ``batch_norm`` is the batch norm right behind the reader.  ``shortcut`` is the graph node added to the reader's
     response at the end of a residual branch; ``branch_end`` the reader at the end of the branch that holds this one.
-    ``rectified`` says that a ReLU comes next, behind the batch norm and the addition.  ``others`` are further readers of
-    the same channels (the heads of a detector read what the next convolution reads).
+    ``rectified`` says that a ReLU comes next, behind the batch norm and the addition.  ``others`` are further readers
+    of the same channels (the heads of a detector read what the next convolution reads).
     """
 
     reader: str
@@ -181,8 +183,8 @@ def left_out(model: nn.Module, graph: fx.Graph) -> list[tuple[str, str]]:
 def find_sites(model: nn.Module, graph: fx.Graph, shared: bool = False) -> list[Site]:
     """Every convolution that reads another layer's channels, in forward order.
 
-    The first convolution and what :func:`left_out` names are left out.  With ``shared`` the readers of one convolution's channels are one site even where they are several; without it such readers have no
-    producer.
+    The first convolution and what :func:`left_out` names are left out.  With ``shared`` the readers of one
+    convolution's channels are one site even where they are several; without it such readers have no producer.
     """
     layers = Layers(model, graph)
     single = _single_sites(layers, graph)

@@ -38,9 +38,9 @@ class Greedy:
 
     ``score`` ranks channels by ``frobenius``, the squared gradient norm of both papers, or ``l21``, the released code's
     sum of norms over the output channels.  ``alpha`` weighs the auxiliary loss.  ``steps`` are taken after each pick,
-    ``last_steps`` more after the last one.  ``update`` is ``sgd``, or ``newton`` (ours): the reconstruction is solved (its
-    gradient is divided by its Hessian with a ``ridge``, in units of the mean diagonal), and against L_a's gradient the
-    weights move by ``lr`` times their own length.
+    ``last_steps`` more after the last one.  ``update`` is ``sgd``, or ``newton`` (ours): the reconstruction is solved
+    (its gradient is divided by its Hessian with a ``ridge``, in units of the mean diagonal), and against L_a's gradient
+    the weights move by ``lr`` times their own length.
     """
 
     alpha: float = 1.0
@@ -58,8 +58,8 @@ class Greedy:
 class Term:
     """L_re of one reader: ``xx`` p x p, ``xy`` p x n (X'F, without the bias), ``ff`` = |F|^2, over ``rows`` rows.
 
-    ``weight`` n x c x kh x kw are the original weights; ``unit`` scales the term (several readers of one channel); ``live``
-    (n) is 0 for outputs that do not count.
+    ``weight`` n x c x kh x kw are the original weights; ``unit`` scales the term (several readers of one channel);
+    ``live`` (n) is 0 for outputs that do not count.
     """
 
     xx: Tensor
@@ -240,7 +240,14 @@ class Tail:
         conv = surgery.convolution(self.model, str(self.start.target))
         now = dict(values)
         x = now[self.start.all_input_nodes[0]]
-        now[self.start] = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
+        now[self.start] = F.conv2d(
+            x,
+            weight,
+            conv.bias,
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+        )
         for node in self.nodes:
             now[node] = run_node(self.model, node, now)
         return now[self.end]
@@ -259,9 +266,14 @@ class SiteReport:
 
 
 def prune_stage(
-    net: nn.Module, calibration: Calibration, keep: Mapping[str, int], settings: Greedy, end: str,
-    auxiliary: AuxiliaryLoss | None, progress: bool = True,
-) -> tuple[nn.Module, list[SiteReport]]:  # fmt: skip
+    net: nn.Module,
+    calibration: Calibration,
+    keep: Mapping[str, int],
+    settings: Greedy,
+    end: str,
+    auxiliary: AuxiliaryLoss | None,
+    progress: bool = True,
+) -> tuple[nn.Module, list[SiteReport]]:
     """A copy of ``net`` in which the sites in ``keep`` (by reader, all before ``end``) have lost channels, one by one.
 
     ``calibration`` holds the outputs of ``net`` itself, the reconstruction's target; ``auxiliary`` is evaluated on its

@@ -35,7 +35,8 @@ class LayerReport:
     """What happened at one reader: channels before and kept, the ridge, errors as fractions of the response variance.
 
     ``error`` is on the fitted rows, ``held_out_error`` on rows of other training images (held out, or by
-    cross-validation).  ``unknowns`` are the least squares' inputs.  An infinite ridge (null in JSON) means that the old weights stayed, but for a factor per channel.
+    cross-validation).  ``unknowns`` are the least squares' inputs.  An infinite ridge (null in JSON) means that the old
+    weights stayed, but for a factor per channel.
     """
 
     reader: str
@@ -57,8 +58,8 @@ class Method:
     """How to prune: the ``selection`` criterion, ``compensate`` the residual shortcut's error, ``refit`` also the
     readers that keep all channels (the authors' code does: "rank == c, least squares still runs").  ``rectify`` rounds
     of new targets follow the least squares wherever a ReLU comes next (ours).  Without ``reconstruct`` the weights stay
-    what they were (criteria that only rank channels: random, weight sum).  Channels with several readers end no residual
-    branch: there ``compensate`` and ``rectify`` do nothing.
+    what they were (criteria that only rank channels: random, weight sum).  Channels with several readers end no
+    residual branch: there ``compensate`` and ``rectify`` do nothing.
     """
 
     selection: str = "lasso"
@@ -84,21 +85,25 @@ def few_images(calibration: Calibration, reports: Sequence[LayerReport]) -> list
     kept = sum(math.isinf(report.ridge) for report in reports)
     enough = -(-_ROWS_PER_UNKNOWN * unknowns // calibration.sampling.positions)
     return [
-        f"few calibration images: {len(calibration.fitted)} give {rows:,} rows for up to {unknowns:,} unknowns of a layer"
-        f"{told}; {kept} of {len(reports)} layers keep their old weights: give {enough:,} images or more"
+        f"few calibration images: {len(calibration.fitted)} give {rows:,} rows for up to {unknowns:,} unknowns of a "
+        f"layer{told}; {kept} of {len(reports)} layers keep their old weights: give {enough:,} images or more"
     ]
 
 
 @torch.no_grad()
 def prune(
-    original: nn.Module, calibration: Calibration, keep: Mapping[str, int], method: Method, progress: bool = True,
+    original: nn.Module,
+    calibration: Calibration,
+    keep: Mapping[str, int],
+    method: Method,
+    progress: bool = True,
     stages: Stages | None = None,
-) -> tuple[nn.Module, list[LayerReport]]:  # fmt: skip
+) -> tuple[nn.Module, list[LayerReport]]:
     """A pruned and reconstructed copy of ``original``, in evaluation mode, and a report for each reader.
 
     ``keep`` gives the input channels kept at each reader; readers without an entry keep all.  Where the channels belong
-    to a stream the reader gets a channel sampler, elsewhere the producer loses its filters.  ``stages`` keep the network
-    after each reader, and an interrupted run goes on behind the last one that they hold.
+    to a stream the reader gets a channel sampler, elsewhere the producer loses its filters.  ``stages`` keep the
+    network after each reader, and an interrupted run goes on behind the last one that they hold.
     """
     # the walk never changes fully connected weights, so they are shared with the original until it is over: VGG-16's
     # are half a gigabyte
@@ -175,9 +180,13 @@ def _prune_site(
     weight, bias = folded(conv, norm)
     producer = None if site.producer is None else surgery.convolution(model, site.producer)
     layer = Layer(
-        moments, weight, bias, None if producer is None else producer.weight.detach(), seed=seed,
+        moments,
+        weight,
+        bias,
+        None if producer is None else producer.weight.detach(),
+        seed=seed,
         options=dict(method.options),
-    )  # fmt: skip
+    )
     kept = select(method.selection, layer, wanted)
     if not method.reconstruct:
         rebuilt = judged(Reconstruction(weight[:, kept], bias, math.inf, 0.0, None), sampled, kept)

@@ -1,4 +1,4 @@
-"""What a layer computes, found by running it: whether a module is the plain convolution or batch norm that it is called.
+"""What a layer computes, found by running it: whether a module is the plain convolution or batch norm it is called.
 
 Selection, folding, reconstruction and removal all read and write ``weight``, ``bias`` and running statistics.  That is
 right only where the layer's output is the plain formula of these tensors, so each candidate is run on random input and
@@ -24,7 +24,10 @@ def convolution_fault(conv: nn.Conv2d) -> str | None:
     if conv.groups != 1:
         return f"it has {conv.groups} groups"
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return f"its padding is {conv.padding if isinstance(conv.padding, str) else conv.padding_mode}, not zeros of a fixed size"
+        return (
+            f"its padding is {conv.padding if isinstance(conv.padding, str) else conv.padding_mode}, "
+            "not zeros of a fixed size"
+        )
     if conv.weight.is_meta:  # no values to compare: the class has to do
         return None
     sides = [
@@ -53,7 +56,7 @@ def norm_fault(norm: nn.BatchNorm2d) -> str | None:
 
 @torch.no_grad()
 def passing_fault(module: nn.Module) -> str | None:
-    """Why a module of a class that treats every channel by itself may not do so: a hook, or a ``forward`` put in later."""
+    """Why a module of a class that treats every channel by itself may not do so: a hook, or a later ``forward``."""
     if not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)):
         return None
     x = _random((2, 5, 7, 7), torch.zeros(()))  # channels of no network's own count
@@ -61,7 +64,7 @@ def passing_fault(module: nn.Module) -> str | None:
 
 
 def _unowned(module: nn.Module, owned: tuple[str, ...], known: tuple[str, ...]) -> str | None:
-    """Weights that are computed before each call (writing to them is lost), and tensors that removal knows nothing of."""
+    """Weights that are computed before each call (writing to them is lost), and tensors unknown to removal."""
     for name in owned:
         if getattr(module, name) is not None and name not in module._parameters:
             return f"its {name} is computed from other tensors (a mask, weight norm or another parametrisation)"

@@ -43,8 +43,8 @@ class Reconstruction:
 class Sampled:
     """A layer's moments: ``fitted``, and ``judges`` to choose the ridge by.
 
-    ``judges`` are held-out images that ``fitted`` does not contain (at most one entry), or, where ``crossed``, the folds
-    that ``fitted`` is made of.
+    ``judges`` are held-out images that ``fitted`` does not contain (at most one entry), or, where ``crossed``, the
+    folds that ``fitted`` is made of.
     """
 
     fitted: Moments
@@ -106,8 +106,9 @@ def _solve(matrix: Tensor, target: Tensor, amount: float, least: float) -> Tenso
 def rescaled(moments: Centred, weight: Tensor) -> Tensor:
     """``weight`` (n x c' x kh x kw) with one factor a_i for each channel: ThiNet's small least squares.
 
-    The factors minimise |Y - sum_i a_i X_i W_i'|^2 over the rows in ``moments`` (about the means, of the kept channels):
-    c' unknowns for all outputs together, so few rows are enough.  Channels that say nothing keep the factor 1.
+    The factors minimise |Y - sum_i a_i X_i W_i'|^2 over the rows in ``moments`` (about the means, of the kept
+    channels): c' unknowns for all outputs together, so few rows are enough.  Channels that say nothing keep the factor
+    1.
     """
     gram, target = channel_gram(moments, weight)
     unit = float(gram.diagonal().mean())
@@ -155,7 +156,7 @@ def _at_least_tiny(value: float) -> float:
 
 
 class _Regression:
-    """The solutions of one set of rows for any ridge; ``old`` are the kept channels' old weights (None: towards zero)."""
+    """The solutions of one set of rows for any ridge; ``old`` are the kept channels' weights (None: towards zero)."""
 
     def __init__(self, moments: Moments, kept: Sequence[int] | Tensor, size: int, old: Tensor | None) -> None:
         self.centred = moments.centred(columns_of(kept, size, moments.xx.device))
@@ -178,10 +179,10 @@ def reconstruct(
 ) -> Reconstruction:
     """Regresses Y on the kept channels with an intercept (CP, equation 2 (ii)); bias = mean Y - V' mean X.
 
-    Y must include the layer's old bias.  ``weight`` (n x c x kh x kw) are the old weights, towards which the ridge pulls
-    (None: towards zero, plain ridge regression).  Of ``ridges`` the one with the least error on the judges' rows is
-    taken; where nothing can judge (a single image), the last one, which is the most cautious.  ``reported`` holds the
-    responses that the errors are told of, where the targets in ``sampled`` are others; same rows.
+    Y must include the layer's old bias.  ``weight`` (n x c x kh x kw) are the old weights, towards which the ridge
+    pulls (None: towards zero, plain ridge regression).  Of ``ridges`` the one with the least error on the judges' rows
+    is taken; where nothing can judge (a single image), the last one, which is the most cautious.  ``reported`` holds
+    the responses that the errors are told of, where the targets in ``sampled`` are others; same rows.
     """
     size = kernel[0] * kernel[1]
     old = None if weight is None else weight[:, torch.as_tensor(kept, dtype=torch.long, device=weight.device)]

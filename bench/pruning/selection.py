@@ -1,7 +1,8 @@
 """Channel selection behind one interface: which input channels of a layer to keep, from its moments and weights.
 
-``select(name, layer, keep)`` returns the kept channels, sorted.  Three papers compare these criteria, so they live here:
-CP's LASSO, exact elimination (ours), ThiNet's greedy, and the baselines first k, max response, weight sum and random.
+``select(name, layer, keep)`` returns the kept channels, sorted.  Three papers compare these criteria, so they live
+here: CP's LASSO, exact elimination (ours), ThiNet's greedy, and the baselines first k, max response, weight sum and
+random.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Network slimming (Liu et al. 2017): an L1 term on the batch norms' gammas, then the channels with the smallest go.
 
-The gammas of all prunable layers are ranked together, so the widths come out of the training; filters and everything that
-depends on them are removed physically.
+The gammas of all prunable layers are ranked together, so the widths come out of the training; filters and everything
+that depends on them are removed physically.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def slimmed_widths(
 ) -> dict[str, list[int]]:
     """The channels that stay, by reader, ascending.
 
-    With ``speedup``: the smallest |gamma| of all layers goes first until conv MACs have fallen that far; one channel a layer
-    stays.  With ``keep``: so many of each layer.  Raises :class:`UserError` where the speed-up is out of reach.
+    With ``speedup``: the smallest |gamma| of all layers goes first until conv MACs have fallen that far; one channel a
+    layer stays.  With ``keep``: so many of each layer.  Raises :class:`UserError` where the speed-up is out of reach.
     """
     if keep is not None:
         return {
@@ -68,9 +68,12 @@ def slimmed_widths(
 
 @torch.no_grad()
 def slim(
-    original: nn.Module, input_shape: Sequence[int], conv_macs: Mapping[str, int], speedup: float | None = None,
+    original: nn.Module,
+    input_shape: Sequence[int],
+    conv_macs: Mapping[str, int],
+    speedup: float | None = None,
     keep: Mapping[str, int] | None = None,
-) -> tuple[nn.Module, dict[str, int]]:  # fmt: skip
+) -> tuple[nn.Module, dict[str, int]]:
     """A smaller copy of ``original`` and the filters left in each producer (by name) that lost some.
 
     ``conv_macs`` are the dense MACs by convolution; ``keep`` gives filters by producer in place of a ``speedup``.

@@ -66,7 +66,7 @@ class CurveMeasuring:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a network is pruned to what ``widths``, on ``images`` training images (None: all); readers that get samplers."""
+    """How a network is pruned to which ``widths``, on ``images`` training images (None: all); who gets samplers."""
 
     method: Method
     widths: Widths
@@ -215,9 +215,10 @@ def prunable(recipe: Recipe) -> tuple[list[str], list[str]]:
     samplers = [
         site.reader
         for site in sites
-        if site.producer is None and site.branch_end is not None
+        if site.producer is None
+        and site.branch_end is not None
         and surgery.convolution(model, site.reader).kernel_size == (1, 1)
-    ]  # fmt: skip
+    ]
     return [site.producer for site in sites if site.producer is not None], samplers
 
 

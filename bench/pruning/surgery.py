@@ -29,9 +29,16 @@ class SampledConv2d(nn.Conv2d):
             raise UserError("a channel sampler needs a convolution with groups=1")
         rows = torch.as_tensor(list(index), dtype=torch.long)
         sampled = cls(
-            len(rows), conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-            bias=conv.bias is not None, device=conv.weight.device, dtype=conv.weight.dtype,
-        )  # fmt: skip
+            len(rows),
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            bias=conv.bias is not None,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
         sampled.weight.data = conv.weight.data[:, rows.to(conv.weight.device)].clone()
         if conv.bias is not None and sampled.bias is not None:
             sampled.bias.data = conv.bias.data.clone()
@@ -69,8 +76,8 @@ def convolution(model: nn.Module, name: str) -> nn.Conv2d:
 def remove_filters(model: nn.Module, input_shape: Sequence[int], name: str, removed: Sequence[int]) -> None:
     """Removes filters of the convolution ``name``, in place, with everything that depends on them.
 
-    The batch norms behind it lose their entries, its readers the matching input channels.  ``input_shape`` is (C, H, W).
-    Raises :class:`UserError` where it would empty a layer or where the channels are tied to another layer's.
+    The batch norms behind it lose their entries, its readers the matching input channels.  ``input_shape`` is (C, H,
+    W).  Raises :class:`UserError` where it would empty a layer or where the channels are tied to another layer's.
     """
     conv = convolution(model, name)
     if not len(removed):
@@ -118,9 +125,12 @@ def _vectors(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
 
 
 def resize(
-    model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, int], samplers: Mapping[str, Sequence[int]],
+    model: nn.Module,
+    input_shape: Sequence[int],
+    widths: Mapping[str, int],
+    samplers: Mapping[str, Sequence[int]],
     biases: Sequence[str] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Shrinks a dense network to the given widths, in place, keeping the first filters of each convolution.
 
     The convolutions in ``biases`` get a bias of zeros where they have none.
@@ -139,7 +149,7 @@ def resize(
 
 
 def structure(original: nn.Module, pruned: nn.Module) -> tuple[dict[str, list[int]], list[str]]:
-    """What pruning has added to ``original``: samplers (the stream's channels, by name) and convolutions with a new bias.
+    """What pruning has added to ``original``: samplers (the stream's channels, by name) and new biases.
 
     With the widths of the pruned convolutions it is all that :func:`resize` needs.
     """

@@ -60,7 +60,8 @@ def scaled(model: MacModel, ratios: Mapping[str, float], speedup: float) -> dict
     low, high = 0.0, 1.0 / min(ratios.values())
     if model.speedup(widths(low)) < speedup:
         raise UserError(
-            f"a speed-up of {speedup:g}x is out of reach: one channel everywhere gives {model.speedup(widths(0.0)):.2f}x"
+            f"a speed-up of {speedup:g}x is out of reach: one channel everywhere gives "
+            f"{model.speedup(widths(0.0)):.2f}x"
         )
     for _ in range(60):
         middle = (low + high) / 2.0

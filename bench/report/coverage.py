@@ -65,9 +65,11 @@ class Coverage:
 
     def __add__(self, other: Coverage) -> Coverage:
         return Coverage(
-            [*self.outcomes, *other.outcomes], self.kinds + other.kinds, self.verified + other.verified,
+            [*self.outcomes, *other.outcomes],
+            self.kinds + other.kinds,
+            self.verified + other.verified,
             self.unread + other.unread,
-        )  # fmt: skip
+        )
 
 
 EMPTY = Coverage([], Counter(), Counter(), Counter())
@@ -83,8 +85,9 @@ def of_paper(
     """The coverage of one paper.
 
     ``sized`` are the verdicts on the sizes that were decided from built networks, ``scales`` the own scale of the first
-    row that can run and links to a value, ``lines`` the rows as they ran, and ``absent(scale)`` one of ``REASONS``: why a
-    row with that scale has not.  Where several rows link to one value, the first in the script's order that ran counts.
+    row that can run and links to a value, ``lines`` the rows as they ran, and ``absent(scale)`` one of ``REASONS``: why
+    a row with that scale has not.  Where several rows link to one value, the first in the script's order that ran
+    counts.
     """
     read = [entry for entry in published if entry.value is not None]
     verdicts: dict[Published, str] = {}
@@ -133,14 +136,22 @@ def to_json(coverage: Coverage) -> dict[str, Any]:
         }
     values = [
         {
-            "table": entry.table, "row": entry.row, "model": entry.model, "dataset": entry.dataset,
-            "metric": entry.metric, "printed": entry.printed, "unit": entry.unit, "kind": entry.kind,
-            "convention": entry.convention, "verified": entry.verified, "decided": outcome.decided,
+            "table": entry.table,
+            "row": entry.row,
+            "model": entry.model,
+            "dataset": entry.dataset,
+            "metric": entry.metric,
+            "printed": entry.printed,
+            "unit": entry.unit,
+            "kind": entry.kind,
+            "convention": entry.convention,
+            "verified": entry.verified,
+            "decided": outcome.decided,
             "outcome": outcome.text,
         }
         for outcome in coverage.outcomes
         for entry in [outcome.published]
-    ]  # fmt: skip
+    ]
     return {"kinds": kinds, "values": values}
 
 

@@ -151,9 +151,15 @@ def _curve_panel(axes: Axes, points: Sequence[Point], series: Sequence[str]) -> 
     heights = spread([(value - low) / (high - low) for value, *_ in ends], _LABEL_GAP)
     for (value, x, name, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
-            name, xy=(x, value), xytext=(1.05, height), textcoords="axes fraction", color=colour, va="center",
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
-        )  # fmt: skip
+            name,
+            xy=(x, value),
+            xytext=(1.05, height),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
+        )
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -218,7 +224,7 @@ def published_points(lines: Sequence[Line]) -> list[tuple[str, float, float, boo
 
 
 def _trade_off(table: Table) -> Figure:
-    """Accuracy against MACs with intervals; what was published beside it, or among it where the data are the paper's."""
+    """Accuracy against MACs with intervals; what was published beside or (the paper's data) among it."""
     points, quoted = trade_off_points(table.lines), published_points(table.lines)
     apart = bool(quoted) and all(line.analogue for line in table.lines if line.ran)
     figure = Figure(figsize=(11.5 if apart else 7.5, 5.0))
@@ -229,22 +235,38 @@ def _trade_off(table: Table) -> Figure:
         mine = sorted(((x, cell) for series, x, cell in points if series == name), key=lambda pair: pair[0])
         if mine:
             grid[0].errorbar(
-                [x for x, _ in mine], [cell.value for _, cell in mine], yerr=_reach([cell for _, cell in mine]),
-                color=colour, marker=marker, elinewidth=0.9, label=name,
-            )  # fmt: skip
+                [x for x, _ in mine],
+                [cell.value for _, cell in mine],
+                yerr=_reach([cell for _, cell in mine]),
+                color=colour,
+                marker=marker,
+                elinewidth=0.9,
+                label=name,
+            )
         theirs = sorted((x, y, verified) for series, x, y, verified in quoted if series == name)
         if theirs:
             axes = grid[-1]
             axes.plot(
-                [x for x, *_ in theirs], [y for _, y, _ in theirs], color=colour, marker=marker, linestyle=(0, (4, 2)),
-                markerfacecolor="white", markersize=7, label=f"{name}, published",
-            )  # fmt: skip
+                [x for x, *_ in theirs],
+                [y for _, y, _ in theirs],
+                color=colour,
+                marker=marker,
+                linestyle=(0, (4, 2)),
+                markerfacecolor="white",
+                markersize=7,
+                label=f"{name}, published",
+            )
             for x, y, verified in theirs:
                 axes.annotate(
-                    f"{y:g}{'' if verified else DAGGER}", xy=(x, y), xytext=(0, 8), textcoords="offset points",
-                    ha="center", color=colour, fontsize=8,
+                    f"{y:g}{'' if verified else DAGGER}",
+                    xy=(x, y),
+                    xytext=(0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    color=colour,
+                    fontsize=8,
                     bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-                )  # fmt: skip
+                )
     own = next(line.own_scale for line in table.lines)
     for axes, title in zip(grid, (f"{table.scale}, measured", f"{own}, published (quoted)"), strict=False):
         axes.set_xscale("log")
@@ -301,22 +323,39 @@ def _dot_panel(axes: Axes, lines: Sequence[Line], places: Any, name: str, colour
     cells = [cell for cell, _ in rows]
     axes.axvline(0.0, color="#555555", linewidth=1.0)
     axes.errorbar(
-        [cell.value for cell in cells], [place for _, place in rows], xerr=_reach(cells), fmt="o", color=colour,
+        [cell.value for cell in cells],
+        [place for _, place in rows],
+        xerr=_reach(cells),
+        fmt="o",
+        color=colour,
         elinewidth=1.3,
-    )  # fmt: skip
+    )
     shown = metric(name, cells[0].unit)
     for cell, place in rows:
         axes.text(
-            1.02, place, shown.number(cell.value), transform=axes.get_yaxis_transform(), va="center", ha="left",
-            fontsize=8, color="#333333",
-        )  # fmt: skip
+            1.02,
+            place,
+            shown.number(cell.value),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            ha="left",
+            fontsize=8,
+            color="#333333",
+        )
     found = published_value(lines, name)
     if found is not None:
         axes.axvline(found[0], color="#D55E00", linewidth=1.3, linestyle=(0, (4, 2)))
         axes.annotate(
-            found[1], xy=(found[0], 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3),
-            textcoords="offset points", ha="center", va="bottom", fontsize=8, color="#B34700",
-        )  # fmt: skip
+            found[1],
+            xy=(found[0], 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color="#B34700",
+        )
     axes.set_xlabel(shown.title)
     axes.tick_params(axis="y", length=0)
 

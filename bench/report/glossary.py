@@ -43,12 +43,11 @@ class Metric:
 def _control(metric: Metric) -> Metric:
     """The same comparison, but with the dense network that was tuned as long as the pruned one."""
     meaning = metric.meaning.replace("the dense network", "the dense network tuned equally long")
-    return Metric(
-        f"{metric.name}_control", f"{metric.heading}, tuned dense", metric.unit, metric.decimals, meaning,
-        metric.better, metric.signed,
-    )  # fmt: skip
+    name, heading = f"{metric.name}_control", f"{metric.heading}, tuned dense"
+    return Metric(name, heading, metric.unit, metric.decimals, meaning, metric.better, metric.signed)
 
 
+# fmt: off
 _COMPARED = (
     Metric("top1_change", "top-1 change", "pp", 2, "Top-1 accuracy minus that of the dense network.", "higher", True),
     Metric("top5_change", "top-5 change", "pp", 2, "Top-5 accuracy minus that of the dense network.", "higher", True),
@@ -65,7 +64,7 @@ _COMPARED = (
         "Share of test images for which the prediction equals that of the dense network.", "higher",
     ),
     Metric("kl", "KL", "nats", 3, "KL divergence of the network's outputs from those of the dense network.", "lower"),
-)  # fmt: skip
+)
 
 _DETECTION = (
     Metric(
@@ -82,14 +81,14 @@ _DETECTION = (
     Metric("coco_ap_s", "AP small", "%", 2, "COCO's AP of objects below 32x32 pixels.", "higher"),
     Metric("coco_ap_m", "AP medium", "%", 2, "COCO's AP of objects from 32x32 to 96x96 pixels.", "higher"),
     Metric("coco_ap_l", "AP large", "%", 2, "COCO's AP of objects above 96x96 pixels.", "higher"),
-)  # fmt: skip
+)
 _DETECTION_COMPARED = tuple(
     Metric(
         f"map_{year}_change", f"mAP change ({year.upper()})", "pp", 2,
         f"mAP ({year.upper()}) minus that of the dense network, paired by image.", "higher", True,
     )
     for year in ("voc07", "voc12")
-)  # fmt: skip
+)
 
 GLOSSARY: dict[str, Metric] = {
     metric.name: metric
@@ -101,12 +100,13 @@ GLOSSARY: dict[str, Metric] = {
         Metric("top5_acc", "top-5", "%", 2, "Share of test images with the label among five predictions.", "higher"),
         Metric(
             "dynamic_macs", "MACs per image", "", None,
-            "Multiply-accumulates for one image, mean over the test images: the layers at the masks that were applied to it, "
-            "and the gates.", "lower", count=True,
+            "Multiply-accumulates for one image, mean over the test images: the layers at the masks that were applied "
+            "to it, and the gates.", "lower", count=True,
         ),
         Metric("dynamic_macs_p5", "MACs, 5th percentile", "", None, "The same, 5th percentile.", "lower", count=True),
         Metric("dynamic_macs_p50", "MACs, median", "", None, "The same, median.", "lower", count=True),
-        Metric("dynamic_macs_p95", "MACs, 95th percentile", "", None, "The same, 95th percentile.", "lower", count=True),
+        Metric("dynamic_macs_p95", "MACs, 95th percentile", "", None, "The same, 95th percentile.", "lower",
+               count=True),
         Metric(
             "dynamic_speedup", "MAC speed-up", "x", 2,
             "MACs of the dense network divided by the mean MACs per image of this one, gates included.", "higher",
@@ -138,8 +138,8 @@ GLOSSARY: dict[str, Metric] = {
         ),
         Metric(
             "held_out_error", "held-out error", "%", 2,
-            "Share of the responses' variance that the layers which lose channels miss, on training rows held out from the "
-            "fit; mean over these layers.",
+            "Share of the responses' variance that the layers which lose channels miss, on training rows held out from "
+            "the fit; mean over these layers.",
             "lower",
         ),
         Metric(
@@ -165,7 +165,8 @@ GLOSSARY: dict[str, Metric] = {
             for size in (1, 128)
             for part, heading, meaning in (
                 ("weights", "weights read", "Bytes (1e6) of weights that must be read for one image, in batches of"),
-                ("activations", "activations", "Bytes (1e6) of activations read and written for one image, in batches of"),
+                ("activations", "activations",
+                 "Bytes (1e6) of activations read and written for one image, in batches of"),
                 ("peak", "peak memory", "Largest sum of live activations and the weights of one layer, for a batch of"),
             )
         ),
@@ -174,7 +175,8 @@ GLOSSARY: dict[str, Metric] = {
                    "lower")
             for name, heading, meaning in (
                 ("dense", "dense", "dense network"),
-                ("folded", "dense, folded", "dense network in channels-last layout, its batch norms folded into the filters"),
+                ("folded", "dense, folded",
+                 "dense network in channels-last layout, its batch norms folded into the filters"),
                 ("masked", "masked", "gated network that multiplies by zero"),
                 ("skipped", "skipped", "gated network that computes the winners only"),
             )
@@ -191,25 +193,28 @@ GLOSSARY: dict[str, Metric] = {
             Metric(f"time_share_{part}", heading, "%", 1, f"Share of the skipped network's time {meaning}.")
             for part, heading, meaning in (
                 ("gates", "time: gates", "spent on saliencies and winners"),
-                ("gather", "time: gather", "spent on gathering the active weights and scaling them by their saliencies"),
+                ("gather", "time: gather",
+                 "spent on gathering the active weights and scaling them by their saliencies"),
                 ("convolution", "time: convolutions", "spent on convolutions and ReLU"),
                 ("rest", "time: rest", "spent outside of gated layers"),
             )
         ),
         Metric("machine_load", "load", "", 2,
-               "Runnable processes for each processor around the timing (one minute's mean, this one included): above 1 the "
-               "times are disturbed.", "lower"),
+               "Runnable processes for each processor around the timing (one minute's mean, this one included): above "
+               "1 the times are disturbed.", "lower"),
         Metric("winner_flips", "winners flipped", "%", 2,
-               "Share of test images for which rounding (float32) makes another channel win in some layer, skipped against "
-               "masked execution.", "lower"),
+               "Share of test images for which rounding (float32) makes another channel win in some layer, skipped "
+               "against masked execution.", "lower"),
         Metric("skipped_top1_change", "top-1, skipped minus masked", "pp", 2,
                "Top-1 accuracy of the skipped execution minus that of the masked one.", "higher", True),
         Metric("skipped_agreement", "agreement, skipped and masked", "%", 2,
                "Share of test images for which both executions predict the same.", "higher"),
         Metric("skipped_float64_difference", "difference in float64", "", None,
-               "Largest difference of the logits of both executions in float64, relative to the largest logit.", "lower"),
+               "Largest difference of the logits of both executions in float64, relative to the largest logit.",
+               "lower"),
     )
-}  # fmt: skip
+}
+# fmt: on
 
 
 def metric(name: str, unit: str = "") -> Metric:

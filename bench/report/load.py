@@ -40,10 +40,10 @@ _CHANGES = ("err_increase", "change")
 class Cell:
     """One metric of one row.
 
-    ``low`` and ``high`` bound the 95 % interval (None: exact).  ``seeds`` is the number of different networks behind the
-    value.  With one the interval is about that network on new images; with several it is about new seeds too, ``value``
-    is their mean and ``sd`` the standard deviation of one of them on the same images (None where it was not kept).
-    ``of`` is how many of the ``n`` images the published set has, where some are missing here.
+    ``low`` and ``high`` bound the 95 % interval (None: exact).  ``seeds`` is the number of different networks behind
+    the value.  With one the interval is about that network on new images; with several it is about new seeds too,
+    ``value`` is their mean and ``sd`` the standard deviation of one of them on the same images (None where it was not
+    kept).  ``of`` is how many of the ``n`` images the published set has, where some are missing here.
     """
 
     metric: str
@@ -95,8 +95,8 @@ class Line:
 
     ``links`` are the published values by our metric, ``verdicts`` what the measured ones among them say; ``claim`` is
     what the row decides where it is the contrast of two others, ``decision`` the verdict on it; ``bases`` are the dense
-    network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are the
-    row file's.  ``scale`` names the data, and what else of the setting differs between the rows of the
+    network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are
+    the row file's.  ``scale`` names the data, and what else of the setting differs between the rows of the
     paper.  ``older`` says that other code measured it than what newer rows of the table were measured by.  ``command``
     measures the row, ``table_command`` its whole table.
     """
@@ -434,9 +434,13 @@ def judge(
     if sigma is None:
         return Verdict("not comparable", "no interval")
     return verdict.of_value(
-        cell.value / factor, published, sigma=sigma / factor, runs=cell.seeds if cell.sd is not None else 1,
-        least_sigma=least / factor, slack=_missing(cell) / factor,
-    )  # fmt: skip
+        cell.value / factor,
+        published,
+        sigma=sigma / factor,
+        runs=cell.seeds if cell.sd is not None else 1,
+        least_sigma=least / factor,
+        slack=_missing(cell) / factor,
+    )
 
 
 def _is_change(name: str) -> bool:

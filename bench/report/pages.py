@@ -42,9 +42,9 @@ def write(
 ) -> list[Path]:
     """Writes the page of each of ``papers`` that has rows, its tables and figures, and the index of all ``papers``.
 
-    The index opens with the ``coverages`` of the registries.  They go to ``<root>/<paper>/README.md``, its folders ``tables`` and ``figures``, and ``<root>/README.md``.  Files of
-    earlier tables in these folders are removed.  Returns the files written.  Raises :class:`UserError` for unreadable
-    rows, wrong links, and a full disk.
+    The index opens with the ``coverages`` of the registries.  They go to ``<root>/<paper>/README.md``, its folders
+    ``tables`` and ``figures``, and ``<root>/README.md``.  Files of earlier tables in these folders are removed.
+    Returns the files written.  Raises :class:`UserError` for unreadable rows, wrong links, and a full disk.
     """
     found = read(root, registry_folder, {paper: about.rows for paper, about in papers.items()})
     written: list[Path] = []

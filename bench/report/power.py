@@ -2,10 +2,10 @@
 
 The spread of one run is what the test images alone leave open, paired with the dense network (the stand-in of
 :mod:`bench.verdict`).  A change of accuracy is a mean over images that were lost (-1) or gained (+1); with a share q of
-such images it varies by sqrt(q / images).  q is taken for the effect of the row plus half of the dense network's errors:
-of two networks of about that error, trained or pruned differently, about half of the mistakes are each one's own.
-Measured on CIFAR-10 (ResNet-56 at 2x, 7 % errors) the rule gives 4.8 %, and 3.5 % were found.  Runs that vary by more,
-because seeds matter, lower the power.
+such images it varies by sqrt(q / images).  q is taken for the effect of the row plus half of the dense network's
+errors: of two networks of about that error, trained or pruned differently, about half of the mistakes are each one's
+own.  Measured on CIFAR-10 (ResNet-56 at 2x, 7 % errors) the rule gives 4.8 %, and 3.5 % were found.  Runs that vary by
+more, because seeds matter, lower the power.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ IMAGES = {
 }
 # errors of the dense network (%), where the value itself does not tell them: the papers' baselines
 ERRORS = {("CIFAR-10", 1): 6.5, ("ImageNet", 1): 28.0, ("ImageNet", 5): 9.5}
-# AP is no mean over images.  Spread (points) of one detector trained again: 68.7, 68.72 and 69.33 mAP of one Faster R-CNN
-# on VOC 2007, 36.7, 37.01 and 36.81 AP over IoU (the logs of yihui-he/py-faster-rcnn)
+# AP is no mean over images.  Spread (points) of one detector trained again: 68.7, 68.72 and 69.33 mAP of one Faster
+# R-CNN on VOC 2007, 36.7, 37.01 and 36.81 AP over IoU (the logs of yihui-he/py-faster-rcnn)
 DETECTION_SPREADS = {"AP@[.5:.95]": 0.16}
 DETECTION_SPREAD = 0.36
 RUNS = (1, 3)
@@ -80,7 +80,7 @@ def spread(entry: Published) -> float | None:
 
 
 def _error(entry: Published, scale: float) -> float:
-    """The dense network's errors (%): from the value where it is an accuracy or an error, else the data's usual ones."""
+    """The dense network's errors (%): from the value where it is an accuracy or error, else the data's usual ones."""
     assert entry.value is not None
     name = entry.metric.replace("top-", "top")
     is_change = any(word in name for word in ("gap", "increase", "change", "delta", "drop", "loss"))
@@ -115,9 +115,9 @@ def text(found: Mapping[str, Sequence[Power]], rows: bool) -> str:
         lines += [_counts("total", name, total[name]) for name in sorted(total)]
     lines += [
         "",
-        "decidable: at least an even chance of `reproduced` where our procedure equals the paper's. Spread of a run: the",
-        "noise of the test images, paired with the dense network; seeds that matter lower the power. Three runs have less",
-        "of it than one because they estimate their spread and one run is given it. † not verified.",
+        "decidable: at least an even chance of `reproduced` where our procedure equals the paper's. Spread of a run:",
+        "the noise of the test images, paired with the dense network; seeds that matter lower the power. Three runs",
+        "have less of it than one because they estimate their spread and one run is given it. † not verified.",
     ]
     return "\n".join(lines)
 

@@ -23,6 +23,7 @@ thead th { border-top: 2px solid; border-bottom: 1px solid; } tbody tr:last-chil
 .good { background: #cfe3f5; } .bad { background: #fbdcc4; } .open { background: #e6e6e6; }
 .notes { font-size: 0.9em; }
 """
+# fmt: off
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -30,7 +31,8 @@ _TEX = {
     "[": "{[}", "]": "{]}", "|": r"\textbar{}", '"': "''",
     "†": r"$^\dagger$", "±": r"$\pm$", "\u00d7": r"$\times$", "\u2013": "--", "\u2212": "$-$", "…": r"\ldots{}",
     "≤": r"$\leq$", "≥": r"$\geq$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "ε": r"$\epsilon$", "→": r"$\to$",
-}  # fmt: skip
+}
+# fmt: on
 
 
 def markdown(table: Table) -> str:

@@ -85,10 +85,9 @@ def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
         body.append(text)
     frame = pd.DataFrame(body, dtype=object)
     filled = [name for name in frame.columns if name in (ROW, VERDICT) or bool((frame[name] != "").any())]
-    return Table(
-        first.paper, first.table, first.scale, tuple(lines), frame[filled], _notes(lines, chosen, all_ours),
-        _unlinked(lines, published),
-    )  # fmt: skip
+    notes = _notes(lines, chosen, all_ours)
+    unlinked = _unlinked(lines, published)
+    return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], notes, unlinked)
 
 
 def columns(lines: Sequence[Line]) -> dict[str, str]:
@@ -140,9 +139,9 @@ def _claims(lines: Sequence[Line]) -> Table:
     first = lines[0]
     ran = [line for line in lines if line.ran]
     notes.append(
-        "Contrast: first minus second, paired by image and seed, with its 95 % interval. A claim holds where the interval "
-        "lies above zero and reaches the smallest effect of interest in the claimed direction, does not hold where it "
-        "lies below that effect and does not contain the published one, and is undecided otherwise."
+        "Contrast: first minus second, paired by image and seed, with its 95 % interval. A claim holds where the "
+        "interval lies above zero and reaches the smallest effect of interest in the claimed direction, does not hold "
+        "where it lies below that effect and does not contain the published one, and is undecided otherwise."
     )
     if any(line.claim is not None and not line.claim.verified for line in lines):
         notes.append(
@@ -216,8 +215,8 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     verdicts = [found for line in lines for found in line.verdicts.values()]
     if any(found.stand_in for found in verdicts):
         notes.append(
-            "Verdicts on fewer than three seeds take the noise of the images, paired with the dense network, for the spread "
-            "of a run."
+            "Verdicts on fewer than three seeds take the noise of the images, paired with the dense network, for the "
+            "spread of a run."
         )
     if any(not found.verified for found in verdicts):
         notes.append("[verdict]: on a published value that nobody could verify; it enters no count.")
@@ -228,7 +227,8 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")
     for n, of in sorted({(cell.n, cell.of) for cell in cells if cell.n and cell.of}):
         notes.append(
-            f"{n:,} of the {of:,} published test images are here: intervals and verdicts hold what the others could change."
+            f"{n:,} of the {of:,} published test images are here: intervals and verdicts hold what the others could "
+            "change."
         )
     conventions = sorted({cell.convention for cell in shown if cell.convention})
     if conventions or any(line.shape for line in lines):
@@ -287,10 +287,17 @@ def raw(table: Table) -> list[dict[str, Any]]:
     rows = []
     for line in table.lines:
         row: dict[str, Any] = {
-            "paper": line.paper, "table": line.table, "row": line.name, "scale": line.scale,
-            "own_scale": line.own_scale, "analogue": line.analogue, "beyond_the_paper": line.ours,
-            "status": line.status, "network": line.recipe, "claimed_speedup": line.claimed,
-        }  # fmt: skip
+            "paper": line.paper,
+            "table": line.table,
+            "row": line.name,
+            "scale": line.scale,
+            "own_scale": line.own_scale,
+            "analogue": line.analogue,
+            "beyond_the_paper": line.ours,
+            "status": line.status,
+            "network": line.recipe,
+            "claimed_speedup": line.claimed,
+        }
         shape = line.shape or {"macs": {}, "dense_macs": {}}
         row |= {f"own_shape_{name}": shape.get(name) for name in ("recipe", "speedup", "params", "dense_params")}
         for kind in ("macs", "dense_macs"):

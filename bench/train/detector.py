@@ -70,8 +70,8 @@ def plain_pipeline(size: int, boxes: bool = False) -> list[dict[str, Any]]:
 class Batches(Dataset[Batch]):
     """An mmdet dataset that gives a whole batch for a list of places: RGB pixels B x 3 x H x W and B data samples.
 
-    mmdet's augmentation draws from NumPy's and Python's generators; they are seeded from (``seed``, epoch, place) for each
-    image, so that it is the same in whatever process and batch it is made.  ``epoch`` is set by the training.
+    mmdet's augmentation draws from NumPy's and Python's generators; they are seeded from (``seed``, epoch, place) for
+    each image, so that it is the same in whatever process and batch it is made.  ``epoch`` is set by the training.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -138,7 +138,10 @@ def fit_detector(
     workers: int = 0,
     progress: bool = True,
 ) -> History:
-    """Trains ``net`` (and ``auxiliary``) in place, on the CPU and in evaluation mode afterwards.  Returns the history."""
+    """Trains ``net`` (and ``auxiliary``) in place, on the CPU and in evaluation mode afterwards.
+
+    Returns the history.
+    """
     data = Batches(split.dataset(training_pipeline(net, mirror, zoom_out), training=True), seed)
     # augmentation is as slow as the narrow network's training: always in a process of its own
     workers = max(1, workers)

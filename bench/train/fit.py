@@ -37,8 +37,8 @@ _run = itertools.count()
 # looked at for a loss that is no number; on a GPU each look waits for the device
 _LOOK_EVERY = 20
 
-# of each epoch: its number (from 1), the mean loss, the learning rate at its end, and a classifier's accuracy (%), on the
-# augmented training images as they were trained on
+# of each epoch: its number (from 1), the mean loss, the learning rate at its end, and a classifier's accuracy (%), on
+# the augmented training images as they were trained on
 History = list[dict[str, float]]
 
 
@@ -52,7 +52,9 @@ class Classifier(BaseModel):  # type: ignore[misc]
         super().__init__()
         self.net, self.penalty = net, penalty
 
-    def forward(self, images: Tensor, labels: Tensor, mode: str = "loss") -> dict[str, Tensor] | Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, images: Tensor, labels: Tensor, mode: str = "loss"
+    ) -> dict[str, Tensor] | Tensor:
         """Images B x 3 x H x W, labels B: the mean cross-entropy, or the logits B x classes."""
         outputs = self.net(images)
         if mode != "loss":
@@ -150,7 +152,8 @@ class _Watch(Hook):  # type: ignore[misc]
         sums: list[float] = summed(self.sums.clone()).tolist()
         if not math.isfinite(sums[0]):
             raise UserError(
-                f"{self.label}: the loss is no longer a number in epoch {runner.epoch + 1}: lower the learning rate, or check the weights"
+                f"{self.label}: the loss is no longer a number in epoch {runner.epoch + 1}: lower the learning rate, "
+                "or check the weights"
             )
         return sums
 
@@ -287,7 +290,7 @@ def _schedulers(schedule: Schedule, iterations: int) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _on_device(device: str) -> Iterator[None]:
-    """mmengine trains on the GPU wherever there is one; this makes it follow ``device``, with repeatable convolutions."""
+    """mmengine trains on the GPU wherever there is one; this makes it follow ``device``, convolving repeatably."""
     before = device_utils.DEVICE, torch.backends.cudnn.deterministic
     device_utils.DEVICE, torch.backends.cudnn.deterministic = device.split(":")[0], True
     try:
@@ -298,7 +301,7 @@ def _on_device(device: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps mmengine's own log off the screen, and what it prints out of our output; our progress bar says what matters."""
+    """Keeps mmengine's log off the screen and its prints out of our output; our progress bar says what matters."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):

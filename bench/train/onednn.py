@@ -1,9 +1,9 @@
 """A fault of oneDNN that training must keep clear of.
 
-The weights' gradient of a strided 1x1 convolution of channels-last images writes past its workspace where there are fewer
-input channels than a vector holds (16 with AVX-512, 8 with AVX2): the process dies, hangs, or goes on with wrong gradients
-(https://github.com/uxlfoundation/oneDNN/issues/6035, seen here with torch 2.14.1).  Narrow and pruned ResNets have such
-shortcuts.  Channels-last is otherwise the faster layout on CPUs, so only these convolutions leave it.
+The weights' gradient of a strided 1x1 convolution of channels-last images writes past its workspace where there are
+fewer input channels than a vector holds (16 with AVX-512, 8 with AVX2): the process dies, hangs, or goes on with wrong
+gradients (https://github.com/uxlfoundation/oneDNN/issues/6035, seen here with torch 2.14.1).  Narrow and pruned ResNets
+have such shortcuts.  Channels-last is otherwise the faster layout on CPUs, so only these convolutions leave it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _VECTOR = 16
 
 @contextlib.contextmanager
 def spared(model: nn.Module) -> Iterator[None]:
-    """Within, the convolutions of ``model`` that the fault can reach compute on contiguous tensors; values stay equal."""
+    """Within, the convolutions of ``model`` that the fault can reach compute on contiguous tensors; equal values."""
     hooks = [module.register_forward_pre_hook(_contiguous) for module in model.modules() if _in_reach(module)]
     try:
         yield

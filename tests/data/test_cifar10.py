@@ -1,4 +1,4 @@
-"""CIFAR-10 from arrays with nearly all images: what is checked, and what missing images do to intervals and verdicts."""
+"""CIFAR-10 from arrays with nearly all images: what is checked, what missing images do to intervals and verdicts."""
 
 from collections.abc import Callable
 from pathlib import Path

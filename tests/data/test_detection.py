@@ -1,4 +1,4 @@
-"""Detection folders: mmdet reads the boxes we read, devkits are found, and what broken data are told before training."""
+"""Detection folders: mmdet reads the boxes we read, devkits are found, and broken data are told before training."""
 
 from __future__ import annotations
 
@@ -434,8 +434,13 @@ def test_a_fingerprint_changes_with_a_box_and_not_with_the_place(tmp_path: Path,
 
 
 def devkit(root: Path) -> Path:
-    write_voc(root / "VOC2007", {"trainval": {"000005": [("person", (1, 1, 20, 20), 0)], "000007": []},
-                                 "test": {"000001": [("dog", (3, 3, 30, 30), 1)]}})  # fmt: skip
+    write_voc(
+        root / "VOC2007",
+        {
+            "trainval": {"000005": [("person", (1, 1, 20, 20), 0)], "000007": []},
+            "test": {"000001": [("dog", (3, 3, 30, 30), 1)]},
+        },
+    )
     write_voc(root / "VOC2012", {"trainval": {"2008_000002": [("aeroplane", (2, 2, 20, 20), 0)]}})
     return root
 

@@ -1,4 +1,4 @@
-"""Boxes lie where the pixels are: sizes and orientations that contradict the image are repaired where certain, else refused."""
+"""Boxes lie where the pixels are: what contradicts the image (size, orientation) is repaired or refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def write_voc(
     for name, (_, stated, boxes) in images.items():
         size = "" if stated is None else "<size><width>{}</width><height>{}</height></size>".format(*stated)
         objects = "".join(
-            f"<object><name>x</name><bndbox><xmin>{box[0] + 1}</xmin><ymin>{box[1] + 1}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+            f"<object><name>x</name><bndbox><xmin>{box[0] + 1}</xmin><ymin>{box[1] + 1}</ymin>"
+            f"<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
             for box in boxes
         )
         (root / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")

@@ -80,9 +80,10 @@ def test_the_converted_network_is_the_original(name: str) -> None:
         expected = model(x)
         torch.testing.assert_close(converted(x), expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
     gammas = [
-        m.weight for n, m in model.named_modules()
+        m.weight
+        for n, m in model.named_modules()
         if isinstance(m, nn.BatchNorm2d) and m.weight is not None and "grouped" not in n
-    ]  # fmt: skip
+    ]
     assert done.negated == sum(int((g < 0).sum()) for g in gammas) > 0
     assert done.clamped == sum(int((g.abs() < SMALLEST_GAMMA).sum()) for g in gammas) >= 2 * len(gammas) - 2
 
@@ -102,8 +103,9 @@ def test_in_training_mode_too(name: str) -> None:
 
 def test_which_convolutions_are_gated_and_what_follows_them() -> None:
     assert [(p.conv, p.norm, p.followed_by_relu) for p in find_pairs(Biased())] == [
-        ("first", "norm", True), ("last", "last_norm", False),
-    ]  # fmt: skip
+        ("first", "norm", True),
+        ("last", "last_norm", False),
+    ]
     followed = {p.conv: p.followed_by_relu for p in find_pairs(resnet18(10, 0.125, True))}
     assert followed["layer1.0.conv1"] and not followed["layer1.0.conv2"] and not followed["layer2.0.downsample.0"]
 

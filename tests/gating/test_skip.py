@@ -1,4 +1,4 @@
-"""Skipped against masked execution: layer by layer on 1,000 inputs, networks end to end, and what is really computed."""
+"""Skipped against masked execution: layer by layer on 1,000 inputs, whole networks, and what is really computed."""
 
 import copy
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def test_the_options_skip_too(options: GateOptions) -> None:
 
 
 class Odd(nn.Module):
-    """What the program must get right: two readers, a scalar addition, a functional ReLU, a sigmoid, an ungated reader."""
+    """What the program must get right: two readers, a scalar added, a functional ReLU, a sigmoid, an ungated reader."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,10 +15,12 @@ from bench.models.resnet import resnet18
 from bench.models.vgg import batch_norm_convs
 
 # M-CifarNet: millions of MACs, convolutions and classifier, then with the gates (worked out from the layer shapes)
+# fmt: off
 TABLE = {
     1000: (174.30, 174.68), 900: (142.82, 143.19), 800: (113.44, 113.79), 700: (86.50, 86.84), 600: (64.01, 64.33),
     500: (43.97, 44.28), 400: (28.93, 29.23), 300: (16.65, 16.93), 200: (7.45, 7.71), 100: (2.05, 2.30),
-}  # fmt: skip
+}
+# fmt: on
 LAYERS = [
     (3, 64, 30),
     (64, 64, 30),
@@ -66,10 +68,15 @@ B22 = ("layer2.1.conv1", "layer2.1.conv2")
 @pytest.mark.parametrize(
     ("density", "ungated", "speedup"),
     [
-        (800, (), 1.41), (700, (), 1.76), (650, (), 1.99), (600, (), 2.27),
-        (700, B22, 1.62), (650, B22, 1.79), (600, B22, 1.98),
+        (800, (), 1.41),
+        (700, (), 1.76),
+        (650, (), 1.99),
+        (600, (), 2.27),
+        (700, B22, 1.62),
+        (650, B22, 1.79),
+        (600, B22, 1.98),
     ],
-)  # fmt: skip
+)
 def test_the_rules_of_resnet18(density: int, ungated: tuple[str, ...], speedup: float) -> None:
     """Union at additions; with block b22 not gated the paper's 1.62x (d = 0.7) and 1.98x (d = 0.6)."""
     base = Recipe("resnet18", {}, (3, 224, 224))
@@ -149,9 +156,16 @@ def test_networks_without_gates_have_their_static_macs() -> None:
 def tiny(density: int = 500) -> nn.Module:
     """Two gated layers on 4x4: 2 -> 4 (3x3), pooled to 2x2, 4 -> 6 (1x1), then 24 features to 3 classes."""
     model = nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3, bias=False),
-    )  # fmt: skip
+        nn.Conv2d(2, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, 3, bias=False),
+    )
     convert(model, density)
     return model
 

@@ -25,7 +25,8 @@ def measure(times: dict[str, Any], **protocol: Any) -> tuple[Timing, list[str]]:
         return float(times[network](next(calls)))
 
     settings = {"block": 3, "rounds": 8, "least": 8, "warm_up": 2, "seconds": 1e9, **protocol}
-    timing = latency._measure({n: n for n in times}, INPUTS, Protocol(**settings), clock, "made up", "cpu", False)  # type: ignore[misc]
+    names = {n: n for n in times}
+    timing = latency._measure(names, INPUTS, Protocol(**settings), clock, "made up", "cpu", False)  # type: ignore[misc]
     return timing, order
 
 

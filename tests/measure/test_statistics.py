@@ -151,7 +151,7 @@ def test_coverage_of_one_network_s_accuracy(images: int) -> None:
 
 
 def coverage_of_change(images: int, lost: float, gained: float) -> float:
-    """Exact coverage of one network's interval, ``lost`` and ``gained`` images expected: all outcomes' probabilities."""
+    """Exact coverage of one network's interval, ``lost`` and ``gained`` images expected, over all outcomes."""
     most = [int(min(images, mean + 7 * math.sqrt(mean) + 9)) for mean in (lost, gained)]
     covered = 0.0
     for b in range(most[0] + 1):
@@ -196,7 +196,7 @@ def drawn(
     seed_noise: float,
     shared: float,
 ) -> NDArray[np.int8]:
-    """trials x seeds x images changes; a seed moves the mean by ``seed_noise`` (sd), images change alike in ``shared``."""
+    """trials x seeds x images changes; seeds move the mean by ``seed_noise`` (sd), ``shared`` images change alike."""
     move = rng.normal(0.0, seed_noise, (trials, seeds, 1)) if seed_noise else np.zeros((trials, seeds, 1))
     gain, loss = gained + np.maximum(move, 0.0), lost + np.maximum(-move, 0.0)
     alike = rng.random((trials, 1, images), dtype=np.float32) < shared

@@ -106,17 +106,20 @@ def test_cifar_depth_must_be_6n_plus_2() -> None:
 
 def test_vgg_names_of_the_papers() -> None:
     """torchvision's places of the thirteen convolutions, written out."""
+    # fmt: off
     assert list(vgg.CONVS.items()) == [
         ("conv1_1", "features.0"), ("conv1_2", "features.2"), ("conv2_1", "features.5"), ("conv2_2", "features.7"),
         ("conv3_1", "features.10"), ("conv3_2", "features.12"), ("conv3_3", "features.14"), ("conv4_1", "features.17"),
         ("conv4_2", "features.19"), ("conv4_3", "features.21"), ("conv5_1", "features.24"), ("conv5_2", "features.26"),
         ("conv5_3", "features.28"),
-    ]  # fmt: skip
+    ]
+    # fmt: on
     model = Recipe("vgg16", {}, (3, 224, 224)).build("meta")
-    for paper, module in vgg.CONVS.items():
+    widths = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    for module, width in zip(vgg.CONVS.values(), widths, strict=True):
         conv = model.get_submodule(module)
         assert isinstance(conv, nn.Conv2d)
-        assert conv.out_channels == vgg.FULL_WIDTHS[paper]
+        assert conv.out_channels == width
 
 
 SMALL: dict[str, Recipe] = {
@@ -125,7 +128,7 @@ SMALL: dict[str, Recipe] = {
     "resnet50": Recipe("resnet50", {"width": 1 / 16, "num_classes": 6, "small_input": True}, (3, 16, 16)),
     "bottleneck_resnet": Recipe("bottleneck_resnet", {"width": 1 / 16, "num_classes": 6}, (3, 16, 16)),
     "cifar_resnet32": Recipe("cifar_resnet32", {"width": 0.25, "num_classes": 6}, (3, 16, 16)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SMALL)

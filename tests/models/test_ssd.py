@@ -1,4 +1,4 @@
-"""SSD against mmdet's own detector with the same weights, the paper's default boxes, published sizes; removal is masking."""
+"""SSD against mmdet's own detector with equal weights, the paper's default boxes and sizes; removal is masking."""
 
 from __future__ import annotations
 
@@ -41,9 +41,15 @@ def sample(boxes: list[list[float]], labels: list[int], size: int = 300, origina
     made = DetDataSample()
     scale = (size / original[1], size / original[0])
     made.set_metainfo(
-        dict(img_shape=(size, size), ori_shape=original, pad_shape=(size, size), batch_input_shape=(size, size),
-             scale_factor=scale, img_id=0)
-    )  # fmt: skip
+        dict(
+            img_shape=(size, size),
+            ori_shape=original,
+            pad_shape=(size, size),
+            batch_input_shape=(size, size),
+            scale_factor=scale,
+            img_id=0,
+        )
+    )
     made.gt_instances = InstanceData(
         bboxes=torch.tensor(boxes).reshape(-1, 4), labels=torch.tensor(labels, dtype=torch.long)
     )
@@ -208,7 +214,8 @@ def test_detections_are_in_the_pixels_of_the_original_image() -> None:
     maps[0].view(1, 4, 4, 8, 8)[0, 0, :, 4, 5] = torch.tensor([0.0, 20.0, 0.0, 0.0])
     (found,) = model.detections(maps, [sample([], [], 64, original=(32, 128))])
     assert (found.labels.tolist(), found.scores.tolist()) == ([1], [pytest.approx(1.0, abs=1e-4)])
-    # the cell at row 4, column 5 of stride 8: centre (44, 36), a square of 16; the image was twice as wide, half as high
+    # the cell at row 4, column 5 of stride 8: centre (44, 36), a square of 16; the image was twice as wide and half
+    # as high
     torch.testing.assert_close(found.bboxes, torch.tensor([[72.0, 14.0, 104.0, 22.0]]))
 
 
@@ -253,7 +260,7 @@ def sites_by_producer(model: nn.Module, shared: bool) -> dict[str, list[str]]:
 
 
 def test_readers_in_ssd300_vgg16() -> None:
-    """conv4_3 and fc7 are read by the next convolution and two heads, each extra map likewise; the last by its heads."""
+    """conv4_3 and fc7 are read by the next convolution and two heads, extra maps likewise; the last by its heads."""
     plain = ["0", "2", "5", "7", "10", "12", "14", "17", "19", "21", "24", "26", "28", "31", "33"]
     expected = {f"backbone.features.{a}": [f"backbone.features.{b}"] for a, b in itertools.pairwise(plain)}
     heads = [[f"bbox_head.{kind}_convs.{level}.0" for kind in ("cls", "reg")] for level in range(6)]
@@ -277,8 +284,10 @@ def test_readers_in_ssd300_resnet50() -> None:
     assert {k: v for k, v in found.items() if ".layer" in k and k.startswith("backbone")} == inside
     assert found["backbone.conv1"] == ["backbone.layer1.0.conv1", "backbone.layer1.0.downsample.0"]
     assert found["neck.extra_layers.0.1.conv"] == [
-        "neck.extra_layers.1.0.conv", "bbox_head.cls_convs.2.0", "bbox_head.reg_convs.2.0",
-    ]  # fmt: skip
+        "neck.extra_layers.1.0.conv",
+        "bbox_head.cls_convs.2.0",
+        "bbox_head.reg_convs.2.0",
+    ]
     read = [reader for readers in found.values() for reader in readers]
     assert not {f"bbox_head.{kind}_convs.{i}.0" for kind in ("cls", "reg") for i in (0, 1)} & set(read)
     assert len(read) == len(set(read))
@@ -300,7 +309,8 @@ def busy(model: nn.Module, seed: int) -> nn.Module:
                 module.running_var.uniform_(0.5, 2.0, generator=generator)
             elif isinstance(module, nn.Conv2d) and module.bias is not None:
                 module.bias.normal_(generator=generator)
-        model.get_submodule("neck.l2_norm").weight.normal_(20.0, 5.0, generator=generator)  # type: ignore[operator, union-attr]
+        scale = model.get_submodule("neck.l2_norm").weight
+        scale.normal_(20.0, 5.0, generator=generator)  # type: ignore[operator, union-attr]
     return model.eval()
 
 

@@ -200,7 +200,8 @@ def busy(factory: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 def images(count: int, size: int = 32) -> list[Tensor]:
     """Batches of 4 with a smaller last one."""
-    return list(torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1)).split(4))  # type: ignore[no-untyped-call]
+    generator = torch.Generator().manual_seed(1)
+    return list(torch.randn(count, 3, size, size, generator=generator).split(4))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
@@ -229,7 +230,9 @@ def plain_shortcut(model: nn.Module, site: Site, x: Tensor) -> Tensor:
         entering = hooked(model, x, [name])[name][0]
         if isinstance(getattr(block, "shortcut", None), Callable):  # type: ignore[arg-type]
             return block.shortcut(entering)  # type: ignore[operator, no-any-return]
-        return entering if block.downsample is None else block.downsample(entering)  # type: ignore[operator, no-any-return]
+        if block.downsample is None:
+            return entering
+        return block.downsample(entering)  # type: ignore[operator, no-any-return]
 
 
 @pytest.mark.parametrize("budget", [0, 40_000, PLENTY])
@@ -315,7 +318,8 @@ def test_removals_reach_values_kept_for_an_earlier_reader(budget: int) -> None:
     """With a budget that holds the values at one reader but not at the next, the filters' channels are still live in
     what was kept earlier and must go there too."""
     model = busy(Parallel)
-    batches = list(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).split(2))  # type: ignore[no-untyped-call]
+    generator = torch.Generator().manual_seed(0)
+    batches = list(torch.randn(4, 3, 8, 8, generator=generator).split(2))  # type: ignore[no-untyped-call]
     graph = trace(model)
     walk = Walk(model, graph, batches, "cpu", budget)
     for site in find_sites(model, graph):

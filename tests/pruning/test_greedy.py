@@ -27,7 +27,7 @@ DOUBLE = torch.float64
 
 
 class Plain(nn.Module):
-    """Five convolutions, with and without batch norm and bias; ``four`` is the end of a stage, ``five`` is behind it."""
+    """Five convolutions, with and without batch norm and bias; ``four`` ends a stage, ``five`` is behind it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,9 +181,14 @@ class Rows:
 
 rows_cases = st.builds(
     Rows,
-    seed=st.integers(0, 10_000), channels=st.integers(1, 4), kernel=st.sampled_from([(1, 1), (2, 3), (3, 1)]),
-    outputs=st.integers(1, 4), rows=st.integers(4, 30), norm=st.booleans(), bias=st.booleans(),
-)  # fmt: skip
+    seed=st.integers(0, 10_000),
+    channels=st.integers(1, 4),
+    kernel=st.sampled_from([(1, 1), (2, 3), (3, 1)]),
+    outputs=st.integers(1, 4),
+    rows=st.integers(4, 30),
+    norm=st.booleans(),
+    bias=st.booleans(),
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -233,9 +238,10 @@ def test_term_leaves_out_what_a_batch_norm_has_switched_off() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), channels=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+    channels=st.integers(1, 4),
     readers=st.lists(st.tuples(st.integers(1, 3), st.sampled_from([(1, 1), (2, 3)])), min_size=1, max_size=3),
-)  # fmt: skip
+)
 def test_scores_against_loops(seed: int, channels: int, readers: list[tuple[int, tuple[int, int]]]) -> None:
     generator = torch.Generator().manual_seed(seed)
     gradients = [torch.randn(outputs, channels, *kernel, generator=generator) for outputs, kernel in readers]
@@ -259,9 +265,12 @@ def test_an_unknown_score_is_the_user_s_mistake() -> None:
 
 
 def algorithm2(
-    readers: Sequence[Rows], units: Sequence[float], keep: int, greedy: Greedy,
+    readers: Sequence[Rows],
+    units: Sequence[float],
+    keep: int,
+    greedy: Greedy,
     auxiliary: Callable[[int, Tensor], Tensor] | None,
-) -> tuple[list[int], list[Tensor], tuple[float, float]]:  # fmt: skip
+) -> tuple[list[int], list[Tensor], tuple[float, float]]:
     """DCP's algorithm 2 as it stands in the paper, on explicit rows, with autograd and torch's SGD.
 
     ``auxiliary`` is L_a of the first reader's weight, on the mini-batch of the given turn.  Returns the order, the
@@ -316,25 +325,36 @@ def curved(case: Rows, seed: int) -> Callable[[int, Tensor], Tensor]:
 
 greedies = st.builds(
     Greedy,
-    alpha=st.sampled_from([0.0, 0.5, 2.0]), score=st.sampled_from(["frobenius", "l21"]),
-    lr=st.sampled_from([0.01, 0.1]), momentum=st.sampled_from([0.0, 0.5, 0.9]),
-    weight_decay=st.sampled_from([0.0, 1e-4, 0.1]), steps=st.integers(0, 3), last_steps=st.integers(0, 2),
-)  # fmt: skip
+    alpha=st.sampled_from([0.0, 0.5, 2.0]),
+    score=st.sampled_from(["frobenius", "l21"]),
+    lr=st.sampled_from([0.01, 0.1]),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    weight_decay=st.sampled_from([0.0, 1e-4, 0.1]),
+    steps=st.integers(0, 3),
+    last_steps=st.integers(0, 2),
+)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), channels=st.integers(2, 5), greedy=greedies, data=st.data(),
+    seed=st.integers(0, 10_000),
+    channels=st.integers(2, 5),
+    greedy=greedies,
+    data=st.data(),
     shapes=st.lists(
         st.tuples(st.sampled_from([(1, 1), (2, 1), (2, 2)]), st.integers(1, 3), st.booleans()), min_size=1, max_size=3
     ),
     aided=st.booleans(),
-)  # fmt: skip
+)
 def test_pick_is_algorithm_2(
-    seed: int, channels: int, greedy: Greedy, data: st.DataObject, shapes: list[tuple[tuple[int, int], int, bool]],
+    seed: int,
+    channels: int,
+    greedy: Greedy,
+    data: st.DataObject,
+    shapes: list[tuple[tuple[int, int], int, bool]],
     aided: bool,
-) -> None:  # fmt: skip
-    """Same channels in the same order, same weights, same loss before and after, for one reader and for several in unequal units."""
+) -> None:
+    """Same channels in the same order, same weights and losses, for one reader and for several in unequal units."""
     readers = [
         Rows(seed + i, channels, kernel, outputs, 20 + i, norm, True)
         for i, (kernel, outputs, norm) in enumerate(shapes)
@@ -364,9 +384,12 @@ def test_pick_is_algorithm_2(
 
 @settings(max_examples=20, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), kernel=st.sampled_from([(1, 1), (2, 1)]), ridge=st.sampled_from([1e-6, 1e-2]),
-    unit=st.sampled_from([0.1, 1.0, 20.0]), aided=st.booleans(),
-)  # fmt: skip
+    seed=st.integers(0, 10_000),
+    kernel=st.sampled_from([(1, 1), (2, 1)]),
+    ridge=st.sampled_from([1e-6, 1e-2]),
+    unit=st.sampled_from([0.1, 1.0, 20.0]),
+    aided=st.booleans(),
+)
 def test_newton_s_step_is_a_least_squares_of_the_residual(
     seed: int, kernel: tuple[int, int], ridge: float, unit: float, aided: bool
 ) -> None:
@@ -424,11 +447,13 @@ def test_a_dead_channel_comes_last() -> None:
 # --- the tail ---
 
 
+# fmt: off
 TAILS = [
     (Plain, "two", "four"), (Plain, "three", "four"), (Plain, "four", "four"), (Plain, "two", "five"),
     (Residual, "two", "four"), (Residual, "two", "three"), (Residual, "one", "four"), (Fork, "next", "end"),
     (Fork, "next", "head"),
-]  # fmt: skip
+]
+# fmt: on
 
 
 @pytest.mark.parametrize(("factory", "reader", "end"), TAILS)
@@ -572,7 +597,8 @@ def prepared(
     """A network, its calibration on three mini-batches of unequal size, and an auxiliary head on ``end``."""
     model = busy(factory())
     settings = {"positions": 6, "batch": 8, "held_out": 0.2, "seed": 3} | sampling
-    calibration = calibrate(model, images(20), Sampling(**settings), progress=False, shared=True)  # type: ignore[arg-type]
+    rules = Sampling(**settings)  # type: ignore[arg-type]
+    calibration = calibrate(model, images(20), rules, progress=False, shared=True)
     return model, calibration, Head(convolution(model, end).out_channels, calibration.batches)
 
 

@@ -124,11 +124,20 @@ CASES: dict[str, tuple[Callable[[Chain], object], set[str], str]] = {
     "spectral norm, by hooks": (replaced("c", lambda: spectral_norm(conv())), {"c"}, "computed from other tensors"),
     "spectral norm, parametrised": (replaced("c", lambda: parametrizations.spectral_norm(conv())), {"c"}, "computed"),
     "a parametrisation": (
-        replaced("c", lambda: parametrize.register_parametrization(conv(), "weight", Half())), {"c"}, "computed from"),
+        replaced("c", lambda: parametrize.register_parametrization(conv(), "weight", Half())),
+        {"c"},
+        "computed from",
+    ),
     "a parametrised bias": (
-        replaced("c", lambda: parametrize.register_parametrization(conv(), "bias", Half())), {"c"}, "its bias is"),
+        replaced("c", lambda: parametrize.register_parametrization(conv(), "bias", Half())),
+        {"c"},
+        "its bias is",
+    ),
     "masked weights": (
-        replaced("c", lambda: prune.l1_unstructured(conv(), "weight", 0.3)), {"c"}, "computed from other tensors"),
+        replaced("c", lambda: prune.l1_unstructured(conv(), "weight", 0.3)),
+        {"c"},
+        "computed from other tensors",
+    ),
     "groups": (replaced("c", lambda: conv(groups=2)), {"c"}, "2 groups"),
     "reflected padding": (replaced("c", lambda: conv(padding_mode="reflect")), {"c"}, "padding is reflect"),
     "same padding": (replaced("c", lambda: conv(padding="same")), {"c"}, "padding is same"),
@@ -139,13 +148,20 @@ CASES: dict[str, tuple[Callable[[Chain], object], set[str], str]] = {
     "tied weights": (tied, {"c", "d"}, "shares its weights with"),
     "a convolution called twice": (same_conv, {"c"}, "called 2 times"),
     "a norm behind two convolutions": (same_norm, {"nc"}, "called 2 times"),
-    "a norm without scale and shift": (replaced("nc", lambda: nn.BatchNorm2d(6, affine=False)), {"nc"}, "without scale"),
+    "a norm without scale and shift": (
+        replaced("nc", lambda: nn.BatchNorm2d(6, affine=False)),
+        {"nc"},
+        "without scale",
+    ),
     "a norm without statistics": (
-        replaced("nc", lambda: nn.BatchNorm2d(6, track_running_stats=False)), {"nc"}, "without running statistics"),
+        replaced("nc", lambda: nn.BatchNorm2d(6, track_running_stats=False)),
+        {"nc"},
+        "without running statistics",
+    ),
     "a norm of its own": (replaced("nc", lambda: BatchOnly(6)), {"nc"}, "does not compute"),
     "group norm": (replaced("nc", lambda: nn.GroupNorm(2, 6)), {"nc"}, "GroupNorm cannot lose channels"),
     "instance norm": (replaced("nc", lambda: nn.InstanceNorm2d(6)), {"nc"}, "InstanceNorm2d cannot lose channels"),
-}  # fmt: skip
+}
 FINE: dict[str, Callable[[Chain], object]] = {
     "nothing": lambda model: None,
     "a plain subclass": replaced("c", lambda: conv(Plain)),
@@ -211,7 +227,7 @@ def test_where_nothing_is_left_the_reasons_are_told() -> None:
 
 @pytest.mark.parametrize("name", [*CASES, *FINE])
 def test_the_rest_is_pruned_rightly(name: str) -> None:
-    """Refitting without removal gives the network itself; removed == masked; half of the filters go without an error."""
+    """Refitting without removal gives the network itself; removed == masked; half of the filters go without error."""
     model, x = chain(CASES[name][0] if name in CASES else FINE[name]), images(30)
     with torch.no_grad():
         truth = copied(model).eval()(x)

@@ -122,9 +122,12 @@ def test_reading_in_between_loses_nothing() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(
-    channels=st.integers(1, 5), kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)), outputs=st.integers(1, 4),
-    centre=st.booleans(), seed=st.integers(0, 1000),
-)  # fmt: skip
+    channels=st.integers(1, 5),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    outputs=st.integers(1, 4),
+    centre=st.booleans(),
+    seed=st.integers(0, 1000),
+)
 def test_channel_gram_equals_explicit_contributions(
     channels: int, kernel: tuple[int, int], outputs: int, centre: bool, seed: int
 ) -> None:

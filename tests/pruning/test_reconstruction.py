@@ -52,8 +52,9 @@ def picked(x: Array, kept: list[int], size: int) -> Array:
 @given(
     kept=st.lists(st.integers(0, 4), min_size=1, max_size=5, unique=True),
     kernel=st.sampled_from([(1, 1), (2, 1), (2, 3)]),
-    ridge=st.sampled_from([1e-9, 1e-4, 1e-1]), seed=st.integers(0, 1000),
-)  # fmt: skip
+    ridge=st.sampled_from([1e-9, 1e-4, 1e-1]),
+    seed=st.integers(0, 1000),
+)
 def test_solution_equals_numpy(kept: list[int], kernel: tuple[int, int], ridge: float, seed: int) -> None:
     """Weights n x c' x kh x kw in the order of ``kept``, bias, and the error as a share of the variance."""
     kept = sorted(kept)
@@ -142,8 +143,8 @@ def towards(x: Array, y: Array, penalty: float, prior: Array) -> tuple[Array, Ar
 
 
 def scaled_by_channel(x: Array, y: Array, weight: Array) -> Array:
-    """``weight`` (n x c' x k) with the factors that fit best: NumPy's least squares on the channels' contributions, every
-    row and output an equation."""
+    """``weight`` (n x c' x k) with the factors that fit best: NumPy's least squares on the channels' contributions,
+    every row and output an equation."""
     xc, yc = x - x.mean(0), y - y.mean(0)
     parts = xc.reshape(len(x), weight.shape[1], -1)
     design = np.stack([(parts[:, i] @ weight[:, i].T).ravel() for i in range(weight.shape[1])], 1)
@@ -208,7 +209,7 @@ def test_cross_validation_is_the_explicit_one(case: int) -> None:
 
 
 def test_few_rows_stay_near_old_weights_that_are_right() -> None:
-    """Ten rows, twenty unknowns, loud noise: a ridge far above a hundredth wins, and beats any small one towards zero."""
+    """Ten rows, twenty unknowns, loud noise: a ridge far above a hundredth wins and beats small ones towards zero."""
     rule = np.random.default_rng(4)
     old = rule.standard_normal((2, 5, 2, 2))
     x, x_held = rule.standard_normal((10, 20)), rule.standard_normal((4000, 20))

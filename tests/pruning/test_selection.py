@@ -35,9 +35,12 @@ class Problem:
         moments = Moments(self.x.shape[1], self.y.shape[1])
         moments.add(torch.from_numpy(self.x), torch.from_numpy(self.y))
         return Layer(
-            moments, torch.from_numpy(self.weight), torch.from_numpy(self.bias), torch.from_numpy(self.filters),
+            moments,
+            torch.from_numpy(self.weight),
+            torch.from_numpy(self.bias),
+            torch.from_numpy(self.filters),
             options=options,
-        )  # fmt: skip
+        )
 
     def contributions(self) -> Array:
         """Z (channels x rows x outputs): what each channel adds to each response."""

@@ -157,8 +157,12 @@ def test_the_first_reader_in_forward_order_leads(order: str) -> None:
 def test_without_shared_every_reader_stands_alone() -> None:
     found = find_sites(Detector(), trace(Detector()))
     assert [(s.reader, s.producer) for s in found] == [
-        ("map", "stem"), ("next", None), ("last", "next"), ("scores", None), ("boxes", None),
-    ]  # fmt: skip
+        ("map", "stem"),
+        ("next", None),
+        ("last", "next"),
+        ("scores", None),
+        ("boxes", None),
+    ]
     assert all(site.others == () and site.readers == (site,) for site in found)
 
 
@@ -294,9 +298,8 @@ def random_layer(seed: int, channels: int, kernel: tuple[int, int], outputs: int
 
 
 shapes = st.lists(
-    st.tuples(st.sampled_from([(1, 1), (2, 1), (2, 3)]), st.integers(1, 3), st.integers(25, 40)),
-    min_size=2, max_size=3,
-)  # fmt: skip
+    st.tuples(st.sampled_from([(1, 1), (2, 1), (2, 3)]), st.integers(1, 3), st.integers(25, 40)), min_size=2, max_size=3
+)
 
 
 def rows_of(layer: Layer, rows: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
@@ -367,9 +370,8 @@ def brute_force(
 
 @settings(max_examples=15, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), channels=st.integers(2, 6), readers=shapes,
-    ridge=st.sampled_from([1e-6, 1e-3, 1e-1]),
-)  # fmt: skip
+    seed=st.integers(0, 10_000), channels=st.integers(2, 6), readers=shapes, ridge=st.sampled_from([1e-6, 1e-3, 1e-1])
+)
 def test_elimination_over_several_readers_is_the_brute_force_s(
     seed: int, channels: int, readers: list[tuple[tuple[int, int], int, int]], ridge: float
 ) -> None:
@@ -441,10 +443,14 @@ NORMS = {"next": "next_norm", "scores": None, "boxes": "boxes_norm"}
 @pytest.mark.parametrize(
     ("order", "selection", "budget"),
     [
-        ("late", "lasso", PLENTY), ("late", "exact", 0), ("pooled", "thinet", PLENTY), ("early", "exact", PLENTY),
-        ("first", "lasso", PLENTY), ("first", "exact", 0),
+        ("late", "lasso", PLENTY),
+        ("late", "exact", 0),
+        ("pooled", "thinet", PLENTY),
+        ("early", "exact", PLENTY),
+        ("first", "lasso", PLENTY),
+        ("first", "exact", 0),
     ],
-)  # fmt: skip
+)
 def test_every_reader_is_fitted_on_the_pruned_network_s_own_inputs(order: str, selection: str, budget: int) -> None:
     """Against a least squares with intercept on rows taken from plain forward passes of both networks."""
     model = busy(Detector(order))
@@ -456,8 +462,11 @@ def test_every_reader_is_fitted_on_the_pruned_network_s_own_inputs(order: str, s
     method = Method(selection, ridges=(1e-10,))
     pruned, reports = prune(model, calibration, keep, method, progress=False)
     assert [(r.reader, r.producer, r.channels, len(r.kept)) for r in reports] == [
-        ("map", "stem", 5, 4), ("next", "map", 6, 4), ("scores", "map", 6, 4), ("boxes", "map", 6, 4),
-    ]  # fmt: skip
+        ("map", "stem", 5, 4),
+        ("next", "map", 6, 4),
+        ("scores", "map", 6, 4),
+        ("boxes", "map", 6, 4),
+    ]
     assert reports[1].kept == reports[2].kept == reports[3].kept
     fitted = fitted_rows(calibration)
     for report in reports[1:]:
@@ -473,7 +482,8 @@ def test_every_reader_is_fitted_on_the_pruned_network_s_own_inputs(order: str, s
         norm = NORMS[report.reader]
         if norm is not None:
             batch_norm = pruned.get_submodule(norm)
-            scale = batch_norm.weight / torch.sqrt(batch_norm.running_var + batch_norm.eps)  # type: ignore[operator, arg-type]
+            deviation = torch.sqrt(batch_norm.running_var + batch_norm.eps)  # type: ignore[operator, arg-type]
+            scale = batch_norm.weight / deviation  # type: ignore[operator]
             weight = weight * scale.detach().double()[:, None, None, None]
         torch.testing.assert_close(weight.flatten(1).T, solution[:-1], rtol=1e-3, atol=1e-3)
         for rows, error in ((fitted, report.error), (~fitted, report.held_out_error)):
@@ -523,9 +533,13 @@ def test_without_reconstruction_removal_is_slicing(selection: str, order: str) -
             sums = convolution(model, producer).weight[:, read].abs().sum((1, 2, 3))
             assert kept[reader] == sorted(sums.topk(len(kept[reader])).indices.tolist())
     expected = {
-        "stem": (kept["map"], None), "map": (kept["next"], kept["map"]), "next": (kept["last"], kept["next"]),
-        "last": (None, kept["last"]), "scores": (None, kept["next"]), "boxes": (None, kept["next"]),
-    }  # fmt: skip
+        "stem": (kept["map"], None),
+        "map": (kept["next"], kept["map"]),
+        "next": (kept["last"], kept["next"]),
+        "last": (None, kept["last"]),
+        "scores": (None, kept["next"]),
+        "boxes": (None, kept["next"]),
+    }
     state = model.state_dict()
     for name, (filters, channels) in expected.items():
         conv, new = convolution(model, name), convolution(pruned, name)

@@ -153,7 +153,8 @@ def test_a_calibration_goes_on_behind_what_it_has_left(
 def test_a_pruning_goes_on_behind_the_last_layer(tmp_path: Path, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the reconstruction has added biases; the result is that of a run without a stop.
 
-    Up to rounding: values behind pruned layers are computed again by the smaller layers, instead of cut from the larger.
+    Up to rounding: values behind pruned layers are computed again by the smaller layers, instead of cut from the
+    larger.
     """
     torch.manual_seed(1)
     model: nn.Module = network()
@@ -211,8 +212,10 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2))
 
 
 @pytest.mark.slow
-def test_resnet50_at_224_stays_below_2_gb_and_does_not_grow_with_the_images(capsys: pytest.CaptureFixture[str]) -> None:
-    """32 images more add next to nothing to the peak; as floating-point numbers with responses they would add a tenth of a GB."""
+def test_resnet50_at_224_stays_below_2_gb_and_does_not_grow_with_the_images(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """32 images more add next to nothing to the peak; as floats with responses they would add a tenth of a GB."""
     peaks = []
     for count in (16, 48):
         done = subprocess.run(

@@ -101,8 +101,9 @@ def masked(model: nn.Module, conv: str, norm: str | None, removed: list[int]) ->
 
 def outputs(model: nn.Module, seed: int, shape: tuple[int, int, int] = SHAPE) -> Tensor:
     """Logits of four random images in evaluation mode."""
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        return model.eval()(torch.randn(4, *shape, generator=torch.Generator().manual_seed(seed)))  # type: ignore[no-any-return]
+        return model.eval()(x)  # type: ignore[no-any-return]
 
 
 def close(first: Tensor, second: Tensor) -> bool:
@@ -137,9 +138,14 @@ def test_sampled_convolution_equals_the_whole_on_zeroed_channels(data: st.DataOb
     """The sampler reads the chosen channels; zeroing the others changes nothing for the whole convolution."""
     torch.manual_seed(data.draw(st.integers(0, 10_000)))
     conv = nn.Conv2d(
-        6, 4, data.draw(st.sampled_from([1, 3])), data.draw(st.integers(1, 2)), padding=data.draw(st.integers(0, 2)),
-        dilation=data.draw(st.integers(1, 2)), bias=data.draw(st.booleans()),
-    )  # fmt: skip
+        6,
+        4,
+        data.draw(st.sampled_from([1, 3])),
+        data.draw(st.integers(1, 2)),
+        padding=data.draw(st.integers(0, 2)),
+        dilation=data.draw(st.integers(1, 2)),
+        bias=data.draw(st.booleans()),
+    )
     index = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True))
     x = torch.randn(2, 6, 7, 9)
     mask = torch.zeros(6)
@@ -283,9 +289,7 @@ RECIPES = {
     "resnet18": Recipe(
         "resnet18", {"num_classes": 5, "width": 1 / 16, "small_input": True}, SHAPE, {"layer2.0.conv1": 3}
     ),
-    "cifar_resnet20": Recipe(
-        "cifar_resnet20", {"width": 0.25}, SHAPE, {"layer1.0.conv1": 2, "layer3.2.conv1": 5}
-    ),
+    "cifar_resnet20": Recipe("cifar_resnet20", {"width": 0.25}, SHAPE, {"layer1.0.conv1": 2, "layer3.2.conv1": 5}),
     "bottleneck_resnet": Recipe(
         "bottleneck_resnet",
         {"num_classes": 5, "width": 1 / 16, "blocks": [1, 2, 1, 1]},
@@ -293,7 +297,7 @@ RECIPES = {
         {"layer2.1.conv1": 3, "layer2.1.conv2": 5, "layer3.0.conv2": 2},
         {"layer2.1.conv1": [1, 2, 8, 30], "layer3.0.conv1": [0, 31]},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)

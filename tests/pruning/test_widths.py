@@ -19,7 +19,7 @@ NETWORKS = {
     "resnet18": Recipe("resnet18", {"num_classes": 5, "width": 1 / 8, "small_input": True}, (3, 16, 16)),
     "cifar_resnet20": Recipe("cifar_resnet20", {"width": 0.5}, (3, 32, 32)),
     "bottleneck": Recipe("bottleneck_resnet", {"width": 1 / 8, "blocks": [1, 2, 1, 2]}, (3, 32, 32)),
-}  # fmt: skip
+}
 
 
 def modelled(name: str) -> tuple[nn.Module, list[Site], MacModel]:

@@ -1,7 +1,7 @@
-"""Properties of pruning over many small networks: traced == given, removed == masked, refitted == given, nothing changed.
+"""Properties of pruning over many small networks: traced == given, removed == masked, refitted == given.
 
-The networks are assembled by number.  Each block keeps N x ``WIDTH`` x H x W.  A convolution called ``c1`` has its norm,
-if any, in ``n1``.
+The networks are assembled by number.  Each block keeps N x ``WIDTH`` x H x W.  A convolution called ``c1`` has its
+norm, if any, in ``n1``.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ class Styled(nn.Module):
             x.relu_()
             return x
         ways = {
-            "function": F.relu, "function in place": lambda t: F.relu(t, True), "method": lambda t: t.relu(),
+            "function": F.relu,
+            "function in place": lambda t: F.relu(t, True),
+            "method": lambda t: t.relu(),
             "torch.relu_": torch.relu_,
-        }  # fmt: skip
+        }
         return ways[self.activation](x)
 
     def plus(self, x: Tensor, y: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def test_an_epoch_of_digits_is_small() -> None:
 
 
 def test_published_speed_ups_of_the_shapes() -> None:
-    """M-CifarNet 3.94x at d = 0.5; ResNet-18 1.62x and 1.98x; VGG-16 slimmed 3.02x, 3.91x, 5.31x of the whole VGG-16."""
+    """M-CifarNet 3.94x at d = 0.5; ResNet-18 1.62x and 1.98x; VGG-16 slimmed 3.02x, 3.91x, 5.31x of all VGG-16."""
     assert round(fbs.speedup_at(fbs.MCIFARNET, 500), 2) == 3.94
     assert round(fbs.speedup_at(fbs.RESNET18, 700, fbs.UNGATED_RESNET18), 2) == 1.62
     assert round(fbs.speedup_at(fbs.RESNET18, 600, fbs.UNGATED_RESNET18), 2) == 1.98

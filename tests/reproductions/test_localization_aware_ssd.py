@@ -1,4 +1,4 @@
-"""Localization-aware pruning: the auxiliary losses by loops from the definitions, widths counted on built networks, the plan."""
+"""Localization-aware pruning: auxiliary losses by loops from their definitions, widths of built networks, the plan."""
 
 from __future__ import annotations
 
@@ -97,8 +97,9 @@ def aligned(plane: Tensor, box: Box, scale: float) -> Tensor:
     wide, tall = (box[2] - box[0]) * scale / 7, (box[3] - box[1]) * scale / 7
     cells = [
         sum(sampled(plane, top + (r + i) * tall, left + (c + j) * wide) for i in (0.25, 0.75) for j in (0.25, 0.75))
-        for r in range(7) for c in range(7)
-    ]  # fmt: skip
+        for r in range(7)
+        for c in range(7)
+    ]
     return torch.stack(cells, dim=1).reshape(len(plane), 7, 7) / 4  # type: ignore[arg-type]
 
 
@@ -179,7 +180,7 @@ def auxiliary_of(localization: bool) -> lcp.Auxiliary:
 def slow_losses(
     auxiliary: lcp.Auxiliary, features: Tensor, truths: list[tuple[list[Box], list[int]]]
 ) -> dict[str, float]:
-    """Both losses box by box: cross-entropy by log-sum-exp, SSD's box decoding (variances 0.1 and 0.2), GIoU by areas."""
+    """Both losses box by box: cross-entropy by log-sum-exp, SSD's decoding (variances 0.1 and 0.2), GIoU by areas."""
     defaults = auxiliary.defaults.tolist()
     norm = auxiliary.norm
     entropies, distances = [], []
@@ -212,7 +213,7 @@ def slow_losses(
 
 @pytest.mark.parametrize("localization", [True, False])
 def test_auxiliary_losses_by_loops(localization: bool) -> None:
-    """L_ac and L_ar (m = 50) over three images, the middle one empty; DCP's variant reads B alone and has no box head."""
+    """L_ac and L_ar (m = 50) over three images, the middle one empty; DCP's variant reads B alone, no box head."""
     auxiliary = auxiliary_of(localization)
     assert (auxiliary.locate is not None) == localization
     assert any(name.startswith("locate") for name, _ in auxiliary.named_parameters()) == localization
@@ -380,7 +381,7 @@ def test_stages_follow_one_another(planned: list[runner.Planned], row: str) -> N
 
 
 def test_rows_of_the_publication_build_at_their_own_shape() -> None:
-    """Classes and input of VOC and COCO; the pruned SSD-VGG16 loses half of its backbone, conv4_3's three readers too."""
+    """Classes and input of VOC and COCO; the pruned SSD-VGG16 loses half its backbone, conv4_3's three readers too."""
     shapes = {(row.table, row.name): row.own_shape() for row in lcp.paper_tables()}
     assert len(shapes) == 6
     for (table, name), shape in shapes.items():

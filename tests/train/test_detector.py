@@ -205,8 +205,10 @@ def test_boxes_shrink_with_their_image_and_red_stays_red(tmp_path: Path) -> None
     ((pixels, (sample,)),) = list(batches(split, 40, [0], 4, boxes=True))
     assert pixels.shape == (1, 3, 40, 40)
     assert [round(float(channel.float().mean())) for channel in pixels[0]] == [
-        pytest.approx(250, abs=3), pytest.approx(0, abs=3), pytest.approx(0, abs=3),
-    ]  # fmt: skip
+        pytest.approx(250, abs=3),
+        pytest.approx(0, abs=3),
+        pytest.approx(0, abs=3),
+    ]
     torch.testing.assert_close(sample.gt_instances.bboxes, torch.tensor([[10 * 0.4, 5 * 0.8, 60 * 0.4, 30 * 0.8]]))
     assert sample.gt_instances.labels.tolist() == [0]
     torch.testing.assert_close(
@@ -267,7 +269,7 @@ def test_digits_are_not_mirrored(split: DetectionSplit) -> None:
 
 
 def test_a_batch_is_the_same_in_whatever_process_it_is_made(split: DetectionSplit) -> None:
-    """Augmentation follows from the seed, the epoch and the place alone; here, before and after other batches, in workers."""
+    """Augmentation follows from seed, epoch and place alone; here, before and after other batches, in workers."""
     data = Batches(split.dataset(training_pipeline(network(), True, 2.0), training=True), 0)
     chunks = [[0, 1], [2, 3], [1, 0], [4, 5]]
     seed_everything(1)

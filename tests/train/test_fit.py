@@ -92,7 +92,7 @@ def dropping() -> nn.Module:
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
-    """Augmentation is drawn from (seed, epoch, place): 0, 1 and 2 processes that make batches train the same network."""
+    """Augmentation is drawn from (seed, epoch, place): 0, 1 and 2 batch-making processes train the same network."""
     found = []
     for workers in (0, 1, 2):
         net = dropping()
@@ -120,7 +120,7 @@ def test_an_image_s_augmentation_depends_on_seed_epoch_and_place_alone() -> None
 
 
 def test_the_draws_are_uniform() -> None:
-    """Five offsets each way and two mirrors, all equally likely: chi-squared over 10,000 images, 49 degrees of freedom."""
+    """Five offsets each way and two mirrors, all equally likely: chi-squared, 10,000 images, 49 degrees of freedom."""
     images = torch.zeros(10_000, 3, 8, 8, dtype=torch.uint8)
     data = Augmented(MemorySplit(images, torch.zeros(10_000).long(), (0.5,) * 3, (0.5,) * 3, pad=2, mirror=True), 0)
     draws = data.draws()
@@ -225,7 +225,8 @@ def _train(folder: Path, moment: str) -> int:
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
-    """kill -9 in the middle of writing a checkpoint, or just after it took the last one's place; the same command again:
+    """kill -9 in the middle of writing a checkpoint, or just after it took the last one's place; the same command
+    again:
     bit for bit the same weights."""
     (tmp_path / "undisturbed").mkdir()
     assert _train(tmp_path / "undisturbed", "") == 0
@@ -254,8 +255,9 @@ from bench.train.fit import fit, seed_everything
 from bench.train.schedule import Schedule
 seed_everything(3)
 net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-fit(net, here.split(), Schedule(epochs=4, lr=0.05, batch=40), 0, Path({str(tmp_path)!r}) / ("work" + os.environ.get("WORLD_SIZE", "1")), "cpu", progress=False)
-torch.save(here.state(net), Path({str(tmp_path)!r}) / ("result" + os.environ.get("WORLD_SIZE", "1") + os.environ.get("RANK", "0")))
+place, world, rank = Path({str(tmp_path)!r}), os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+fit(net, here.split(), Schedule(epochs=4, lr=0.05, batch=40), 0, place / ("work" + world), "cpu", progress=False)
+torch.save(here.state(net), place / ("result" + world + rank))
 """
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -11,7 +11,8 @@ from torch import nn
 
 from bench.train.onednn import spared
 
-# fewer than 16 input channels and 157 images: without the guard most of these processes die of SIGSEGV or SIGABRT on AVX-512
+# fewer than 16 input channels and 157 images: without the guard most of these processes die of SIGSEGV or SIGABRT with
+# AVX-512
 _SCRIPT = """
 import torch
 from bench.train.onednn import spared
@@ -43,7 +44,7 @@ def test_gradients_of_narrow_strided_shortcuts(inputs: int, last: bool) -> None:
 
 
 def test_only_what_is_in_reach_changes_its_layout() -> None:
-    """Wide, unstrided and 3x3 convolutions stay channels-last; the narrow shortcut's output is the same in either layout."""
+    """Wide, unstrided and 3x3 convolutions stay channels-last; the narrow shortcut's output is the same in both."""
     x = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
     wide = torch.randn(2, 16, 6, 6).to(memory_format=torch.channels_last)
     narrow, unstrided, large = nn.Conv2d(8, 4, 1, stride=2), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, stride=2)
