@@ -152,8 +152,9 @@ def tuning(scale: str, amp: bool = False) -> Schedule:
 
 
 def longer(schedule: Schedule, times: int) -> Schedule:
-    """``times`` as many epochs of the same kind."""
-    return replace(schedule, epochs=schedule.epochs * times)
+    """``times`` as many epochs of the same kind: the rate falls at the same shares of them."""
+    milestones = tuple(times * epoch for epoch in schedule.milestones)
+    return replace(schedule, epochs=times * schedule.epochs, milestones=milestones)
 
 
 def slimming_penalty(scale: str) -> float:

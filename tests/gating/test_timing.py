@@ -1,0 +1,88 @@
+"""What the times of gated networks are called and divided by, on times that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.data.images import ImageSet, MemorySplit
+from bench.gating import timing
+from bench.gating.builder import gated_recipe
+from bench.gating.layer import PAPER
+from bench.measure import latency
+from bench.measure.latency import Protocol, Timing
+from bench.models.recipe import Recipe
+from bench.steps import Context
+from bench.store import Record, Result
+
+PLAIN = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, (3, 16, 16))
+GATED = gated_recipe(PLAIN, 500, PAPER, ())
+# inputs, filters and output side of the eight 3x3 convolutions at an eighth of the width and 16x16
+LAYERS = [(3, 8, 14), (8, 8, 14), (8, 16, 7), (16, 16, 7), (16, 16, 7), (16, 24, 4), (24, 24, 4), (24, 24, 4)]
+SECONDS = {"dense": 0.008, "folded": 0.004, "masked": 0.016, "skipped": 0.002}
+
+
+def noise() -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (70, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    split = MemorySplit(pixels, torch.arange(70) % 10, (0.5,) * 3, (0.25,) * 3, pad=0, mirror=False)
+    return ImageSet("noise", "0", tuple("abcdefghij"), 16, split, split, "16x16")
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, batch: int = 2) -> tuple[dict[str, Record], Result, dict[str, Any]]:
+    asked: dict[str, Any] = {}
+
+    def interleaved(networks: Mapping[str, Any], inputs: Any, protocol: Any, device: str, progress: bool) -> list[Timing]:
+        asked.update(names=list(networks), inputs=inputs, protocol=protocol, outputs=None)
+        with torch.inference_mode():
+            asked["outputs"] = {name: network(inputs[0]) for name, network in networks.items()}
+        samples = {name: torch.full((4, 2, 3), SECONDS[name], dtype=torch.float64) for name in networks}
+        machine = latency.machine("cpu")
+        return [Timing(samples, "made up", "all rounds done", {"before": machine, "after": machine})]
+
+    monkeypatch.setattr(latency, "interleaved", interleaved)
+    data = noise()
+    params = timing.Timing(batch, Protocol(seconds=1.0), GATED, 3)
+    found = timing.run_latency(Context(lambda: data, "cpu", False, Path()), [], params)
+    records = {record.metric: record for record in found.records}
+    assert len(records) == len(found.records)
+    return records, found, asked
+
+
+def test_speed_ups_are_of_the_skipped_network_over_the_dense_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 ms dense, 4 ms with folded norms, 2 ms skipped: 4x and 2x; times in milliseconds."""
+    records, found, asked = measured(monkeypatch)
+    assert {name: records[f"latency_{name}"].value for name in SECONDS} == pytest.approx(
+        {"dense": 8.0, "folded": 4.0, "masked": 16.0, "skipped": 2.0}
+    )
+    assert {records[f"latency_{name}"].unit for name in SECONDS} == {"ms"}
+    assert records["realised_speedup"].value == pytest.approx(4.0)
+    assert records["realised_over_folded"].value == pytest.approx(2.0)
+    theory = records["theoretical_speedup"].value
+    assert records["realised_share"].value == pytest.approx(100 * 4.0 / theory)
+    assert float(found.arrays["seconds_skipped"].mean()) == pytest.approx(0.002)
+    # batches of two real images, in order
+    assert asked["names"] == ["dense", "folded", "masked", "skipped"]
+    assert len(asked["inputs"]) == 35 and torch.equal(asked["inputs"][1], noise().test.batch([2, 3]))
+    assert asked["protocol"] == Protocol(seconds=1.0)
+    outputs = asked["outputs"]
+    torch.testing.assert_close(outputs["folded"], outputs["dense"], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(outputs["skipped"], outputs["masked"], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(outputs["masked"], outputs["dense"], rtol=1e-2)
+
+
+def test_the_theory_is_dense_over_gated_macs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At d = 0.5: half of the filters of half of the inputs, the gates' products and multiplications, the classifier."""
+    records, _, _ = measured(monkeypatch)
+    dense, gated, read = 240, 240, 3
+    for inputs, filters, side in LAYERS:
+        kept = filters // 2
+        dense += 9 * inputs * filters * side * side
+        gated += 9 * read * kept * side * side + read * filters + side * side * filters
+        read = kept
+    assert records["theoretical_speedup"].value == pytest.approx(dense / gated, rel=1e-6)
+    assert records["theoretical_speedup"].convention == "conv+fc+gates"
