@@ -37,7 +37,9 @@ WORDS: list[Edit] = [
 ]
 RIDGE = ("bench/pruning/reconstruction.py", "RIDGES = (", "RIDGES = (1e-7, ")
 AUGMENTATION = ("bench/data/augment.py", "draws < 0.5", "draws < 0.4")
-BOOTSTRAP = ("bench/measure/statistics.py", "[0.025, 0.975]", "[0.05, 0.95]")
+INTERVAL = ("bench/measure/statistics.py", "_LEAST_SHARE = 0.1", "_LEAST_SHARE = 0.2")
+# the steps that say something over several networks
+OVER_SEEDS = ("compared(", "summarised(")
 NORMALISATION = ("bench/data/digits.py", "(0.5,) * 3, (0.5,) * 3", "(0.4,) * 3, (0.5,) * 3")
 RESIZE = ("bench/data/digits.py", 'mode="bilinear", align_corners=False', 'mode="nearest"')
 
@@ -124,7 +126,7 @@ def test_words_run_nothing_again(sources: Any, tmp_path: Path) -> None:
 
 
 def test_code_runs_again_what_depends_on_it(sources: Any, tmp_path: Path) -> None:
-    """The ridge, the augmentation, the bootstrap, the normalisation, the resize: exactly the steps behind each."""
+    """The ridge, the augmentation, the intervals, the normalisation, the resize: exactly the steps behind each."""
     base = keys(ROOT)
     cp, given, figure, _ = base
 
@@ -138,17 +140,17 @@ def test_code_runs_again_what_depends_on_it(sources: Any, tmp_path: Path) -> Non
     # all that was trained; with given weights only what was fine-tuned; detectors have an augmentation of their own
     tuned = marked(given, "fine-tuned(", "from scratch(")
     assert changed("augmentation", AUGMENTATION) == [set(cp), tuned, set(figure), set()]
-    compared = [marked(plan, "compared(") for plan in base[:3]]
-    assert changed("bootstrap", BOOTSTRAP)[:3] == compared
+    compared = [marked(plan, *OVER_SEEDS) for plan in base[:3]]
+    assert changed("interval", INTERVAL)[:3] == compared
     for name, edit in (("normalisation", NORMALISATION), ("resize", RESIZE)):
         assert changed(name, edit) == [set(cp), set(given) - {"dense(cifar_resnet20)"}, set(figure), set()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("edits", "again"), [(WORDS, ""), ([RIDGE], "pruned("), ([BOOTSTRAP], "compared("), ([NORMALISATION], "(")]
+    ("edits", "again"), [(WORDS, ()), ([RIDGE], ("pruned(",)), ([INTERVAL], OVER_SEEDS), ([NORMALISATION], ("(",))]
 )
-def test_the_plan_of_an_edited_copy(edits: list[Edit], again: str, tmp_path: Path) -> None:
+def test_the_plan_of_an_edited_copy(edits: list[Edit], again: tuple[str, ...], tmp_path: Path) -> None:
     """The same through the command: a copy of the package is edited and ``--plan --json`` read in its own process."""
     arguments = ["run", "channel_pruning", "--table", "Table 8", "--scale", "digits", "--seed", "0", "--plan", "--json"]
 
@@ -160,7 +162,7 @@ def test_the_plan_of_an_edited_copy(edits: list[Edit], again: str, tmp_path: Pat
 
     base = plan(copied(tmp_path / "base"))
     (found,) = differing(base, plan(copied(tmp_path / "edited", *edits)))
-    assert found == (marked(base[0], again) if again else set())
+    assert found == (marked(base[0], *again) if again else set())
 
 
 def test_the_protocol_is_in_the_keys(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -50,9 +50,23 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    # whether the images are files, decoded when they are needed
+    decodes: ClassVar[bool] = False
+
     @abc.abstractmethod
+    def pixels(self, places: list[int]) -> Tensor:
+        """Images at ``places`` without augmentation as 8-bit values, B x 3 x H x W."""
+
+    @abc.abstractmethod
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """8-bit images B x 3 x H x W as the network takes them (float32)."""
+
     def batch(self, places: list[int]) -> Tensor:
-        """Images at ``places`` as B x 3 x H x W, normalised, without augmentation."""
+        """Images at ``places`` as B x 3 x H x W, normalised, without augmentation.
+
+        Raises :class:`UserError` naming a file that cannot be decoded.
+        """
+        return self.normalised(self.pixels(places))
 
     @abc.abstractmethod
     def augmented(self, places: list[int], draws: Tensor) -> Tensor:
@@ -112,17 +126,18 @@ class MemorySplit(Split):
         self.augmentation = PadCropAndMirror(pad, mirror)
         self.mean, self.std = mean, std
 
-    def batch(self, places: list[int]) -> Tensor:
-        """Images at ``places``, normalised."""
-        return self._normalised(self.images[torch.as_tensor(places)])
+    def pixels(self, places: list[int]) -> Tensor:
+        """The images at ``places``."""
+        return self.images[torch.as_tensor(places)]
 
     def augmented(self, places: list[int], draws: Tensor) -> Tensor:
         """Images at ``places``; black before normalisation is what the padding adds."""
-        return self._normalised(self.augmentation(self.images[torch.as_tensor(places)], draws))
+        return self.normalised(self.augmentation(self.pixels(places), draws))
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """8-bit images B x 3 x H x W as the network takes them (float32)."""
         mean, std = (torch.tensor(values)[:, None, None] * 255.0 for values in (self.mean, self.std))
-        return (images.float() - mean) / std
+        return (pixels.float() - mean) / std
 
     def describe(self) -> dict[str, Any]:
         """Hash of the pixels and labels, mean and deviation."""
@@ -141,6 +156,8 @@ class FileSplit(Split):
     fine-tuning).
     """
 
+    decodes: ClassVar[bool] = True
+
     def __init__(
         self,
         files: list[tuple[Path, int]],
@@ -157,10 +174,6 @@ class FileSplit(Split):
         resize = v2.Resize(side if protocol == "short256" else (side, side), v2.InterpolationMode(interpolation))
         self.resize = v2.Compose([resize, v2.ToImage()])
         self.crop = v2.CenterCrop(size)
-
-    def batch(self, places: list[int]) -> Tensor:
-        """Images at ``places``.  Raises :class:`UserError` naming a file that cannot be decoded."""
-        return self.normalised(self.pixels(places))
 
     def augmented(self, places: list[int], draws: Tensor) -> Tensor:
         """Augmented images at ``places``.  Raises :class:`UserError` naming a file that cannot be decoded."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from bench.data.images import FileSplit, Split
+from bench.data.images import Split
 from bench.store import disk_errors
 
 # bytes of 8-bit images that stay in memory
@@ -39,10 +39,10 @@ class ImageStream(Sequence[Tensor]):
         self._file: IO[bytes] | None = None
         self._held: list[Tensor] = []
         self._shape: tuple[int, ...] = ()
-        if isinstance(split, FileSplit):
+        if split.decodes:
             self._decode(split, workers, progress)
 
-    def _decode(self, split: FileSplit, workers: int, progress: bool) -> None:
+    def _decode(self, split: Split, workers: int, progress: bool) -> None:
         loader: Any = DataLoader(
             _Pixels(split),
             sampler=self.chunks,  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ class ImageStream(Sequence[Tensor]):
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
         place = range(len(self))[place]
-        if not isinstance(self.split, FileSplit):
+        if not self.split.decodes:
             return self.split.batch(self.chunks[place])
         return self.split.normalised(self._held[place] if self._file is None else self._read(place))
 
@@ -92,7 +92,7 @@ class ImageStream(Sequence[Tensor]):
 class _Pixels(Dataset[Tensor]):
     """A split's 8-bit images, indexed by lists of places."""
 
-    def __init__(self, split: FileSplit) -> None:
+    def __init__(self, split: Split) -> None:
         self.split = split
 
     def __getitem__(self, places: list[int]) -> Tensor:
