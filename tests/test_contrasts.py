@@ -1,5 +1,6 @@
 """Claims become rows: which two networks are compared, in which order, about which dense one, with which seeds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from bench import claims, contrasts, runner
 from bench.claims import Claim
 from bench.contrasts import claim_row
+from bench.data import BOXES
+from bench.measure.detection_steps import DetectionComparison
 from bench.measure.steps import Evaluation, run_evaluated
 from bench.models.recipe import Recipe
 from bench.rows import Chain, Row, Setting
@@ -43,6 +46,35 @@ def test_first_minus_second_about_the_dense_network_of_the_first() -> None:
     assert made.chain is not None
     (step,) = made.chain(setting((0, 1)), RECIPE).records
     assert [parent.name for parent in step.parents] == ["A 0", "A 1", "B 0", "B 1", "dense 0", "dense 1"]
+
+
+def test_detectors_are_contrasted_first_minus_second() -> None:
+    made = claim_row(claim(), [replace(row("A", shift=1), data=BOXES), replace(row("B", shift=2), data=BOXES)])
+    assert made.chain is not None and made.data == BOXES
+    (step,) = made.chain(setting((0, 1)), RECIPE).records
+    assert [parent.name for parent in step.parents] == ["A 0", "A 1", "B 0", "B 1"]
+    assert step.params == DetectionComparison("difference")
+
+
+@pytest.mark.parametrize("weights", [None, "sha"])
+def test_the_second_row_is_made_of_its_own_network_in_the_same_setting(weights: str | None) -> None:
+    asked = []
+
+    def dense(scale: str, classes: int, given: bool) -> Recipe:
+        asked.append((scale, classes, given))
+        return replace(RECIPE, builder="cifar_resnet56")
+
+    recipes = []
+
+    def chain(setting: Setting, recipe: Recipe) -> Chain:
+        recipes.append((setting.weights, recipe.builder))
+        return Chain([], [], [named("B", 1)] * 3, [named("dense", 2)] * 3)
+
+    made = claim_row(claim(), [row("A", shift=1), replace(row("B"), dense=dense, chain=chain)])
+    assert made.chain is not None
+    made.chain(replace(setting((0, 1, 2)), weights=weights), RECIPE)
+    assert asked == [("digits", 10, weights is not None)]
+    assert recipes == [(weights, "cifar_resnet56")]
 
 
 def test_seeds_and_scales_are_the_common_ones() -> None:

@@ -73,6 +73,11 @@ def test_speed_ups_are_of_the_skipped_network_over_the_dense_ones(monkeypatch: p
     torch.testing.assert_close(outputs["folded"], outputs["dense"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(outputs["skipped"], outputs["masked"], rtol=1e-3, atol=1e-4)
     assert not torch.allclose(outputs["masked"], outputs["dense"], rtol=1e-2)
+    # fresh weights are those of the seed
+    torch.manual_seed(99)
+    _, _, again = measured(monkeypatch)
+    for name, output in outputs.items():
+        assert torch.equal(again["outputs"][name], output), name
 
 
 def test_the_theory_is_dense_over_gated_macs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

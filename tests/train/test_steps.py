@@ -107,7 +107,8 @@ def test_given_weights_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest
 def test_lambda_times_the_saliencies_is_what_gating_adds(calls: list[tuple[Any, ...]]) -> None:
     torch.manual_seed(0)
     parent = checkpoint(GATES.build(), GATES)
-    params = gating.Gating(500, SCHEDULE, 2, 1e-3, GateOptions(phi="he"))
+    options = GateOptions(phi="he", subsample="mean")
+    params = gating.Gating(500, SCHEDULE, 2, 1e-3, options, ("conv2",))
     first = gating.run_gated(context(), [parent], params)
     net, data, schedule, seed, *_, penalty = calls[0]
     assert (data, schedule, seed) == (DATA.train, SCHEDULE, 2)
@@ -115,15 +116,19 @@ def test_lambda_times_the_saliencies_is_what_gating_adds(calls: list[tuple[Any, 
     net.train()(torch.rand(4, 3, 16, 16))
     # by hand: each image's sum over the channels, mean over the images, sum over the layers
     layers = [module for module in net.modules() if getattr(module, "l1", None) is not None]
-    assert len(layers) == 8
+    assert len(layers) == 7 and {layer.options for layer in layers} == {options}
+    assert first.recipe is not None
+    assert first.recipe["arguments"]["ungated"] == ["conv2"]
+    assert first.recipe["arguments"]["options"]["subsample"] == "mean"
     expected = 1e-3 * sum(float(layer.l1.detach()) for layer in layers)
     assert float(penalty(net).detach()) == pytest.approx(expected, rel=1e-5)
     # gates are drawn from the seed, whatever was drawn before; at another density the same gates go on
     torch.manual_seed(9)
     assert torch.equal(state(gating.run_gated(context(), [parent], params)), before)
-    assert first.recipe is not None and first.recipe["arguments"]["density"] == 500
+    assert first.recipe["arguments"]["density"] == 500
     lower = gating.run_gated(context(), [first], gating.Gating(300, SCHEDULE, 2, 1e-3))
     assert lower.recipe is not None and lower.recipe["arguments"]["density"] == 300
+    assert lower.recipe["arguments"]["options"] == first.recipe["arguments"]["options"]
     assert torch.equal(state(lower), state(first))
 
 
@@ -270,3 +275,40 @@ def test_every_epoch_has_an_order_and_an_augmentation_of_its_own(tmp_path: Path)
     for place in range(24):
         draws = [run[epoch][place] for run in (found[0], found[2]) for epoch in range(3)]
         assert len(set(draws)) == 6
+
+
+def test_milestones_are_epochs_and_no_image_is_left_out(tmp_path: Path) -> None:
+    """20 images in batches of 8: three steps an epoch, the last with four images; a tenth of the rate from the third on."""
+    plain = split(20, pad=0)
+    schedule = Schedule(4, 0.1, batch=8, shape="steps", milestones=(2,))
+    history = fit(small(), plain, schedule, 0, tmp_path, "cpu", progress=False)
+    assert [entry["lr"] for entry in history[:1]] == pytest.approx([0.1])
+    assert history[-1]["lr"] == pytest.approx(0.01)
+    data = Watched()
+    fit(small(), data, Schedule(2, 0.05, batch=9), 0, tmp_path / "b", "cpu", progress=False)
+    assert [len(places) for places, _ in data.seen] == [9, 9, 6] * 2
+
+
+class Drawing(nn.Module):
+    """Keeps what its forward passes draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(192, 2)
+        self.drawn: list[float] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.drawn.append(float(torch.rand(())))
+        return self.linear(images.flatten(1))  # type: ignore[no-any-return]
+
+
+def test_what_a_network_draws_differs_by_epoch_and_comes_back_with_the_seed(tmp_path: Path) -> None:
+    """Dropout: no two epochs alike, and a resumed training repeats an undisturbed one."""
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        net = Drawing()
+        fit(net, split(24), Schedule(3, 0.05, batch=12), seed, tmp_path / str(number), "cpu", progress=False)
+        found.append(net.drawn)
+        assert not net.training
+    assert found[0] == found[1] and len(set(found[0] + found[2])) == 12
