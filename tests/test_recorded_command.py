@@ -111,7 +111,8 @@ def test_every_option_of_bench_prune_reaches_the_function(tmp_path: Path, monkey
 
     monkeypatch.setattr(commands.api, "prune", prune)
     line = (
-        "bench prune my:net --data photos --speedup 3 --method thinet --widths error-driven --size 64 --images 123 --seed 5 "
+        "bench prune my:net --data photos --speedup 3 --method thinet --widths error-driven --size 64 --images 123 "
+        "--seed 5 "
         "--mean 0.1,0.2,0.3 --std 0.4,0.5,0.6 --interpolation bilinear --classes a,b --protocol squash --weights w.pth "
         f"--out {tmp_path} --workers 2 --device cpu --json"
     )

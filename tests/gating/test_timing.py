@@ -36,7 +36,9 @@ def noise() -> ImageSet:
 def measured(monkeypatch: pytest.MonkeyPatch, batch: int = 2) -> tuple[dict[str, Record], Result, dict[str, Any]]:
     asked: dict[str, Any] = {}
 
-    def interleaved(networks: Mapping[str, Any], inputs: Any, protocol: Any, device: str, progress: bool) -> list[Timing]:
+    def interleaved(
+        networks: Mapping[str, Any], inputs: Any, protocol: Any, device: str, progress: bool
+    ) -> list[Timing]:
         asked.update(names=list(networks), inputs=inputs, protocol=protocol, outputs=None)
         with torch.inference_mode():
             asked["outputs"] = {name: network(inputs[0]) for name, network in networks.items()}
@@ -81,7 +83,7 @@ def test_speed_ups_are_of_the_skipped_network_over_the_dense_ones(monkeypatch: p
 
 
 def test_the_theory_is_dense_over_gated_macs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At d = 0.5: half of the filters of half of the inputs, the gates' products and multiplications, the classifier."""
+    """At d = 0.5: half of the filters of half of the inputs, the gates' products and multiplications, the last layer."""
     records, _, _ = measured(monkeypatch)
     dense, gated, read = 240, 240, 3
     for inputs, filters, side in LAYERS:

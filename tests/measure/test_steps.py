@@ -26,7 +26,7 @@ DENSE = [0, 2, 0, 1]  # one right
 
 
 def logits(classes: Sequence[int], margin: float = 2.0) -> Tensor:
-    """Four images, six classes; the predicted class leads by ``margin``, and the runners-up leave the last class out."""
+    """Four images, six classes; the predicted class leads by ``margin``, the runners-up leave the last class out."""
     found = torch.zeros(len(classes), 6)
     found[:, 5] = -1.0
     found[torch.arange(len(classes)), list(classes)] = margin

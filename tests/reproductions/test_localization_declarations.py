@@ -46,7 +46,7 @@ def path(step: Step) -> list[Step]:
     return found
 
 
-# from scratch or from ImageNet's backbone (mmdet: 24 epochs over ten, or five, repetitions; the rate falls at 2/3 and 5/6)
+# from scratch or from ImageNet's backbone (mmdet: 24 epochs over ten, or five, repetitions; steps at 2/3 and 5/6)
 DENSE = {
     "scenes": Schedule(30, 4e-3, 16, weight_decay=1e-4, shape="cosine", clip=10.0, optimizer="AdamW"),
     "folder": Schedule(40, 4e-3, 16, weight_decay=1e-4, shape="cosine", clip=10.0, optimizer="AdamW"),

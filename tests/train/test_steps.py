@@ -1,4 +1,4 @@
-"""The steps that train: fresh weights are seeded, a parent's network is trained on, everything declared reaches the loop."""
+"""The steps that train: fresh weights are seeded, a parent's network is trained on, all that is declared arrives."""
 
 from __future__ import annotations
 
@@ -157,9 +157,7 @@ def test_a_detector_s_augmentation_and_schedule_reach_the_loop(
     found = []
     for disturbed, seed, backbone in ((0, 3, True), (1, 3, False), (0, 4, False)):
         torch.manual_seed(disturbed)
-        params = detection.DetectorTraining(
-            SCHEDULE, seed, detection.Augmenting(False, 2.5), recipe, backbone=backbone
-        )
+        params = detection.DetectorTraining(SCHEDULE, seed, detection.Augmenting(False, 2.5), recipe, backbone=backbone)
         found.append(detection.run_trained(where, [], params))
     assert torch.equal(state(found[0]), state(found[1])) and not torch.equal(state(found[0]), state(found[2]))
     assert backbones == ["narrow_ssd"]
@@ -231,7 +229,7 @@ def test_adamw_decays_the_weights_beside_its_steps(tmp_path: Path) -> None:
 
 
 def test_a_cosine_starts_warm_and_ends_at_nothing(tmp_path: Path) -> None:
-    """100 epochs of one step: five of warm-up from a hundredth of the rate, then half a cosine; the rate after each step."""
+    """100 epochs of one step: five of warm-up from a hundredth of the rate, then half a cosine; rates after each step."""
     history = fit(small(), split(24), Schedule(100, 0.2, 24, shape="cosine"), 0, tmp_path, "cpu", progress=False)
     rates = [entry["lr"] for entry in history]
     assert rates[:4] == pytest.approx([0.2 * (0.01 + 0.99 * step / 4) for step in (1, 2, 3, 4)])
@@ -278,7 +276,7 @@ def test_every_epoch_has_an_order_and_an_augmentation_of_its_own(tmp_path: Path)
 
 
 def test_milestones_are_epochs_and_no_image_is_left_out(tmp_path: Path) -> None:
-    """20 images in batches of 8: three steps an epoch, the last with four images; a tenth of the rate from the third on."""
+    """20 images in batches of 8: three steps an epoch, the last with four; a tenth of the rate from the third on."""
     plain = split(20, pad=0)
     schedule = Schedule(4, 0.1, batch=8, shape="steps", milestones=(2,))
     history = fit(small(), plain, schedule, 0, tmp_path, "cpu", progress=False)
