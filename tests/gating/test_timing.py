@@ -83,7 +83,7 @@ def test_speed_ups_are_of_the_skipped_network_over_the_dense_ones(monkeypatch: p
 
 
 def test_the_theory_is_dense_over_gated_macs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At d = 0.5: half of the filters of half of the inputs, the gates' products and multiplications, the last layer."""
+    """At d = 0.5: half of the filters of half of the inputs, the gates' products and multiplications, the end."""
     records, _, _ = measured(monkeypatch)
     dense, gated, read = 240, 240, 3
     for inputs, filters, side in LAYERS:

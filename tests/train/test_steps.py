@@ -229,7 +229,7 @@ def test_adamw_decays_the_weights_beside_its_steps(tmp_path: Path) -> None:
 
 
 def test_a_cosine_starts_warm_and_ends_at_nothing(tmp_path: Path) -> None:
-    """100 epochs of one step: five of warm-up from a hundredth of the rate, then half a cosine; rates after each step."""
+    """100 epochs of one step: five of warm-up from a hundredth of the rate, then half a cosine; rates after a step."""
     history = fit(small(), split(24), Schedule(100, 0.2, 24, shape="cosine"), 0, tmp_path, "cpu", progress=False)
     rates = [entry["lr"] for entry in history]
     assert rates[:4] == pytest.approx([0.2 * (0.01 + 0.99 * step / 4) for step in (1, 2, 3, 4)])
