@@ -74,7 +74,9 @@ def test_digits_are_moved_by_a_pixel_and_never_mirrored() -> None:
     assert isinstance(data.train, MemorySplit) and isinstance(data.test, MemorySplit)
     assert (len(data.train), len(data.test)) == (1437, 360)
     whole = load_digits()
-    assert torch.bincount(torch.cat([data.train.labels, data.test.labels])).tolist() == np.bincount(whole.target).tolist()
+    assert (
+        torch.bincount(torch.cat([data.train.labels, data.test.labels])).tolist() == np.bincount(whole.target).tolist()
+    )
     raw = {tuple(image.flatten().tolist()): int(label) for image, label in zip(whole.images, whole.target, strict=True)}
     assert len(raw) == 1797  # no digit is there twice, so that the splits have none in common if all are found
     # an upscaled image's brightness tells where it came from: bilinear interpolation by two keeps the mean

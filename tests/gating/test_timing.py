@@ -36,7 +36,9 @@ def noise() -> ImageSet:
 def measured(monkeypatch: pytest.MonkeyPatch, batch: int = 2) -> tuple[dict[str, Record], Result, dict[str, Any]]:
     asked: dict[str, Any] = {}
 
-    def interleaved(networks: Mapping[str, Any], inputs: Any, protocol: Any, device: str, progress: bool) -> list[Timing]:
+    def interleaved(
+        networks: Mapping[str, Any], inputs: Any, protocol: Any, device: str, progress: bool
+    ) -> list[Timing]:
         asked.update(names=list(networks), inputs=inputs, protocol=protocol, outputs=None)
         with torch.inference_mode():
             asked["outputs"] = {name: network(inputs[0]) for name, network in networks.items()}

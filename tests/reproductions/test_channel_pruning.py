@@ -415,13 +415,17 @@ def test_every_selection_with_every_allocation() -> None:
     expected |= {f"{speedup}x {name}" for speedup in (3, 4) for name in METHODS} | {"dense", "dense, fine-tuned"}
     names = {name for table, name in ROWS if table == "Selection and widths"}
     assert names == expected
-    where: dict[str, Any] = {name: chain_of(ROWS["Selection and widths", name], setting("cifar10"))[0] for name in names}
+    where: dict[str, Any] = {
+        name: chain_of(ROWS["Selection and widths", name], setting("cifar10"))[0] for name in names
+    }
     for name in names - {"dense", "dense, fine-tuned"}:
         words, tuned = name.removesuffix(", fine-tuned"), name.endswith("fine-tuned")
         for seed, network in zip((0, 1, 2), where[name].networks, strict=True):
             steps = path(network)
             assert made_by(steps[1], int(words[0])) == (METHODS | RANKINGS)[words[3:]], name
-            assert [step.params for step in steps[2:]] == ([training.Training(TUNING["cifar10"], seed)] if tuned else [])
+            assert [step.params for step in steps[2:]] == (
+                [training.Training(TUNING["cifar10"], seed)] if tuned else []
+            )
             assert steps[1].params.sampling.seed == seed
     assert [len(path(step)) for step in where["dense"].networks] == [1, 1, 1]
     tuned_dense = [path(step) for step in where["dense, fine-tuned"].networks]

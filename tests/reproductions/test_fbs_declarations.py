@@ -205,7 +205,10 @@ POINTS = {"2.01x": (700, 4), "3.94x": (500, 6), "10.30x": (300, 8)}
 @pytest.mark.parametrize("name", POINTS)
 def test_baselines_have_the_macs_and_the_epochs_of_fbs(name: str) -> None:
     density, stages = POINTS[name]
-    whole, part = ROWS["Figure 3a", f"CP (LASSO) at {name}"], ROWS["Baselines of Figure 3a", f"exact selection at {name}"]
+    whole, part = (
+        ROWS["Figure 3a", f"CP (LASSO) at {name}"],
+        ROWS["Baselines of Figure 3a", f"exact selection at {name}"],
+    )
     speedup = fbs.speedup_at(fbs.MCIFARNET, density)
     assert f"{speedup:.2f}x" == name
     for row, selection in ((whole, "lasso"), (part, "exact")):

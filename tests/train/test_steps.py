@@ -163,9 +163,7 @@ def test_a_detector_s_augmentation_and_schedule_reach_the_loop(
     found = []
     for disturbed, seed, backbone in ((0, 3, True), (1, 3, False), (0, 4, False)):
         torch.manual_seed(disturbed)
-        params = detection.DetectorTraining(
-            SCHEDULE, seed, detection.Augmenting(False, 2.5), recipe, backbone=backbone
-        )
+        params = detection.DetectorTraining(SCHEDULE, seed, detection.Augmenting(False, 2.5), recipe, backbone=backbone)
         found.append(detection.run_trained(where, [], params))
     assert torch.equal(state(found[0]), state(found[1])) and not torch.equal(state(found[0]), state(found[2]))
     assert backbones == ["narrow_ssd"]
