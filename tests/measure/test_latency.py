@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -105,3 +106,8 @@ def test_the_median_of_an_even_number_lies_between_the_two_in_the_middle() -> No
     timing = Timing({"a": torch.stack([block, 10 * block]).reshape(1, 2, 10)}, "", "")
     assert timing.blocks("a").tolist() == [(5.5 + 55.0) / 2]
     assert timing.median("a") == 10.0  # of 1 ... 10, 10 ... 100 the tenth and the eleventh are 10 and 10
+
+
+def test_the_wall_clock_reads_seconds() -> None:
+    """A call that sleeps for 20 ms; the machine may be slow, but not fifty times as slow."""
+    assert 0.02 <= latency._wall(lambda x: time.sleep(0.02), INPUTS[0]) < 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.data.annotations import Annotation
 from bench.data.images import ImageSet, MemorySplit
+from bench.gating import measuring as gated
 from bench.measure import detection_steps as boxes
 from bench.measure import steps as measuring
 from bench.measure.detection import Detections
@@ -141,6 +142,37 @@ def test_the_test_images_are_evaluated_as_they_are(monkeypatch: pytest.MonkeyPat
     assert (top1.value, top1.seed, top1.n, top1.of) == (75.0, 7, 4, 5)
     assert torch.equal(found.arrays["logits"], logits(OF_SEED_0))
     assert torch.equal(found.arrays["labels"], LABELS) and found.facts["of"] == 5
+
+
+def test_skipped_execution_is_compared_with_the_masked_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masked network has one right answer, the skipped one three: 50 points more; two in four agree."""
+
+    class Masked(nn.Module):
+        """Answers by the image's number, which is its pixel."""
+
+        answers = DENSE
+
+        def forward(self, images: Tensor) -> Tensor:
+            places = images[:, 0, 0, 0].round().long().tolist()
+            return logits([self.answers[place] for place in places]).to(images)
+
+    class Skipped(Masked):
+        """Other answers; no gated layers."""
+
+        layers: ClassVar[dict[str, Any]] = {}
+        answers = OF_SEED_0
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+
+    monkeypatch.setattr(gated, "network", lambda parent: (Masked(), None))
+    monkeypatch.setattr(gated, "SkippedNetwork", Skipped)
+    found = values(gated.run_skipped(context(lookup_set([9] * 4, range(4))), [Result()], gated.Skipping(100)))
+    assert found["skipped_top1_change"].value == pytest.approx(50.0)
+    assert found["skipped_agreement"].value == pytest.approx(50.0)
+    assert (found["winner_flips"].value, found["winner_flips"].n) == (0.0, 4)
+    few = values(gated.run_skipped(context(lookup_set([9] * 4, range(4))), [Result()], gated.Skipping(2)))
+    assert few["skipped_top1_change"].n == 2
 
 
 # --------------------------------------------------------------------------------------------------------------------

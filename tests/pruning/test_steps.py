@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from bench.data.images import ImageSet, MemorySplit
+from bench.measure import accuracy
 from bench.models.checkpoint import checkpoint
+from bench.models.checkpoint import network as network_of
 from bench.models.recipe import Recipe
 from bench.pruning import detection_steps
 from bench.pruning import steps as pruning
@@ -157,6 +159,23 @@ def test_a_single_layer_s_curve_has_the_criterion_and_the_layer_s_speed_up() -> 
     assert points["exact", 2.0].value < points["first k", 2.0].value
     metrics = {record.metric for record in found.records}
     assert metrics == {"top1_err_increase", "top5_err_increase", "kl"}
+
+
+def test_a_single_layer_s_network_is_compared_with_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor) -> list[Record]:
+        asked.append((runs[0], references[0], labels))
+        return []
+
+    images = data()
+    expected = accuracy.logits(network_of(dense(0))[0], images.test, "cpu", progress=False)
+    monkeypatch.setattr(pruning.accuracy, "compare", compare)
+    params = pruning.SingleLayer("layer2.0.conv2", ("first k",), (4.0,), SAMPLING, 40)
+    pruning.run_single_layer(context(images), [dense(0)], params)
+    ((run, reference, labels),) = asked
+    assert torch.equal(reference, expected) and not torch.equal(run, expected)
+    assert torch.equal(labels, images.test.labels)
 
 
 # --------------------------------------------------------------------------------------------------------------------

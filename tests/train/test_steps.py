@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,14 +16,16 @@ from torch.nn import functional as F
 from bench.data.augment import PadCropAndMirror
 from bench.data.images import ImageSet, MemorySplit
 from bench.gating import steps as gating
-from bench.gating.layer import GateOptions
+from bench.gating.layer import GateOptions, gated_layers
 from bench.models import weights
 from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
 from bench.steps import Context
 from bench.store import Result
 from bench.train import detection_steps as detection
+from bench.train import detector
 from bench.train import steps as training
+from bench.train.detector import Batches
 from bench.train.fit import fit, seed_everything
 from bench.train.schedule import Schedule
 
@@ -126,7 +130,9 @@ def test_lambda_times_the_saliencies_is_what_gating_adds(calls: list[tuple[Any, 
     torch.manual_seed(9)
     assert torch.equal(state(gating.run_gated(context(), [parent], params)), before)
     assert first.recipe["arguments"]["density"] == 500
+    assert {layer.density for layer in layers} == {500}
     lower = gating.run_gated(context(), [first], gating.Gating(300, SCHEDULE, 2, 1e-3))
+    assert {layer.density for layer in gated_layers(calls[-1][0]).values()} == {300}
     assert lower.recipe is not None and lower.recipe["arguments"]["density"] == 300
     assert lower.recipe["arguments"]["options"] == first.recipe["arguments"]["options"]
     assert torch.equal(state(lower), state(first))
@@ -164,6 +170,40 @@ def test_a_detector_s_augmentation_and_schedule_reach_the_loop(
     _, split_, schedule, seed, *_, named = calls[0]
     assert (split_, schedule, seed) == (data.train, SCHEDULE, 3)
     assert named == {"mirror": False, "zoom_out": 2.5, "workers": 2, "progress": False}
+
+
+class Dice:
+    """A data set that draws as mmdet's transforms do."""
+
+    def __getitem__(self, place: int) -> tuple[float, float]:
+        return random.random(), float(np.random.rand())
+
+
+def test_a_detector_s_augmentation_is_drawn_from_seed_epoch_and_place() -> None:
+    found = []
+    for seed in (0, 1):
+        data = Batches(Dice(), seed)
+        for epoch in (0, 1):
+            data.epoch = epoch
+            found += [data._item(place) for place in (3, 4)]
+    assert len(set(found)) == 8
+    again = Batches(Dice(), 0)
+    assert [again._item(3), again._item(4)] == found[:2]
+
+
+def test_images_to_look_at_are_neither_augmented_nor_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For evaluation and calibration: no image of the split is missing, whatever it shows."""
+    asked = []
+
+    def dataset(pipeline: list[dict[str, Any]], training: bool) -> Dice:
+        asked.append(([step["type"] for step in pipeline], training))
+        return Dice()
+
+    split_ = type("Split", (), {"dataset": staticmethod(dataset)})()
+    for boxes in (False, True):
+        detector.batches(split_, 160, [0], 1, boxes)
+    load, resize, pack = "LoadImageFromFile", "mmdet.Resize", "mmdet.PackDetInputs"
+    assert asked == [([load, resize, pack], False), ([load, "mmdet.LoadAnnotations", resize, pack], False)]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""What training does to an image, by loops; and which sets are padded, cropped and mirrored, and which not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from bench.data import cifar10
+from bench.data.augment import CropAndMirror, PadCropAndMirror
+from bench.data.digits import digits_images
+from bench.data.folder import image_folder
+from bench.data.images import IMAGENET_MEAN, IMAGENET_STD, FileSplit, MemorySplit, Split
+
+JUST_BELOW = 1.0 - 1e-9
+
+
+def pixels(count: int, side: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+
+
+# the first two numbers place the crop, with 2 * pad + 1 equally likely places each way; the third decides about mirroring
+DRAWS = torch.tensor(
+    [[0.0, 0.0, 0.9], [JUST_BELOW, JUST_BELOW, 0.9], [0.5, 0.5, 0.9], [0.0, JUST_BELOW, 0.4999], [0.79, 0.21, 0.5]],
+    dtype=torch.float64,
+)
+# rows and columns by which the crop is moved against the image, and whether it is mirrored
+MOVED = [(-2, -2, False), (2, 2, False), (0, 0, False), (-2, 2, True), (1, -1, False)]
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_pad_crop_and_mirror_by_loops(mirror: bool) -> None:
+    images = pixels(5, 6)
+    found = PadCropAndMirror(2, mirror)(images, DRAWS)
+    assert found.shape == images.shape
+    for image, (down, right, flipped), crop in zip(images, MOVED, found, strict=True):
+        for row in range(6):
+            for column in range(6):
+                place = row + down, (5 - column if flipped and mirror else column) + right
+                inside = 0 <= place[0] < 6 and 0 <= place[1] < 6
+                expected = image[:, place[0], place[1]] if inside else torch.zeros(3, dtype=torch.uint8)
+                assert torch.equal(crop[:, row, column], expected)
+
+
+def test_crop_and_mirror_by_slices() -> None:
+    """Out of 6x9 a crop of 4x4: three places down, six across."""
+    images = pixels(5, 9)[:, :, :6]
+    corners = [(0, 0), (2, 5), (1, 3), (0, 5), (2, 1)]
+    found = CropAndMirror(4)(images, DRAWS)
+    for image, (top, left), (_, _, flipped), crop in zip(images, corners, MOVED, found, strict=True):
+        expected = image[:, top : top + 4, left : left + 4]
+        assert torch.equal(crop, expected.flip(2) if flipped else expected)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Which set gets what
+
+
+def told(split: Split) -> tuple[object, tuple[float, ...], tuple[float, ...]]:
+    return split.augmentation, tuple(split.mean), tuple(split.std)
+
+
+def test_digits_are_moved_by_a_pixel_and_never_mirrored() -> None:
+    """1,437 for training and the other 360 of scikit-learn's 1,797 for the test, each digit with its label."""
+    data = digits_images(16)
+    assert told(data.train) == told(data.test) == (PadCropAndMirror(1, False), (0.5,) * 3, (0.5,) * 3)
+    assert told(digits_images(32).train)[0] == PadCropAndMirror(2, False)
+    assert isinstance(data.train, MemorySplit) and isinstance(data.test, MemorySplit)
+    assert (len(data.train), len(data.test)) == (1437, 360)
+    whole = load_digits()
+    assert (
+        torch.bincount(torch.cat([data.train.labels, data.test.labels])).tolist() == np.bincount(whole.target).tolist()
+    )
+    raw = {tuple(image.flatten().tolist()): int(label) for image, label in zip(whole.images, whole.target, strict=True)}
+    assert len(raw) == 1797  # no digit is there twice, so that the splits have none in common if all are found
+    # an upscaled image's brightness tells where it came from: bilinear interpolation by two keeps the mean
+    means = {label: [] for label in range(10)}  # type: ignore[var-annotated]
+    for image, label in zip(whole.images, whole.target, strict=True):
+        means[int(label)].append(image.mean() * 255 / 16)
+    for split in (data.train, data.test):
+        for image, label in zip(split.images[:40], split.labels[:40].tolist(), strict=True):
+            assert min(abs(float(image[0].float().mean()) - mean) for mean in means[label]) < 1.0
+    seen = [tuple(image.flatten().tolist()) for split in (data.train, data.test) for image in split.images[:, 0]]
+    assert len(set(seen)) == 1797
+
+
+CIFAR = (PadCropAndMirror(4, True), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_cifar10_is_padded_by_four_and_mirrored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(root: Path, train: bool) -> SimpleNamespace:
+        generator = np.random.default_rng(int(train))
+        count = 6 if train else 4
+        images = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        return SimpleNamespace(data=images, targets=list(range(count)), classes=list(cifar10.CLASSES))
+
+    monkeypatch.setattr(cifar10, "_load", fake)
+    data = cifar10.cifar10_images(tmp_path)
+    assert told(data.train) == told(data.test) == CIFAR
+    assert (len(data.train), len(data.test), data.train.labels.tolist()) == (6, 4, [0, 1, 2, 3, 4, 5])
+    assert isinstance(data.train, MemorySplit)
+    assert torch.equal(data.train.images[5, :, 3, 7], torch.from_numpy(fake(tmp_path, True).data[5, 3, 7]))
+    # as arrays the same set is the same
+    for name, train in (("train.npz", True), ("test.npz", False)):
+        part = fake(tmp_path, train)
+        np.savez(tmp_path / name, images=part.data, labels=np.asarray(part.targets))
+    monkeypatch.setattr(cifar10, "WHOLE", (6, 4))
+    arrays = cifar10.cifar10_images(tmp_path)
+    assert told(arrays.train) == CIFAR and isinstance(arrays.train, MemorySplit)
+    assert torch.equal(arrays.train.images, data.train.images)
+
+
+def test_a_folder_of_small_images_is_augmented_as_cifar10_and_large_ones_are_cropped(tmp_path: Path) -> None:
+    for part, shade in (("train", 10), ("test", 90)):
+        for label, name in enumerate(("a", "b")):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40), (shade + label,) * 3).save(tmp_path / part / name / "0.png")
+    small = image_folder(tmp_path, 32, "short256", progress=False)
+    assert told(small.train) == told(small.test) == CIFAR
+    assert isinstance(small.train, MemorySplit) and isinstance(small.test, MemorySplit)
+    assert small.train.images[:, 0, 0, 0].tolist() == [10, 11] and small.train.labels.tolist() == [0, 1]
+    assert small.test.images[:, 0, 0, 0].tolist() == [90, 91] and small.test.labels.tolist() == [0, 1]
+    large = image_folder(tmp_path, 96, "short256", progress=False)
+    assert told(large.train) == (CropAndMirror(96), IMAGENET_MEAN, IMAGENET_STD)
+    assert isinstance(large.train, FileSplit) and isinstance(large.test, FileSplit)
+    assert [path.parts[-3] for path, _ in large.train.files] == ["train", "train"]
+    assert [path.parts[-3] for path, _ in large.test.files] == ["test", "test"]
