@@ -72,7 +72,14 @@ class Watched:
 
 
 def prune(data: ImageSet, **options: Any) -> api.Pruned:
-    chosen = {"method": "first-k", "images": 40, "positions": 3, "progress": False, "tell": lambda line: None, **options}
+    chosen = {
+        "method": "first-k",
+        "images": 40,
+        "positions": 3,
+        "progress": False,
+        "tell": lambda line: None,
+        **options,
+    }
     return api.prune(network(), data, **chosen)
 
 
