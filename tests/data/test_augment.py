@@ -25,7 +25,7 @@ def pixels(count: int, side: int) -> torch.Tensor:
     return torch.randint(1, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
 
 
-# the first two numbers place the crop, with 2 * pad + 1 equally likely places each way; the third decides about mirroring
+# the first two numbers place the crop, with 2 * pad + 1 equally likely places each way; the third mirrors or not
 DRAWS = torch.tensor(
     [[0.0, 0.0, 0.9], [JUST_BELOW, JUST_BELOW, 0.9], [0.5, 0.5, 0.9], [0.0, JUST_BELOW, 0.4999], [0.79, 0.21, 0.5]],
     dtype=torch.float64,
