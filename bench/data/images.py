@@ -61,11 +61,13 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
     def normalised(self, pixels: Tensor) -> Tensor:
         """8-bit images B x 3 x H x W as the network takes them (float32)."""
 
-    def batch(self, places: list[int]) -> Tensor:
-        """Images at ``places`` as B x 3 x H x W, normalised, without augmentation.
+    def batch(self, places: list[int], augment: bool = False) -> Tensor:
+        """Images at ``places`` as B x 3 x H x W, normalised; ``augment`` draws from torch's global generator.
 
         Raises :class:`UserError` naming a file that cannot be decoded.
         """
+        if augment:
+            return self.augmented(places, torch.rand(len(places), 3))
         return self.normalised(self.pixels(places))
 
     @abc.abstractmethod
