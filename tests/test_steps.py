@@ -138,6 +138,8 @@ def test_parameters_are_hashed_without_what_has_its_default() -> None:
     assert canonical(Params(2.0, 4)) == {"type": "Params", "number": 2, "more": 4}
     # by value, not by how it was written; nested; a list is a tuple
     assert canonical({"b": (1, 2.0), "a": [Params(0.5)]}) == {"a": [{"type": "Params", "number": 0.5}], "b": [1, 2]}
+    # the order of a list counts: densities one after the other, readers of one seed
+    assert canonical([3, 1, 2]) == [3, 1, 2] != canonical([1, 2, 3])
     with pytest.raises(TypeError, match="set"):
         canonical({1, 2})
 
