@@ -14,6 +14,7 @@ import torch
 import bench.data
 from bench import cli, commands, runner
 from bench.data.images import ImageSet, MemorySplit
+from bench.errors import UserError
 from bench.models.recipe import Recipe
 from bench.report.load import Declared, command
 from bench.rows import Chain, Paper, Row, Setting
@@ -97,6 +98,14 @@ def test_every_option_reaches_the_job(tmp_path: Path) -> None:
     plain = commands._job(parsed("bench run toy"))
     assert (plain.seed, plain.weights, plain.protocol, plain.scale) == (None, None, "short256", None)
     assert (plain.amp, plain.strict, plain.reuse_times, plain.workers) == (False, False, False, 0)
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"), [("--amp", "amp"), ("--strict-data", "strict"), ("--reuse-times", "reuse_times")]
+)
+def test_a_switch_is_one_choice(flag: str, name: str) -> None:
+    plain = commands._job(parsed("bench run toy"))
+    assert commands._job(parsed(f"bench run toy {flag}")) == replace(plain, **{name: True})
 
 
 def test_every_option_of_bench_prune_reaches_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +204,27 @@ def test_weights_protocol_and_mixed_precision_reach_the_setting(
     row = entry.row
     again = parsed(command(entry.id, found, Declared(row.table, row.name, 0, row.scale, seeds=row.seeds)))
     assert (again.weights, again.amp, again.seed) == (Path("w.pth"), True, None)
+
+
+@pytest.mark.parametrize(("scale", "kinds"), [("digits", ["labels"]), ("scenes", ["boxes"]), ("voc", ["boxes"])])
+def test_rows_run_on_their_kind_of_data_alone(scale: str, kinds: list[str], tmp_path: Path) -> None:
+    rows = [Row("Table 1", kind, "imagenet", missing="not here", data=kind) for kind in ("labels", "boxes")]
+    paper = Paper("toy", "A toy", "nobody", rows, [])
+    found = runner.plan(paper, rows, Job(out=tmp_path, data=tmp_path, scale=scale, device="cpu", progress=False))
+    assert [entry.row.name for entry in found] == kinds
+    other = [row for row in rows if row.name not in kinds]
+    with pytest.raises(UserError, match=f"none of these rows runs at {scale}"):
+        runner.plan(paper, other, Job(out=tmp_path, data=tmp_path, scale=scale, device="cpu", progress=False))
+
+
+def test_the_plan_s_seconds_are_work_over_what_the_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """240 GMACs of training at 40 a second and thread: 3 s on two threads, twice as long on one."""
+    for threads, seconds in ((2, 3.0), (1, 6.0)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        step = make_step(Kind.TRAIN, "t", run_known, Number(), device="cpu", work=240.0)
+        assert runner.expected_seconds(step, {}) == pytest.approx(seconds)
+    own = make_step(Kind.TRAIN, "t", run_known, Number(), device="cpu", work=240.0, rate=10.0)
+    assert runner.expected_seconds(own, {}) == pytest.approx(24.0)
 
 
 def test_what_a_script_declares_of_a_row_is_what_the_report_gets() -> None:

@@ -14,12 +14,13 @@ from urllib.parse import unquote
 import pytest
 
 from bench.claims import COLUMNS as CLAIM_COLUMNS
+from bench.claims import Claim
 from bench.errors import UserError
 from bench.registry import COLUMNS
 from bench.report import figures, render
 from bench.report.accept import accept
 from bench.report.glossary import metric, size
-from bench.report.load import Declared, Line, read
+from bench.report.load import Cell, Declared, Line, _sigma, decide, read
 from bench.report.pages import About, write
 from bench.report.tables import Table, build_all, raw
 from bench.rows import slug
@@ -744,3 +745,47 @@ def test_the_command_of_a_row_names_its_setting(runs: Runs, scale: str, setting:
     assert options.seed == (0 if setting.get("seeds") == [0] else None)
     assert options.protocol == ("squash256" if "protocol squash256" in expected.replace("--", "") else "short256")
     assert options.amp == bool(setting.get("amp"))
+
+
+def test_the_spread_of_two_runs_is_the_images_noise() -> None:
+    """Two runs may agree by chance: their spread counts from three on."""
+    for seeds, expected in ((1, 1.0), (2, 1.0), (3, 9.0)):
+        cell = Cell("top1_acc", 90.0, "%", 90.0 - 1.959964, 90.0 + 1.959964, 9.0, seeds, 360)
+        assert _sigma({"top1_acc": cell}, "top1_acc") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("metric_", "contrast", "value"),
+    [
+        ("top1", "top1_difference", 2.0),
+        ("top5", "top5_difference", 2.0),
+        ("map", "map_voc07_difference", 2.0),
+        ("kl", "kl_ratio", -20.0),
+    ],
+)
+def test_a_claim_is_decided_by_the_contrast_of_its_metric(metric_: str, contrast: str, value: float) -> None:
+    """All others stand beside it and say the opposite."""
+    claim = Claim("a-b", PAPER, "A beats B", TABLE, "A", "B", TABLE, metric_, None, 0.5, "p. 1", True)
+    names = (
+        "top1_difference",
+        "top5_difference",
+        "map_voc07_difference",
+        "map_voc07_change",
+        "top1_change",
+        "kl_ratio",
+    )
+    cells = {
+        name: Cell(name, right, "pp", right - 0.1, right + 0.1)
+        for name in names
+        for right in [value if name == contrast else (20.0 if name == "kl_ratio" else -5.0)]
+    }
+    assert str(decide(claim, cells)) == "holds"
+
+
+def test_an_analogue_has_no_verdicts(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    links = {"top1_acc": ["baseline", "top1_acc"]}
+    runs.row("A", accuracies(90.0), published=links)
+    runs.row("A", accuracies(90.0), scale="digits", published=links)
+    lines = read(runs.root, runs.registry, {PAPER: runs.declared})[PAPER]
+    assert {line.scale: set(line.verdicts) for line in lines} == {"imagenet": {"top1_acc"}, "digits": set()}

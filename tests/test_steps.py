@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench import processes, provenance
+from bench.data.annotations import Annotation, DetectionSet, DetectionSplit
 from bench.data.digits import digits_images
 from bench.data.identity import value_of
 from bench.data.images import FileSplit, ImageSet, MemorySplit
@@ -138,6 +139,8 @@ def test_parameters_are_hashed_without_what_has_its_default() -> None:
     assert canonical(Params(2.0, 4)) == {"type": "Params", "number": 2, "more": 4}
     # by value, not by how it was written; nested; a list is a tuple
     assert canonical({"b": (1, 2.0), "a": [Params(0.5)]}) == {"a": [{"type": "Params", "number": 0.5}], "b": [1, 2]}
+    # the order of a list counts: densities one after the other, readers of one seed
+    assert canonical([3, 1, 2]) == [3, 1, 2] != canonical([1, 2, 3])
     with pytest.raises(TypeError, match="set"):
         canonical({1, 2})
 
@@ -204,6 +207,31 @@ def test_the_protocol_of_image_files_is_in_the_value(tmp_path: Path) -> None:
 
     assert value("short256") == value("short256")
     assert len({value("short256").plain, value("squash256").plain, value("short256", 1).plain}) == 3
+
+
+def test_files_enter_by_their_fingerprint_and_normalisation(tmp_path: Path) -> None:
+    """They are not in memory, so the set's fingerprint stands for what they hold."""
+    part = FileSplit([(tmp_path / "a.png", 0)], 224, "short256")
+
+    def value(fingerprint: str, split_: FileSplit = part) -> DataValue:
+        return value_of(ImageSet("x", fingerprint, ("a", "b"), 224, split_, split_, "short256"))
+
+    shifted = [part.normalised_by((0.1,) * 3, part.std), part.normalised_by(part.mean, (0.1,) * 3)]
+    values = [value("f"), value("g"), *(value("f", other) for other in shifted)]
+    assert len({one.plain for one in values}) == len({one.training for one in values}) == 4
+
+
+def test_boxes_labels_and_flags_of_a_detection_set_count(tmp_path: Path) -> None:
+    def value(box: float = 5.0, label: int = 0, difficult: bool = False, fingerprint: str = "f", size: int = 64) -> str:
+        one = Annotation(
+            "1", tmp_path / "1.png", 20, 20, torch.tensor([[1.0, 1.0, box, 9.0]]), torch.tensor([label]),
+            torch.tensor([difficult]),
+        )  # fmt: skip
+        split_ = DetectionSplit([one], [])
+        return value_of(DetectionSet("x", fingerprint, ("a", "b"), size, split_, split_, "p", "voc", {})).plain
+
+    found = [value(), value(box=6.0), value(label=1), value(difficult=True), value(fingerprint="g"), value(size=65)]
+    assert value() == found[0] and len(set(found)) == 6
 
 
 def test_digits_change_with_their_normalisation() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import UserError
-from bench.store import Record, Result, Store, disk_errors, write_json
+from bench.store import Record, Result, Store, disk_errors, row_path, write_json
 
 VALUES = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
@@ -131,3 +131,31 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json(tmp_path / "a" / "b.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"x": 1}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
+
+
+def test_unfinished_work_goes_when_the_step_is_stored(tmp_path: Path) -> None:
+    """A training that is run again must not go on from the checkpoint of one that is over."""
+    store = Store(tmp_path)
+    for key in ("done", "other"):
+        store.work(key).mkdir()
+        (store.work(key) / "checkpoint.pth").touch()
+    store.save("done", Result(), {})
+    assert not store.work("done").exists() and store.work("other").exists()
+
+
+def test_a_header_that_does_not_say_that_it_is_complete_is_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save("key", Result(), {})
+    path = store.folder("key") / "step.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({**header, "complete": False}))
+    assert store.header("key") is None and store.load("key") is None
+
+
+def test_a_setting_s_file_is_told_by_every_choice(tmp_path: Path) -> None:
+    setting = {"scale": "digits", "seeds": [0, 1, 2], "weights": None, "device": "cpu"}
+    others = [{**setting, "seeds": [0]}, {**setting, "weights": {"sha256": "1"}}, {**setting, "device": "cuda"}]
+    paths = {row_path(tmp_path, "toy/table-1/a", one) for one in (setting, *others)}
+    assert len(paths) == 4
+    assert {path.parent for path in paths} == {tmp_path / "toy" / "rows" / "digits"}
+    assert all(path.name.startswith("table-1--a--") for path in paths)

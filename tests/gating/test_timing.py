@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from bench.data.images import ImageSet, MemorySplit
-from bench.gating import timing
+from bench.gating import measuring, steps, timing
 from bench.gating.builder import gated_recipe
 from bench.gating.layer import PAPER
 from bench.measure import latency
 from bench.measure.latency import Protocol, Timing
+from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
 from bench.steps import Context
 from bench.store import Record, Result
@@ -93,3 +94,49 @@ def test_the_theory_is_dense_over_gated_macs_by_hand(monkeypatch: pytest.MonkeyP
         read = kept
     assert records["theoretical_speedup"].value == pytest.approx(dense / gated, rel=1e-6)
     assert records["theoretical_speedup"].convention == "conv+fc+gates"
+
+
+def test_memory_is_counted_from_the_masks_of_the_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a gated network one mask for each image and filter; a plain one has none."""
+    asked: list[Any] = []
+
+    def records(flow: Any, winners: dict[str, torch.Tensor], batches: tuple[int, ...], seed: int) -> list[Record]:
+        asked.append(({name: (tuple(mask.shape), int(mask[0].sum())) for name, mask in winners.items()}, batches, seed))
+        return []
+
+    monkeypatch.setattr(measuring.memory, "records", records)
+    for recipe in (PLAIN, GATED):
+        torch.manual_seed(0)
+        parent = checkpoint(recipe.build(), recipe)
+        params = measuring.MemoryMeasuring((1, 128), 4)
+        measuring.run_memory(Context(noise, "cpu", False), [parent], params)
+    masks = {f"conv{place}": ((70, filters), filters // 2) for place, (_, filters, _) in enumerate(LAYERS)}
+    assert asked == [({}, (1, 128), 4), (masks, (1, 128), 4)]
+
+
+def test_slimming_goes_to_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def slim(model: Any, shape: Any, macs: Any, speedup: Any, keep: Any) -> Any:
+        asked.append((shape, sum(macs.values()), speedup, keep))
+        return model, {"conv1": 5}
+
+    monkeypatch.setattr(steps, "slim", slim)
+    parent = checkpoint(PLAIN.build(), PLAIN)
+    for params in (steps.Slimming(1.19), steps.Slimming(None, {"conv1": 5})):
+        found = steps.run_slimmed(Context(noise, "cpu", False), [parent], params)
+        assert found.recipe is not None and found.recipe["widths"] == {"conv1": 5}
+    dense = sum(9 * inputs * filters * side * side for inputs, filters, side in LAYERS)
+    assert asked == [((3, 16, 16), dense, 1.19, None), ((3, 16, 16), dense, None, {"conv1": 5})]
+
+
+def test_the_folded_network_has_its_batch_norms_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = []
+
+    def fuse(model: torch.nn.Module) -> torch.nn.Module:
+        fused.append(sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()))
+        return torch.nn.Flatten()
+
+    monkeypatch.setattr(timing, "fuse", fuse)
+    _, _, asked = measured(monkeypatch)
+    assert fused == [8] and asked["outputs"]["folded"].shape == (2, 3 * 16 * 16)

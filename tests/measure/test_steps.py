@@ -17,6 +17,7 @@ from bench.gating import measuring as gated
 from bench.measure import detection_steps as boxes
 from bench.measure import steps as measuring
 from bench.measure.detection import Detections
+from bench.models.recipe import Recipe
 from bench.steps import Context
 from bench.store import Record, Result
 
@@ -142,6 +143,38 @@ def test_the_test_images_are_evaluated_as_they_are(monkeypatch: pytest.MonkeyPat
     assert (top1.value, top1.seed, top1.n, top1.of) == (75.0, 7, 4, 5)
     assert torch.equal(found.arrays["logits"], logits(OF_SEED_0))
     assert torch.equal(found.arrays["labels"], LABELS) and found.facts["of"] == 5
+
+
+def test_a_gated_network_is_measured_on_the_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors mirror accuracies with their intervals; the speed-up is over the network before gates and removal."""
+    data, asked = lookup_set(DENSE, OF_SEED_0), []
+
+    class Counted:
+        """Made-up MACs."""
+
+        totals = torch.ones(4)
+
+        def records(self, seed: int, images: int, whole: Any) -> list[Record]:
+            asked.append((seed, images, whole))
+            return []
+
+        def table(self) -> list[Any]:
+            return []
+
+    def measure(model: Any, split: Any, *rest: Any) -> tuple[Tensor, Counted]:
+        asked.append(split)
+        return logits(OF_SEED_0), Counted()
+
+    recipe = Recipe("cifar_resnet20", {"num_classes": 6}, (3, 16, 16), {"layer1.0.conv1": 4})
+    monkeypatch.setattr(gated, "network", lambda parent: (None, recipe))
+    monkeypatch.setattr(gated.dynamic, "measure", measure)
+    found = values(gated.run_measured(context(data), [Result()], gated.Measuring(5)))
+    accuracy, error = found["top1_acc"], found["top1_err"]
+    assert (accuracy.value, error.value, error.seed, error.of) == (75.0, 25.0, 5, 5)
+    assert (error.low, error.high) == (100 - (accuracy.high or 0), 100 - (accuracy.low or 0))
+    split, (seed, images, whole) = asked
+    assert split is data.test and (seed, images) == (5, 4)
+    assert whole.dense == 10_137_600 + 64 * 6  # ResNet-20 at 16x16, whole
 
 
 def test_skipped_execution_is_compared_with_the_masked_one(monkeypatch: pytest.MonkeyPatch) -> None:

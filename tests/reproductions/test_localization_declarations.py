@@ -218,13 +218,14 @@ def test_what_the_terms_are_worth_is_lcp_minus_dcp(name: str, tuned: bool) -> No
     (step,) = chain.records
     assert (step.run, step.params) == (measuring.run_compared, measuring.DetectionComparison("difference"))
     assert len(step.parents) == 6
+    tail = ", fine-tuned" if tuned else ""
+    twins = [chain_of(ROWS[CRITERIA, f"{method}{tail}"], setting("scenes"))[0] for method in ("LCP", "DCP")]
     for place, run in enumerate(step.parents):
         _, *steps = path(run.parents[0])
         assert {one.params.localization for one in steps[:6]} == {place < 3}
         assert {one.params.seed for one in steps[0:6:2]} == {place % 3}
         check_tail(steps[6:], "scenes", place % 3, 2 if tuned else 0)
-        twin = ROWS[CRITERIA, f"{'LCP' if place < 3 else 'DCP'}{', fine-tuned' if tuned else ''}"]
-        assert run in chain_of(twin, setting("scenes"))[0].evaluations
+        assert run in twins[place // 3].evaluations
 
 
 @pytest.mark.parametrize(
