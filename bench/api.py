@@ -259,7 +259,12 @@ def _network(model: nn.Module | str, weights: Path | str | None, size: int) -> t
         if before.builder and before.builder != model:
             raise UserError(f"{folder} holds a network of {before.builder}, not of {model}: give that name")
         return load(folder, None if before.builder else factory()), replace(before, builder=model)
-    network = factory()
+    try:
+        network = factory()
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"{model} cannot be called without arguments ({error}): give a factory that can") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{model} returns a {type(network).__name__}, not an nn.Module")
     if folder is not None:
@@ -415,6 +420,9 @@ def check_outputs(model: nn.Module, shape: tuple[int, int, int], classes: int) -
 
     Raises :class:`UserError` unless the network maps images of ``shape`` to ``classes`` logits or more.
     """
+    other = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype != torch.float32}
+    if other:
+        raise UserError(f"the network has weights of {', '.join(sorted(other))}: make it float32 (model.float())")
     try:
         outputs = model.cpu().eval()(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError) as error:

@@ -202,7 +202,8 @@ def warnings(outputs: Tensor, labels: Tensor, inputs: Inputs, classes: Sequence[
             "the outputs' classes in order with --classes"
         )
     guess = max(1.0 / len(classes), float(torch.bincount(labels).max()) / count)
-    if proportion(right, count)[0] <= guess:
+    # of a few images no accuracy lies clearly above chance
+    if proportion(right, count)[0] <= guess and right / count < (1.0 + guess) / 2.0:
         found.append(
             f"the dense network is right on {100.0 * right / count:.1f} % of the test images, no better than guessing "
             f"({100.0 * guess:.1f} %): are the weights its own, and --mean, --std, --classes and --size those of its "

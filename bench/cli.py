@@ -181,4 +181,6 @@ def _natural(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
+    if value >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text} is too large")
     return value

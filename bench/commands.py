@@ -202,6 +202,8 @@ def coverage(options: argparse.Namespace) -> Output:
         if name not in known:
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
     source = options.source or _results()
+    if not source.is_dir():
+        raise UserError(f"no folder {source}: name one with rows by --from")
     data_root, gpu = bench.data.data_root(options.data), torch.cuda.is_available()
 
     def absent(scale: str) -> str:

@@ -44,6 +44,7 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, facts: Mapping[str, Any
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
         save_file(state, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
     value = {"recipe": recipe.to_json(), "weights": file_digest(folder / WEIGHTS), "facts": dict(facts or {})}
     problem = None if recipe.builder else _save_structure(model, folder)
     write_json(folder / RECIPE, value)

@@ -146,12 +146,19 @@ def _count_common(
 
 
 def _is_small(files: Files) -> bool:
-    return sum(path.stat().st_size for path, _ in files) <= _CONTENT_LIMIT
+    return sum(_size(path) for path, _ in files) <= _CONTENT_LIMIT
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise UserError(f"image {path} is missing: put it back or remove the link") from error
 
 
 def content_fingerprint(root: Path, files: Files) -> str:
     """Hash of the files' content (of names and sizes for a large set), by path relative to ``root``."""
-    sizes = [path.stat().st_size for path, _ in files]
+    sizes = [_size(path) for path, _ in files]
     content = sum(sizes) <= _CONTENT_LIMIT
     hasher = hashlib.sha256(b"content" if content else b"names and sizes")
     for (path, _), length in zip(files, sizes, strict=True):

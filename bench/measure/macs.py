@@ -24,6 +24,9 @@ CONVENTIONS = ("conv", "conv+fc", "2x")
 # what costs no multiply-accumulates by every convention above: elementwise, pooling, norms, shapes, indexing
 _FREE = frozenset(
     [
+        *("prelu", "_prelu_kernel", "elu", "elu_", "selu", "celu", "mish", "softplus", "log_sigmoid_forward", "logit"),
+        *("erf", "std", "var", "var_mean", "norm", "linalg_vector_norm", "_weight_norm_interface", "new_empty"),
+        *("avg_pool3d", "copy_", "fill_", "zero_"),
         "add",
         "add_",
         "sub",
@@ -179,7 +182,7 @@ class Macs:
 def count(model: nn.Module, input_shape: Sequence[int]) -> Macs:
     """MACs of ``model`` for one input of shape (C, H, W), on the device its parameters are on.
 
-    Raises :class:`UserError` for an operation without a known cost, and RuntimeError should the counters disagree.
+    Raises :class:`UserError` for an operation without a known cost, and where the counters disagree.
     """
     parameters = list(model.parameters())
     device = parameters[0].device if parameters else torch.device("cpu")
@@ -215,7 +218,10 @@ def count(model: nn.Module, input_shape: Sequence[int]) -> Macs:
     fc = {name: macs for name, (module, macs) in layers.items() if isinstance(module, nn.Linear)}
     seen, traced = sum(conv.values()) + sum(fc.values()), counter.get_total_flops()
     if 2 * seen != traced:
-        raise RuntimeError(f"the two MAC counters disagree: {seen} by layers, {traced / 2:.0f} by operations")
+        raise UserError(
+            f"the two MAC counters disagree ({seen:,} by layers, {traced // 2:,} by operations): the network computes "
+            "convolutions or products outside of its layers; make them modules"
+        )
     return Macs(conv, fc, sum(p.numel() for p in model.parameters()))
 
 

@@ -368,7 +368,8 @@ def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
     values = [record["value"] for record in single or over]
     if len(over) == 1:  # measured over all networks, in one comparison
         (record,) = over
-        networks = int(record.get("networks") or max(len(single), 1))
+        # older records do not say over how many networks they are: 0
+        networks = int(record.get("networks") or len(single))
         sd = record.get("spread", statistics.stdev(values) if len(values) > 1 else None)
         return Cell(
             name,
@@ -392,7 +393,9 @@ def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
     # what one network's images leave open is open for the mean of networks on the same images: an upper bound
     images = max(_half(record) for record in single or over)
     half = math.hypot(seeds, images)
-    return Cell(name, mean, unit, mean - half, mean + half, sd, len(values), n, convention, first.get("of"))
+    least, most = (0.0, 100.0) if unit == "%" and min(values) >= 0.0 else (-math.inf, math.inf)
+    low, high = max(mean - half, least), min(mean + half, most)
+    return Cell(name, mean, unit, low, high, sd, len(values), n, convention, first.get("of"))
 
 
 def _half(record: Mapping[str, Any]) -> float:
@@ -437,7 +440,7 @@ def judge(
         cell.value / factor,
         published,
         sigma=sigma / factor,
-        runs=cell.seeds if cell.sd is not None else 1,
+        runs=max(cell.seeds, 1) if cell.sd is not None else 1,
         least_sigma=least / factor,
         slack=_missing(cell) / factor,
     )

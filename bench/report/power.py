@@ -100,11 +100,14 @@ def text(found: Mapping[str, Sequence[Power]], rows: bool) -> str:
             lines.append(f"{'':<86} {'':>6} {'1 run  3 runs':>13} {'1 run   3':>11}")
             for power in powers:
                 entry = power.published
-                name = f"{entry.table}: {entry.row}, {entry.model}, {entry.metric} {entry.printed} {entry.unit}"
+                value = f"{entry.metric} {entry.printed} {entry.unit}"
+                name = f"{value}, {entry.row}, {entry.model}, {entry.table}"
                 mark = "" if entry.verified else "†"
                 lines.append(f"{name[:84] + mark:<86} {entry.limit:>6.2f} {_numbers(power)}")
             lines.append("")
-    lines += [f"{'':<24} {'data':<24} {'published':>9}  {'decidable with 1 run':>20}  {'with 3 runs':>11}"]
+    lines.append(
+        f"{'':<24} {'data':<24} {'published':>9}  {'decidable with 1 run':>20}  {'with 3 runs':>11}  not verified"
+    )
     total: dict[str, list[Power]] = {}
     for paper, powers in found.items():
         for name in sorted({_data(power.published) for power in powers}):
@@ -136,8 +139,10 @@ def _data(entry: Published) -> str:
 
 
 def _counts(paper: str, name: str, powers: Sequence[Power]) -> str:
-    numbers = [sum(power.decidable(runs) for power in powers) for runs in RUNS]
-    return f"{paper:<24} {name:<24} {len(powers):>9}  {numbers[0]:>20}  {numbers[1]:>11}"
+    verified = [power for power in powers if power.published.verified]
+    numbers = [sum(power.decidable(runs) for power in verified) for runs in RUNS]
+    apart = len(powers) - len(verified)
+    return f"{paper:<24} {name:<24} {len(verified):>9}  {numbers[0]:>20}  {numbers[1]:>11}  {apart or '':>12}"
 
 
 def to_json(powers: Sequence[Power]) -> list[dict[str, Any]]:

@@ -255,6 +255,8 @@ def _interval_notes(cells: Sequence[Cell]) -> list[str]:
     notes = []
     if 1 in networks:
         notes.append("[low, high]: 95 % interval for new images, of one network.")
+    if 0 in networks:
+        notes.append("[low, high] where older code measured a difference: a bootstrap over images and seeds.")
     several = [str(n) for n in networks if n > 1]
     if several:
         notes.append(
