@@ -211,6 +211,7 @@ def test_a_stop_before_anything_is_finished_promises_nothing(
     assert capsys.readouterr().err.strip().splitlines()[-1] == "bench: stopped"
 
 
+@pytest.mark.slow
 def test_the_end_of_a_batch_job_is_a_stop(place: Path) -> None:
     """SIGTERM in the middle of a long calibration."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), str(place)])}

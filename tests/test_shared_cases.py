@@ -14,13 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("BENCH_SHARED", ROOT.parent / "shared")) / "cases"
-# all that are seconds, and those that prune for a minute
-CASES = [
-    *("01", "11", "15", "21"),
-    *(pytest.param(number, marks=pytest.mark.slow) for number in ("03", "04", "09", "10", "13", "14")),
-]
+CASES = ["01", "03", "04", "09", "10", "11", "13", "14", "15", "21", "23"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", CASES)
 def test_the_fault_is_gone(number: str, tmp_path: Path) -> None:
     script = FOLDER / f"case_{number}.py"
