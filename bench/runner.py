@@ -107,7 +107,8 @@ def papers() -> dict[str, Paper]:
         if not module.ispkg:
             paper = importlib.import_module(f"reproductions.{module.name}").paper()
             found[paper.key] = paper
-    known = claims.load(Path(package.__path__[0]) / "registry")
+    registry = Path(package.__path__[0]) / "registry"
+    known = claims.load(registry) if (registry / claims.FILE).exists() else []
     return {key: contrasts.with_claims(paper, known) for key, paper in found.items()}
 
 
