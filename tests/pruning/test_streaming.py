@@ -201,8 +201,6 @@ class Invented(FileSplit):
     def pixels(self, places):
         made = [torch.Generator().manual_seed(place) for place in places]
         return torch.stack([torch.randint(256, (3, 224, 224), generator=g, dtype=torch.uint8) for g in made])
-    def batch(self, places, augment):
-        return self.normalised(self.pixels(places))
 
 torch.manual_seed(0)
 data = ImageSet("invented", "0", ("a", "b", "c"), 224, Invented(int(sys.argv[1])), Invented(8), "none")
