@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from sklearn.linear_model import Lasso, LinearRegression
 
 from bench.pruning.moments import Moments
-from bench.pruning.reconstruction import reconstruct
+from bench.pruning.reconstruction import Sampled, reconstruct
 from bench.pruning.selection import Layer, select
 
 CHANNELS, OUTPUTS, KEEP, KERNEL = 256, 256, 128, (3, 3)
@@ -101,7 +101,7 @@ def test_faster_than_the_authors_procedure_at_no_greater_error(
 
     def solve() -> tuple[list[int], torch.Tensor, torch.Tensor]:
         kept = select("lasso", Layer(moments, tensor.double(), torch.zeros(OUTPUTS)), asked)
-        rebuilt = reconstruct(moments, kept, KERNEL, ridges=(1e-3,))
+        rebuilt = reconstruct(Sampled(moments), kept, KERNEL, ridges=(1e-3,))
         return kept, rebuilt.weight, rebuilt.bias
 
     kept, solution, bias = benchmark.pedantic(solve, rounds=3, iterations=1, warmup_rounds=1)
