@@ -72,6 +72,7 @@ PRINTED: dict[tuple[str, str], tuple[str, float, float | None]] = {
     ("Table 8", "ResNet-56 dense"): ("top1_acc", 92.8, None),
     ("Table 8", "Ours"): ("top1_err_increase", 2.0, 2),
     ("Table 8", "Ours (fine-tuned)"): ("top1_err_increase", 1.0, 2),
+    ("Table 8", "Filter pruning (fine-tuned, our impl.)"): ("top1_err_increase", 1.3, 2),
     ("Table 8", "From scratch"): ("top1_err_increase", 1.9, 2),
 }
 
@@ -86,6 +87,8 @@ def test_every_row_is_judged_by_what_the_paper_prints_for_it() -> None:
             found[place] = (metric, entry.value, row.claimed)
     assert found == PRINTED
     assert not any(row.published or row.claimed for row in cp.paper().rows if row.ours)
+    # printed after fine-tuning alone
+    assert (ROWS["Table 8", "Filter pruning"].published, ROWS["Table 8", "Filter pruning"].claimed) == ({}, 2)
 
 
 def test_rows_run_at_the_paper_s_scale_with_three_seeds() -> None:
@@ -98,14 +101,15 @@ def test_rows_run_at_the_paper_s_scale_with_three_seeds() -> None:
             continue
         own = "imagenet" if table in ("Table 1", "Table 4", "Table 6", "Figure 4") else "cifar10"
         assert (row.scale, row.seeds) == (own, (0,) if table == "Figure 4" else (0, 1, 2)), name
-        everywhere = table not in ("Selection and widths", "What each part is worth") or name.startswith("dense")
+        ours = ("Selection and widths", "What each part is worth", "Criteria")
+        everywhere = table not in ours or (name.startswith("dense") and table != "Criteria")
         if (table, name) == ("Table 8", "From scratch"):
             assert row.scales == ("digits", "cifar10")
-        elif everywhere or (name.startswith("2x") and not name.endswith("fine-tuned")):
+        elif everywhere or (name.startswith("2x") and not name.endswith("fine-tuned") and table != "Criteria"):
             assert row.scales is None, name
         else:
             assert row.scales == ("cifar10",), name
-        assert row.ours == (table in ("Selection and widths", "What each part is worth"))
+        assert row.ours == (table in ours)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -116,6 +120,7 @@ DENSE = {
     ("digits", "resnet56"): Schedule(8, 0.05, 64, weight_decay=5e-4, shape="cosine"),
     ("digits", "vgg16"): Schedule(20, 0.05, 64, weight_decay=5e-4, shape="cosine", clip=1.0),
     ("cifar10", "resnet56"): CIFAR_DENSE,
+    ("cifar10", "vgg16"): Schedule(16, 0.1, 128, weight_decay=5e-4, shape="cosine"),
     ("folder", "resnet56"): CIFAR_DENSE,
 }
 # the paper's: SGD, 1e-5, batch 128, 10 epochs, no weight decay
@@ -247,16 +252,56 @@ def test_resnet50_is_pruned_at_the_released_widths(name: str, compensate: bool, 
     }
 
 
+# module names with a batch norm behind each convolution
+NORMED = {
+    "conv1_1": "features.0", "conv1_2": "features.3", "conv2_1": "features.7", "conv2_2": "features.10",
+    "conv3_1": "features.14", "conv3_2": "features.17", "conv3_3": "features.20",
+    "conv4_1": "features.24", "conv4_2": "features.27", "conv4_3": "features.30",
+}  # fmt: skip
+HALF_VGG = Recipe("vgg16_bn", {"num_classes": 10, "form": "cifar", "width": 0.5}, (3, 32, 32))
+TWO_EPOCHS = Schedule(2, 0.01, 128, weight_decay=5e-4, shape="cosine")
+
+
+@pytest.mark.parametrize("speedup", [2, 4, 5])
+def test_vgg16_on_cifar10_is_half_as_wide_and_pruned_alike(speedup: int) -> None:
+    """The paper's ratios and the halved released widths, LASSO; beside them the other criteria at the same ratios."""
+    ratios = pruning.Ratios({NORMED[name]: 1.5 if name.startswith("conv4") else 1.0 for name in NORMED}, speedup)
+    halved = {NORMED[name]: round(count / 2) for name, count, full in zip(NAMES, RELEASED[speedup], FULL, strict=True)
+              if count < full}  # fmt: skip
+    for tail, other, tuned in ((", without fine-tune", "", None), (", fine-tuned", ", fine-tuned", TWO_EPOCHS)):
+        lasso, recipe = chain_of(ROWS["Table 1", f"VGG-16 {speedup}x{tail}"], setting("cifar10"))
+        assert recipe == HALF_VGG
+        check(lasso, Method("lasso"), ratios, 5170, tuned)
+        widths = chain_of(ROWS["Table 1", f"VGG-16 {speedup}x released widths{tail}"], setting("cifar10"))[0]
+        check(widths, Method("lasso"), pruning.Fixed(halved), 5170, tuned)
+        for selection in ("first k", "max response"):
+            row = ROWS["Criteria", f"{speedup}x {selection}{other}"]
+            check(chain_of(row, setting("cifar10"))[0], Method(selection), ratios, 5170, tuned)
+        again = chain_of(ROWS["Criteria", f"{speedup}x LASSO{other}"], setting("cifar10"))[0]
+        assert [step.key for step in again.records] == [step.key for step in lasso.records]
+    dense = chain_of(ROWS["Criteria", "dense, fine-tuned"], setting("cifar10"))[0]
+    assert [step.params for step in dense.networks] == [training.Training(TWO_EPOCHS, seed) for seed in (0, 1, 2)]
+
+
 HALF = {f"layer{stage}.{block}.conv1": 8 * 2 ** (stage - 1) for stage in (1, 2, 3) for block in range(9)}
 
 
-@pytest.mark.parametrize(("name", "tuned"), [("Ours", False), ("Ours (fine-tuned)", True)])
-def test_resnet56_loses_half_of_its_inner_channels(name: str, tuned: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "method", "tuned"),
+    [
+        ("Ours", Method("lasso"), False),
+        ("Ours (fine-tuned)", Method("lasso"), True),
+        # Li et al. (2017): the smallest filters go, and nothing is rebuilt
+        ("Filter pruning", Method("weight sum", reconstruct=False), False),
+        ("Filter pruning (fine-tuned, our impl.)", Method("weight sum", reconstruct=False), True),
+    ],
+)
+def test_resnet56_loses_half_of_its_inner_channels(name: str, method: Method, tuned: bool) -> None:
     row = ROWS["Table 8", name]
     chain, recipe = chain_of(row, setting("cifar10"))
     assert recipe == Recipe("cifar_resnet56", {"num_classes": 10}, (3, 32, 32))
     # on the whole CIFAR-10 as many images as the subset has
-    check(chain, Method("lasso"), pruning.Fixed(HALF), 5170, TUNING["cifar10"] if tuned else None)
+    check(chain, method, pruning.Fixed(HALF), 5170, TUNING["cifar10"] if tuned else None)
     shape = row.own_shape()
     assert shape is not None and shape.widths == HALF
 
@@ -363,6 +408,8 @@ def test_figure_4_prunes_single_layers_by_four_criteria() -> None:
             Sampling(positions=10, seed=0), 5000,
         )  # fmt: skip
         assert step.parents == (cp.dense(setting("imagenet"), recipe, 0),)
+    small = chain_of(ROWS["Figure 4", "conv2_2"], setting("cifar10", (0,)))[0].records[0]
+    assert small.params.reader == NORMED["conv3_1"]
 
 
 FIRST, RESPONSE = ("first k", "uniform", False), ("max response", "uniform", False)
