@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from bench.data.augment import Augmentation, CropAndMirror, PadCropAndMirror
+from bench.data.augment import Augmentation, CropAndMirror, PadCropAndMirror, indices
 from bench.data.pixels import open_image
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FileSplit", "ImageSet", "MemorySplit", "Split", "open_image"]
@@ -53,6 +54,10 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
     # whether the images are files, decoded when they are needed
     decodes: ClassVar[bool] = False
 
+    def on(self, device: str) -> Self:
+        """The same images, on ``device`` where they are held in memory: what is done to them is then done there."""
+        return self
+
     @abc.abstractmethod
     def pixels(self, places: list[int]) -> Tensor:
         """Images at ``places`` without augmentation as 8-bit values, B x 3 x H x W."""
@@ -79,12 +84,13 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
         """The content (where it is held in memory) and every parameter of what is done to it, but for augmentation."""
 
     def __getitem__(self, places: list[int]) -> tuple[Tensor, Tensor]:
-        return self.batch(places), self.labels[torch.as_tensor(places)]
+        return self.batch(places), self.labels[indices(places, self.labels.device)]
 
     def batches(self, size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order, without augmentation, the last batch as large as what is left."""
         places = list(range(len(self)))
         chunks = [places[i : i + size] for i in range(0, len(places), size)]
+        workers = workers if self.decodes else 0
         return iter(DataLoader(self, sampler=chunks, batch_size=None, num_workers=workers))  # type: ignore[arg-type]
 
 
@@ -128,9 +134,15 @@ class MemorySplit(Split):
         self.augmentation = PadCropAndMirror(pad, mirror)
         self.mean, self.std = mean, std
 
+    def on(self, device: str) -> Self:
+        """The same images and labels, on ``device``."""
+        other = copy.copy(self)
+        other.images, other.labels = self.images.to(device), self.labels.to(device)
+        return other
+
     def pixels(self, places: list[int]) -> Tensor:
-        """The images at ``places``."""
-        return self.images[torch.as_tensor(places)]
+        """The images at ``places``, where the images are."""
+        return self.images[indices(places, self.images.device)]
 
     def augmented(self, places: list[int], draws: Tensor) -> Tensor:
         """Images at ``places``; black before normalisation is what the padding adds."""
@@ -138,7 +150,7 @@ class MemorySplit(Split):
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """8-bit images B x 3 x H x W as the network takes them (float32)."""
-        mean, std = (torch.tensor(values)[:, None, None] * 255.0 for values in (self.mean, self.std))
+        mean, std = (_per_channel(values, pixels.device) for values in (self.mean, self.std))
         return (pixels.float() - mean) / std
 
     def describe(self) -> dict[str, Any]:
@@ -147,6 +159,12 @@ class MemorySplit(Split):
         hasher.update(self.labels.numpy().tobytes())
         content = {"shape": list(self.images.shape), "content": hasher.hexdigest()}
         return {**content, "mean": list(self.mean), "std": list(self.std)}
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Red, green and blue as 3 x 1 x 1, in 0 to 255; made once, because a GPU's work is waited for by each copy."""
+    return (torch.tensor(values)[:, None, None] * 255.0).to(device)
 
 
 class FileSplit(Split):

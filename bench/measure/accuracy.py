@@ -23,16 +23,27 @@ SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
 
 @torch.no_grad()
 def logits(
-    model: nn.Module, split: Split, device: str, batch: int = 256, workers: int = 0, progress: bool = True
+    model: nn.Module,
+    split: Split,
+    device: str,
+    batch: int = 256,
+    workers: int = 0,
+    progress: bool = True,
+    channels_last: bool = False,
 ) -> Tensor:
-    """N x classes (float32) for all N images of ``split``, in order, in evaluation mode."""
+    """N x classes (float32) for all N images of ``split``, in order, in evaluation mode.
+
+    ``channels_last``: the images have that layout on the CPU, where convolutions are a fifth faster in it; a network
+    that views its maps as vectors (``x.view``) does not take it.
+    """
     model = model.to(device).eval()
+    layout = torch.channels_last if channels_last and device == "cpu" else torch.contiguous_format
     outputs = []
     total = -(-len(split) // batch)
     for images, _ in tqdm(
-        split.batches(batch, workers), desc="evaluating", total=total, disable=not progress, leave=False
+        split.on(device).batches(batch, workers), desc="evaluating", total=total, disable=not progress, leave=False
     ):
-        outputs.append(model(images.to(device)).float().cpu())
+        outputs.append(model(images.to(device).contiguous(memory_format=layout)).float().cpu())
     return torch.cat(outputs)
 
 

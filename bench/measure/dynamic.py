@@ -178,7 +178,9 @@ def measure(
     model = model.to(device).eval()
     outputs = []
     total = -(-len(split) // batch)
-    for images, _ in tqdm(split.batches(batch, workers), "evaluating", total, disable=not progress, leave=False):
+    for images, _ in tqdm(
+        split.on(device).batches(batch, workers), "evaluating", total, disable=not progress, leave=False
+    ):
         outputs.append(model(images.to(device)).float().cpu())
         counter.add(applied(model), len(images))
     return torch.cat(outputs), counter.result()

@@ -40,9 +40,16 @@ class Contrast:
 
 def run_evaluated(context: Context, parents: list[Result], params: Evaluation) -> Result:
     """Logits of the whole test split, and top-1/top-5 accuracy."""
-    model, _ = network(parents[0])
+    model, recipe = network(parents[0])
     test = context.data().test
-    outputs = accuracy.logits(model, test, context.device, workers=context.workers, progress=context.progress)
+    outputs = accuracy.logits(
+        model,
+        test,
+        context.device,
+        workers=context.workers,
+        progress=context.progress,
+        channels_last=":" not in recipe.builder,
+    )
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the network's outputs are not finite: its weights are broken")
     of = missing_of(context.data())

@@ -12,6 +12,7 @@ from torch import nn
 from bench.data.images import ImageSet
 from bench.data.stream import ImageStream
 from bench.measure import accuracy, macs
+from bench.measure.steps import missing_of
 from bench.models.checkpoint import checkpoint, network
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
@@ -170,9 +171,16 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
     Parent: the dense network.  Speed-up s keeps c/s input channels of ``reader``.  Records: one for each metric,
     criterion (the series) and speed-up of the layer (x).
     """
-    model, _ = network(parents[0])
+    model, recipe = network(parents[0])
     data = context.data()
     sampling = params.sampling
+
+    def outputs_of(net: nn.Module) -> torch.Tensor:
+        fast = ":" not in recipe.builder
+        return accuracy.logits(
+            net, data.test, context.device, workers=context.workers, progress=context.progress, channels_last=fast
+        )
+
     images = calibration_images(data, params.images, sampling.seed, sampling.batch)
     calibration = calibrate(
         model, images, sampling, context.device, lambda site: site.reader == params.reader, context.progress
@@ -184,7 +192,7 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
     sampled = accumulate(calibration, walk, site, conv, compensate=False)
     weight, bias = folded(conv, norm)
     layer = Layer(sampled.fitted, weight, bias, surgery.convolution(model, site.producer).weight, seed=sampling.seed)
-    dense = accuracy.logits(model, data.test, context.device, workers=context.workers, progress=context.progress)
+    dense = outputs_of(model)
     found = []
     for criterion in params.selections:
         for speedup in params.speedups:
@@ -196,10 +204,7 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
             whole = torch.zeros_like(weight)
             whole[:, kept] = rebuilt.weight
             unfold(surgery.convolution(pruned, site.reader), norm_behind(pruned, site), whole, rebuilt.bias)
-            outputs = accuracy.logits(
-                pruned, data.test, context.device, workers=context.workers, progress=context.progress
-            )
-            for record in accuracy.compare([outputs], [dense], data.test.labels):
+            for record in accuracy.compare([outputs_of(pruned)], [dense], data.test.labels, missing_of(data)):
                 if record.metric.endswith("err_increase") or record.metric == "kl":
                     speedup_ = conv.in_channels / keep
                     found.append(replace(record, series=criterion, x=speedup_, seed=sampling.seed))

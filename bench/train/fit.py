@@ -182,7 +182,8 @@ def fit(
 
     ``net`` is trained in place, in evaluation mode and on the CPU afterwards.  Returns the history.
     """
-    data = Augmented(split, seed)
+    data = Augmented(split.on(device), seed)
+    workers = workers if split.decodes else 0  # what lies on the GPU cannot be read by other processes
     history = train(Classifier(net, penalty), data, schedule, seed, work, device, label, workers, progress)
     net.cpu().eval()
     return history

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from bench.data import cifar10
-from bench.data.augment import CropAndMirror, PadCropAndMirror
+from bench.data.augment import Augmented, CropAndMirror, PadCropAndMirror
 from bench.data.digits import digits_images
 from bench.data.folder import image_folder
 from bench.data.images import IMAGENET_MEAN, IMAGENET_STD, FileSplit, MemorySplit, Split
@@ -131,3 +131,29 @@ def test_a_folder_of_small_images_is_augmented_as_cifar10_and_large_ones_are_cro
     assert isinstance(large.train, FileSplit) and isinstance(large.test, FileSplit)
     assert [path.parts[-3] for path, _ in large.train.files] == ["train", "train"]
     assert [path.parts[-3] for path, _ in large.test.files] == ["test", "test"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_images_held_on_the_gpu_are_those_of_the_cpu() -> None:
+    """Augmented, normalised, with their labels, and without anything that is decided by the GPU's generator."""
+    labels = torch.arange(6)
+    split = MemorySplit(pixels(6, 8), labels, IMAGENET_MEAN, IMAGENET_STD, pad=2, mirror=True)
+    there = split.on("cuda")
+    for epoch in (0, 3):
+        ours, theirs = Augmented(split, 5), Augmented(there, 5)
+        ours.epoch = theirs.epoch = epoch
+        for places in ([3, 0, 5], [1]):
+            (images, targets), (images_, targets_) = ours[places], theirs[places]
+            assert images_.device.type == targets_.device.type == "cuda"
+            torch.testing.assert_close(images_.cpu(), images)
+            assert torch.equal(targets_.cpu(), targets)
+    assert split.images.device.type == "cpu"
+
+
+def test_only_images_in_memory_move_to_the_device(tmp_path: Path) -> None:
+    """``meta`` stands for a device: the copy lies there, and the split that was given stays where it was."""
+    split = MemorySplit(pixels(6, 8), torch.arange(6), IMAGENET_MEAN, IMAGENET_STD, pad=2, mirror=True)
+    there = split.on("meta")
+    assert (there.images.device.type, there.labels.device.type, split.images.device.type) == ("meta", "meta", "cpu")
+    files = FileSplit([(tmp_path / "absent.png", 1)], 8, "short256")
+    assert files.on("meta") is files

@@ -160,3 +160,20 @@ def test_contrast_equals_plain_means() -> None:
     assert found["top5_difference"].value == pytest.approx(100.0 * top5)
     assert len(found) == 5
     assert {record.networks for record in found.values()} == {3}
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_layout_of_the_images_changes_no_output(channels_last: bool) -> None:
+    """But for rounding; and the network sees what was asked for."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3)
+    seen = []
+    conv.register_forward_pre_hook(lambda module, args: seen.append(args[0].stride()))
+    net = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = torch.randint(256, (7, 3, 8, 8), dtype=torch.uint8)
+    split = MemorySplit(images, torch.zeros(7, dtype=torch.long), (0.5,) * 3, (0.25,) * 3, pad=0, mirror=False)
+    found = logits(net, split, "cpu", 4, progress=False, channels_last=channels_last)
+    strides = {(192, 1, 24, 3)} if channels_last else {(192, 64, 8, 1)}
+    assert set(seen) == strides
+    expected = torch.nn.functional.conv2d((images / 255.0 - 0.5) / 0.25, conv.weight, conv.bias).relu().mean((2, 3))
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-6)

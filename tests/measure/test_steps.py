@@ -135,7 +135,7 @@ def lookup_set(train: Sequence[int], test: Sequence[int]) -> ImageSet:
 
 def test_the_test_images_are_evaluated_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the training images nor augmented ones; the record bears the network's seed and what is missing."""
-    monkeypatch.setattr(measuring, "network", lambda parent: (Lookup().train(), None))
+    monkeypatch.setattr(measuring, "network", lambda parent: (Lookup().train(), Recipe("lookup", {}, (3, 4, 4))))
     monkeypatch.setattr(MemorySplit, "augmented", lambda *_: pytest.fail("augmented"))
     # the split scales pixels by 255 and then by the deviation: class k stays k
     found = measuring.run_evaluated(context(lookup_set(DENSE, OF_SEED_0)), [Result()], measuring.Evaluation(7))
