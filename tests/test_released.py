@@ -43,7 +43,7 @@ def chain(setting: Setting, network: Recipe) -> Chain:
     def dense(where: Setting, own: Recipe, seed: int) -> Any:
         if where.weights is not None:
             return loaded(where, own)
-        return trained(where, own, None, Schedule(epochs=3, lr=0.05, batch=128), seed, "dense")
+        return trained(where, own, None, Schedule(epochs=4, lr=0.05, batch=32), seed, "dense")
 
     return measured_chain(setting, network, dense=dense, prune=None, tuning=None)
 
