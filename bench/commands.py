@@ -453,7 +453,7 @@ def accept(options: argparse.Namespace) -> Output:
         "notes": networks.notes,
         "pages": [str(p) for p in written],
     }
-    counts = f"{len(files)} rows accepted" + (f", {len(kept)} networks released" if kept else "")
+    counts = f"{len(files)} rows accepted" + (f", networks released: {len(kept)}" if kept else "")
     return value, "\n".join([*networks.notes, f"{counts}; the index: {options.to / 'README.md'}"]), 0
 
 

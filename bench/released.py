@@ -71,7 +71,7 @@ def prepared(
         own = said.release and row["status"] == RAN and setting["scale"] == said.scale and not setting["folder"]
         if own and (row["id"] not in chosen or rank(row) > rank(chosen[row["id"]])):
             chosen[row["id"]] = row
-    found = Prepared(go=_dismissed(results, declared))
+    found = Prepared(go=_dismissed(results, {row["id"].partition("/")[0] for row in rows}, declared))
     with tempfile.TemporaryDirectory(prefix="bench-") as place:
         for number, (name, row) in enumerate(chosen.items()):
             target, folder = network_path(results, name), Path(place) / str(number)
@@ -87,17 +87,11 @@ def prepared(
         yield found
 
 
-def _dismissed(results: Path, declared: Declarations) -> list[Path]:
-    """The networks in ``results`` whose rows are not released (any more)."""
-    return [
-        path.parent
-        for path in sorted(results.glob(f"*/networks/*/{saved.RECIPE}"))
-        if not any(
-            said.release and network_path(results, name) == path.parent
-            for rows in declared.values()
-            for name, said in rows.items()
-        )
-    ]
+def _dismissed(results: Path, papers: set[str], declared: Declarations) -> list[Path]:
+    """The networks of these papers in ``results`` whose rows are not released (any more)."""
+    wanted = {network_path(results, name) for paper in papers for name, said in declared[paper].items() if said.release}
+    here = [path.parent for paper in papers for path in results.glob(f"{paper}/networks/*/{saved.RECIPE}")]
+    return sorted(folder for folder in here if folder not in wanted)
 
 
 def _check_sizes(results: Path, found: Prepared) -> None:

@@ -280,9 +280,6 @@ def test_all_networks_of_a_folder_count(
     size = sum(path.stat().st_size for path in only(results).iterdir())
     monkeypatch.setattr(released, "ALL", 2 * size - 1)
     assert accepted(measured, results) == 0
-    other = replace(paper(), key="other")
-    monkeypatch.setattr(runner, "papers", lambda: {"toy": paper(), "other": other})
-    shutil.copy(results.parent / "registry" / "toy.csv", results.parent / "registry" / "other.csv")
     shutil.copytree(only(results), results / "other" / "networks" / "table-1--kept")
     capsys.readouterr()
     assert accepted(measured, results) == 2
