@@ -191,8 +191,23 @@ def test_rounding_may_change_one_prediction_of_360(
     assert words in capsys.readouterr().out
 
 
-def predictions(*classes: int) -> Tensor:
-    return torch.tensor(classes)
+@pytest.mark.parametrize(("more", "expected"), [(0, "same"), (5, "different")])
+def test_other_images_of_the_set_are_told_and_bound_the_number(
+    results: Path, more: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if 357 of the 360 images had been recorded from another copy of the set: three more may be right now."""
+    folder = only(results)
+    right = facts_of(folder)["top1"]["right"]
+
+    def change(value: dict[str, Any]) -> None:
+        value["facts"]["setting"]["data"]["fingerprint"] = "f" * 64
+        value["facts"]["top1"].update(n=357, of=360, right=right - 2 + more)
+
+    rewritten(folder, change)
+    assert main(["evaluate", str(folder), "--device", "cpu", "--json"]) == (expected == "different")
+    (value,) = json.loads(capsys.readouterr().out)
+    assert (value["verdict"], value["changed"], value["same_data"]) == (expected, None, False)
+    assert f"{right - 2 + more} to {right + 1 + more} right agree" in value["words"]
 
 
 HUNDRED = torch.zeros(100, dtype=torch.long)
