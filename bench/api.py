@@ -11,7 +11,7 @@ import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class Pruned:
     ``dense_records`` are the dense network's accuracies, ``records`` the pruned one's and the changes; ``warnings``
     what was told on the way; ``problems`` counts the images that could not be taken as they were.
     ``left_out`` names the layers that were not pruned because they do not compute what their class says, with the
-    reason.
+    reason; ``data`` holds the data set's name and fingerprint.
     """
 
     model: nn.Module
@@ -82,6 +82,7 @@ class Pruned:
     warnings: list[str]
     problems: dict[str, int]
     left_out: list[tuple[str, str]]
+    data: dict[str, str] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float:
@@ -101,6 +102,7 @@ class Pruned:
         """Everything but the network, as plain JSON values."""
         return {
             "inputs": self.inputs,
+            "data": self.data,
             "problems": self.problems,
             "warnings": self.warnings,
             "left_out": [list(layer) for layer in self.left_out],
@@ -215,7 +217,10 @@ def prune(
         pruned_macs = macs.count(smaller, shape)
         rebuilt = _recipe(recipe, network, smaller, layers)
         problems = dict(images_of.problems)
-        found = Pruned(smaller, layers, dense, pruned_macs, [], rebuilt, facts, dense_records, told, problems, faults)
+        about = {"name": images_of.name, "fingerprint": images_of.fingerprint}
+        found = Pruned(
+            smaller, layers, dense, pruned_macs, [], rebuilt, facts, dense_records, told, problems, faults, about
+        )
         if out is not None:
             problem = saved.save(smaller, found.recipe, out, found.facts())
             if problem is not None:

@@ -1,4 +1,5 @@
-"""The command line: ``bench list | run | tables | coverage | power | macs | prune | doctor | data | accept | gc``.
+"""The command line: ``bench list | run | tables | coverage | power | macs | prune | evaluate | doctor | data | accept |
+gc``.
 
 Exit status 0: done; 1: a row failed; 2: a mistake of the user's, told in one line; a bug gives a traceback.
 """
@@ -151,6 +152,16 @@ def _parser() -> argparse.ArgumentParser:
         "--classes", help="class names in the order of the outputs: a file, one a line, or a,b,c (- for none)"
     )
     where(sub)
+
+    sub = command("evaluate", "evaluate saved networks again and compare with what was recorded of them")
+    sub.add_argument("folder", nargs="+", type=Path, help="a saved network, or a folder with some, e.g. results/")
+    sub.add_argument(
+        "--data", type=Path, help="where data sets are found (default $BENCH_DATA, else ./data); of a network that "
+        "`bench prune` saved: its image folder",
+    )  # fmt: skip
+    sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    sub.add_argument("--batch", type=_natural, default=256, help="images of one batch (default 256)")
+    sub.add_argument("--workers", type=_natural, default=0, help="processes that decode images")
 
     command("doctor", "versions, devices, data sets, W&B").add_argument("--data", type=Path)
 

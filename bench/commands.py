@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import api, collecting, processes, provenance, runner
+from bench import api, collecting, processes, provenance, released, runner
+from bench import evaluate as evaluating
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
@@ -53,7 +54,9 @@ def declared() -> dict[str, dict[str, Declared]]:
 
 def _declared(paper: Paper) -> dict[str, Declared]:
     return {
-        name: Declared(row.table, row.name, order, row.scale, row.ours, row.claimed, row.published, row.seeds)
+        name: Declared(
+            row.table, row.name, order, row.scale, row.ours, row.claimed, row.published, row.seeds, row.release
+        )
         for order, (name, row) in enumerate(paper.ids.items())
     }
 
@@ -214,7 +217,12 @@ def coverage(options: argparse.Namespace) -> Output:
     found = coverages(options.paper or known, source, folder, absent)
     value: dict[str, Any] = {"papers": {name: covering.to_json(one) for name, one in found.items()}}
     value["total"] = covering.to_json(sum(found.values(), covering.EMPTY))["kinds"]
-    return value, covering.text(found), 0
+    value["flawed_data"] = {
+        scale: bench.data.missing(scale, data_root)
+        for scale in bench.data.SCALES
+        if bench.data.find(scale, data_root) is None and bench.data.flawed(scale, data_root) is not None
+    }
+    return value, "\n".join([covering.text(found), *value["flawed_data"].values()]), 0
 
 
 def power(options: argparse.Namespace) -> Output:
@@ -338,6 +346,25 @@ def prune(options: argparse.Namespace) -> Output:
     return value, "\n".join(lines), 0
 
 
+def evaluate(options: argparse.Namespace) -> Output:
+    """Evaluates saved networks again and compares with what was recorded."""
+    sys.path.insert(0, os.getcwd())  # a network of the user's own is built by the user's code
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    found = evaluating.evaluate(
+        evaluating.networks_in(options.folder),
+        options.data,
+        Job(device=options.device).device,
+        options.batch,
+        options.workers,
+        not options.json and sys.stderr.isatty(),
+        say,
+    )
+    return [one.to_json() for one in found], "\n".join(one.text() for one in found), evaluating.status(found)
+
+
 def doctor(options: argparse.Namespace) -> Output:
     """Versions, devices, data sets, W&B."""
     root = bench.data.data_root(options.data)
@@ -414,10 +441,20 @@ def _write_pages(root: Path) -> list[Path]:
 
 def accept(options: argparse.Namespace) -> Output:
     """Promotes rows from runs/ to results/ and writes the pages."""
-    files = accepting.accept(options.source, options.to, options.paper or None, declared())
+    known, papers = declared(), options.paper or None
+    chosen = accepting.choose(options.source, options.to, papers, known)
+    with released.prepared(options.source, options.to, [row for _, row in chosen], known) as networks:
+        files = accepting.write(options.source, options.to, papers, known, chosen)
+        kept = networks.write()
     written = _write_pages(options.to)
-    value = {"rows": [str(f) for f in files], "pages": [str(p) for p in written]}
-    return value, f"{len(files)} rows accepted; the index: {options.to / 'README.md'}", 0
+    value = {
+        "rows": [str(f) for f in files],
+        "networks": [str(k) for k in kept],
+        "notes": networks.notes,
+        "pages": [str(p) for p in written],
+    }
+    counts = f"{len(files)} rows accepted" + (f", networks released: {len(kept)}" if kept else "")
+    return value, "\n".join([*networks.notes, f"{counts}; the index: {options.to / 'README.md'}"]), 0
 
 
 def gc(options: argparse.Namespace) -> Output:

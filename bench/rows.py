@@ -57,7 +57,8 @@ class Row:
     is none) decides without data, each as (row, metric) or (row, metric, model) of that table.  ``missing`` says why a
     row cannot run yet.  ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for,
     besides folders; ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or
-    ``boxes``.
+    ``boxes``.  ``release`` says that the network of its first seed, measured at the row's own scale, is kept beside the
+    accepted results.
     """
 
     table: str
@@ -75,6 +76,7 @@ class Row:
     scales: tuple[str, ...] | None = None
     ours: bool = False
     data: str = LABELS
+    release: bool = False
 
     def own_shape(self) -> Recipe | None:
         """The pruned network at the paper's own shape."""

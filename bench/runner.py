@@ -32,6 +32,11 @@ OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 Say = Callable[[str], None]
 
 
+def default_device() -> str:
+    """The device of a job that names none."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass
 class Job:
     """What to run and where: the choices of one ``bench run``.
@@ -61,7 +66,7 @@ class Job:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("no CUDA device is available here: leave out --device, or choose cpu")
         if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.device = default_device()
         if self.weights is not None and not self.weights.is_file():
             raise UserError(f"no weights file {self.weights}: give the path of a state dict with --weights")
 
@@ -177,7 +182,7 @@ def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
     except UserError as error:
         # files that are there and are wrong are told as they are
         if scale == "cifar10" and bench.data.find(scale, job.data) is None:
-            return Planned(paper, row, scale, reason="needs cifar10")
+            return Planned(paper, row, scale, reason=bench.data.needs(scale, job.data))
         raise error
     recipe = row.dense(scale, len(images.classes), job.weights is not None)
     setting = Setting(
@@ -363,7 +368,7 @@ class Engine:
         images = self.job.images.get((entry.scale, entry.size))
         if images is None:
             return None
-        problems = {"problems": images.problems} if isinstance(images, DetectionSet) else {}
+        problems = {"problems": images.problems} if images.problems or isinstance(images, DetectionSet) else {}
         return {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol, **problems}
 
     def _description(self, entry: Planned) -> dict[str, Any]:
@@ -379,6 +384,8 @@ class Engine:
             "weights": given,
             "device": job.device,
             **({"amp": True} if job.amp else {}),
+            **({"strict": True} if job.strict else {}),
+            **({"chosen_device": True} if job.device != default_device() else {}),
         }
 
 

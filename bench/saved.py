@@ -90,6 +90,12 @@ def recipe_of(folder: Path) -> Recipe:
     return Recipe.from_json(_description(folder)["recipe"])
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What was stored beside the recipe.  Raises :class:`UserError` where there is no saved network."""
+    facts: dict[str, Any] = _description(folder).get("facts", {})
+    return facts
+
+
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     try:

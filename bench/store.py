@@ -228,6 +228,12 @@ def row_path(root: Path, name: str, setting: Mapping[str, Any]) -> Path:
     return root / paper / "rows" / scale / f"{table}--{row}{tail}.json"
 
 
+def network_path(root: Path, name: str) -> Path:
+    """``<root>/<paper>/networks/<table>--<row>``: where the released network of a row is."""
+    paper, table, row = name.split("/")
+    return root / paper / "networks" / f"{table}--{row}"
+
+
 def file_digest(path: Path) -> str:
     """The file's sha256, hexadecimal."""
     with path.open("rb") as file:

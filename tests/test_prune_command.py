@@ -140,6 +140,27 @@ def test_what_is_printed_and_stored(place: Path, capsys: pytest.CaptureFixture[s
     ]
 
 
+@pytest.mark.parametrize(
+    "more", [[], ["--classes", "light,dark", "--protocol", "squash", "--mean", "0.5", "--std", "0.5"]]
+)
+def test_the_saved_network_is_evaluated_again(more: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("--out", "o", *more)) == 0
+    record = {r["metric"]: r for r in json.loads((place / "o" / "pruned.json").read_text())["records"]}["top1_acc"]
+    right = round(record["value"] * 24 / 100)
+    capsys.readouterr()
+    evaluation = ["evaluate", "o", "--device", "cpu"]
+    assert main([*evaluation, "--data", "set"]) == 0
+    text = capsys.readouterr().out
+    assert f"top-1 {record['value']:.2f} % [" in text and f"{right} right of 24 test images\n" in text
+    assert text.endswith(f"{right} right of 24: same\n")
+    (place / "set" / "val" / "light" / "11.png").unlink()
+    assert main([*evaluation, "--data", "set", "--json"]) == 2
+    (value,) = json.loads(capsys.readouterr().out)
+    assert (value["verdict"], value["top1"]["n"], value["same_data"]) == ("not compared", 23, False)
+    assert main(evaluation) == 2
+    assert "give its image folder with --data" in capsys.readouterr().err
+
+
 def test_a_stop_tells_what_is_kept_and_the_same_command_goes_on(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

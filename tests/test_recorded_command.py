@@ -62,6 +62,9 @@ def described(scale: str = "imagenet", **changes: Any) -> dict[str, Any]:
         (described("digits", protocol="upscaled"), {"scale": "digits"}),
         (described("my photos", folder=True), {"scale": "my photos"}),
         (described(amp=True), {"amp": True}),
+        (described(strict=True), {"strict_data": True}),
+        (described(device="cuda"), {"device": "cuda"}),
+        (described(chosen_device=True), {"device": "cpu"}),
     ],
 )
 @pytest.mark.parametrize("whole", [False, True])
@@ -71,7 +74,8 @@ def test_a_recorded_command_parsed_back_is_the_same_choice(
     options = parsed(command(ID, setting, DECLARED, whole))
     assert (options.command, options.paper) == ("run", ["toy"])
     assert (options.row, options.table) == ((None, "Table 1 (toy)") if whole else (ID, None))
-    plain = {"seed": None, "weights": None, "protocol": "short256", "scale": None, "amp": False}
+    plain = {"seed": None, "weights": None, "protocol": "short256", "scale": None, "amp": False, "strict_data": False,
+             "device": "auto"}  # fmt: skip
     assert {name: getattr(options, name) for name in plain} == plain | expected
 
 
@@ -200,10 +204,46 @@ def test_weights_protocol_and_mixed_precision_reach_the_setting(
     assert loaded == [("digits", tmp_path, 8, "squash256", False, True)]
     found = runner.Engine(job, Store(tmp_path))._description(entry)
     assert found["weights"] == {"file": "w.pth", "sha256": file_digest(file)} and found["amp"] is True
+    assert found["strict"] is True
     # and comes back as the same choice
     row = entry.row
     again = parsed(command(entry.id, found, Declared(row.table, row.name, 0, row.scale, seeds=row.seeds)))
-    assert (again.weights, again.amp, again.seed) == (Path("w.pth"), True, None)
+    assert (again.weights, again.amp, again.strict_data, again.seed) == (Path("w.pth"), True, True, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu"), [("auto", False), ("cpu", False), ("auto", True), ("cpu", True), ("cuda", True)]
+)
+def test_a_recorded_command_measures_on_the_device_of_the_job(
+    asked: str, gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parsed back where the job ran, whether it has a GPU or not; there, what nobody had to say is not said."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    job = Job(out=tmp_path, device=asked, strict=True, progress=False)
+    entry, _, _ = planned(job, monkeypatch)
+    found = runner.Engine(job, Store(tmp_path))._description(entry)
+    row = entry.row
+    line = command(entry.id, found, Declared(row.table, row.name, 0, row.scale, seeds=row.seeds))
+    again = commands._job(parsed(line))
+    chosen = ("device", "seed", "scale", "weights", "protocol", "amp", "strict")
+    assert {name: getattr(again, name) for name in chosen} == {name: getattr(job, name) for name in chosen}
+    assert ("--device" in line) == gpu
+    # a machine without a GPU refuses what was measured on one, and does not take its processor instead
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if job.device == "cuda":
+        with pytest.raises(UserError, match="no CUDA device"):
+            commands._job(parsed(line))
+
+
+def test_what_was_done_to_images_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(out=tmp_path, device="cpu", progress=False)
+    entry, _, _ = planned(job, monkeypatch)
+    engine = runner.Engine(job, Store(tmp_path))
+    assert "problems" not in engine._description(entry)["data"]
+    ((key, known),) = job.images.items()
+    assert isinstance(known, ImageSet)
+    job.images[key] = replace(known, problems={"turned by EXIF": 3})
+    assert engine._description(entry)["data"]["problems"] == {"turned by EXIF": 3}
 
 
 @pytest.mark.parametrize(("scale", "kinds"), [("digits", ["labels"]), ("scenes", ["boxes"]), ("voc", ["boxes"])])

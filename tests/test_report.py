@@ -606,6 +606,19 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
     assert not stale.exists()
 
 
+def test_the_page_says_what_was_done_to_images_and_to_boxes(runs: Runs) -> None:
+    def steps(problems: dict[str, int]) -> dict[str, Any]:
+        made = {**PROVENANCE, "data": {**PROVENANCE["data"], "problems": problems}}  # type: ignore[dict-item]
+        return {"key": {"step": "s", "run": "m:run", "code": "0", "seconds": 1.0, "provenance": made}}
+
+    runs.row("images", accuracies(90.0), steps=steps({"turned by EXIF": 3, "scaled to 8 bits": 0}))
+    runs.row("boxes", accuracies(90.0), scale="voc", steps=steps({"outside image": 2, "zero area": 0}))
+    write(runs.root, runs.registry, runs.about())
+    page = (runs.root / PAPER / "README.md").read_text()
+    assert "8x8; images not taken as they are: 3 turned by EXIF)" in page
+    assert "8x8; boxes clipped or dropped: 2 outside image)" in page
+
+
 def test_accept_copies_what_ran_and_keeps_what_was_measured(runs: Runs, tmp_path: Path) -> None:
     """A row that could not run never replaces a measured one."""
     results = tmp_path / "results"

@@ -10,7 +10,7 @@ from bench.data.annotations import DetectionSet
 from bench.data.cifar10 import NPZ, cifar10_images
 from bench.data.digits import digits_images
 from bench.data.folder import image_folder
-from bench.data.images import ImageSet
+from bench.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageSet
 from bench.errors import UserError
 
 SCALES = ("digits", "scenes", "cifar10", "imagenet", "voc", "coco")
@@ -42,9 +42,8 @@ def find(scale: str, root: Path) -> Path | None:
 
 def missing(scale: str, root: Path) -> str:
     """What to put where so that :func:`find` finds the data of ``scale``, or what a folder like them lacks."""
-    for place in _places(scale, root):
-        if (lacking := known.shortfall(scale, place)) is not None:
-            return known.advice(scale, place, lacking)
+    if (broken := flawed(scale, root)) is not None:
+        return known.advice(scale, *broken)
     if scale in ("voc", "coco"):
         return voc.missing(root) if scale == "voc" else coco.missing(root)
     if scale == "cifar10":
@@ -55,10 +54,16 @@ def missing(scale: str, root: Path) -> str:
 
 def needs(scale: str, root: Path) -> str:
     """Why a row at ``scale`` cannot run, in a few words: nothing is there, or what the folder that is there lacks."""
+    broken = flawed(scale, root)
+    return f"needs {scale}" if broken is None else f"needs all of {scale}: {broken[1]}"
+
+
+def flawed(scale: str, root: Path) -> tuple[Path, str] | None:
+    """The first folder that looks like ``scale`` and is not all of it, with what it lacks in a few words."""
     for place in _places(scale, root):
         if (lacking := known.shortfall(scale, place)) is not None:
-            return f"needs all of {scale}: {lacking}"
-    return f"needs {scale}"
+            return place, lacking
+    return None
 
 
 def _places(scale: str, root: Path) -> list[Path]:
@@ -73,6 +78,11 @@ def _places(scale: str, root: Path) -> list[Path]:
     if scale == "imagenet":
         return [place for place in (root / "imagenet", root / "ILSVRC2012", root) if (place / "train").is_dir()]
     return []
+
+
+def normalisation(scale: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation (of red, green, blue, in 0 to 1) by which :func:`load` normalises labelled images."""
+    return ((0.5,) * 3, (0.5,) * 3) if scale == "digits" else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def check_scale(scale: str) -> None:
@@ -95,8 +105,8 @@ def load(
     if scale == "scenes":
         return scenes.scenes_detection(size, progress)
     place = find(scale, root)
-    if scale == "cifar10":
-        return cifar10_images(place or root)
+    if scale == "cifar10" and (place is not None or flawed(scale, root) is None):
+        return cifar10_images(place or root)  # where nothing is there, it is downloaded
     if place is None:
         raise UserError(f"no {scale} in {root}: {missing(scale, root)}")
     if scale in ("voc", "coco"):

@@ -67,10 +67,10 @@ def _from_npz(root: Path) -> ImageSet:
     seen: set[bytes] = set()
     for name, whole in zip(NPZ, WHOLE, strict=True):
         images, labels = _read_npz(root / name)
-        if len(images) < LEAST_SHARE * whole or len(images) > whole:
+        if (problem := _count_problem(len(images), whole)) is not None:
             raise UserError(
-                f"{root / name} has {len(images):,} images, CIFAR-10 {whole:,}: at least {LEAST_SHARE:.0%} must be "
-                "there, or run them as an image folder of their own with --scale"
+                f"{root / name} has {problem}: at least {LEAST_SHARE:.0%} must be there, or run them as an image "
+                "folder of their own with --scale"
             )
         for place, image in enumerate(images):
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
@@ -86,24 +86,75 @@ def _from_npz(root: Path) -> ImageSet:
     return ImageSet("cifar10", hasher.hexdigest(), CLASSES, 32, splits[0], splits[1], "32x32", whole=WHOLE)
 
 
+def shortfall(root: Path) -> str | None:
+    """In a few words what is wrong with ``root``'s npz files, by their headers and labels; None where nothing is.
+
+    The pixels are left unread.  The archive, where it is there, is torchvision's to check.
+    """
+    if (root / "cifar-10-batches-py").is_dir():
+        return None
+    for name, whole in zip(NPZ, WHOLE, strict=True):
+        try:
+            shape, labels = _head(root / name)
+        except KeyError as error:
+            return f"{name} has no array {_array(error)}"
+        except _UNREADABLE:
+            return f"{name} cannot be read"
+        problem = _problem(*shape, labels)
+        if problem is not None:
+            return f"{name}: {problem}"
+        if (problem := _count_problem(len(labels), whole)) is not None:
+            return f"{name} has {problem}"
+    return None
+
+
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _head(path: Path) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], NDArray[Any]]:
+    """Shape and type of the images, and the labels, of one file.  Raises KeyError and ``_UNREADABLE``."""
+    with zipfile.ZipFile(path) as archive, archive.open("images.npy") as stream:
+        version = np.lib.format.read_magic(stream)  # type: ignore[no-untyped-call]
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(stream)  # type: ignore[no-untyped-call]
+    with np.load(path, allow_pickle=False) as file:
+        return (shape, kind), file["labels"]
+
+
+def _array(error: KeyError) -> str:
+    """The name of the array that a file lacks."""
+    return next((name for name in ("images", "labels") if name in str(error)), str(error))
+
+
 def _read_npz(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
     """Images and labels of one file, checked.  Raises :class:`UserError` in one line."""
     try:
         with np.load(path, allow_pickle=False) as file:
             images, labels = file["images"], file["labels"]
     except KeyError as error:
-        raise UserError(f"{path} has no array {error.args[0]}: it needs images and labels") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} has no array {_array(error)}: it needs images and labels") from error
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read ({error}): make it again") from error
-    if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or images.dtype != np.uint8:
-        raise UserError(f"{path}: images are {images.dtype} {images.shape}, not uint8 N x 32 x 32 x 3: make it again")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{path}: labels are {labels.dtype} {labels.shape}, not a number for each image: make it again")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(CLASSES):
-        raise UserError(
-            f"{path}: labels go from {labels.min()} to {labels.max()}, CIFAR-10's from 0 to 9: make it again"
-        )
+    problem = _problem(images.shape, images.dtype, labels)
+    if problem is not None:
+        raise UserError(f"{path}: {problem}: make it again")
     return images, labels
+
+
+def _problem(shape: tuple[int, ...], kind: np.dtype[Any], labels: NDArray[Any]) -> str | None:
+    """What is wrong with images of this shape and type and their labels."""
+    if shape[1:] != (32, 32, 3) or kind != np.uint8:
+        return f"images are {kind} {shape}, not uint8 N x 32 x 32 x 3"
+    if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        return f"labels are {labels.dtype} {labels.shape}, not a number for each image"
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(CLASSES):
+        return f"labels go from {labels.min()} to {labels.max()}, CIFAR-10's from 0 to 9"
+    return None
+
+
+def _count_problem(count: int, whole: int) -> str | None:
+    """What is wrong with so many images of ``whole``."""
+    return f"{count:,} images, CIFAR-10 {whole:,}" if not LEAST_SHARE * whole <= count <= whole else None
 
 
 def write_subset(root: Path, destination: Path, progress: bool = True) -> dict[str, int]:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.data import cifar10
+
 # ILSVRC2012: Russakovsky et al. 2015, table 2
 IMAGENET_CLASSES, IMAGENET_VALIDATION = 1000, 50_000
 # VOC: the devkits' lists; test of 2007, trainval of 2007 and 2012
@@ -34,6 +36,8 @@ def shortfall(scale: str, place: Path) -> str | None:
 
 def advice(scale: str, place: Path, lacking: str) -> str:
     """One line: why ``place`` is not ``scale``, and what to do."""
+    if scale == "cifar10":
+        return f"{place} is not all of cifar10 ({lacking}): make its npz files again, or put cifar-10-batches-py there"
     own = place / "VOC2007" if scale == "voc" else place
     return (
         f"{place} is not {scale} ({lacking}): complete it, or run it as a folder of its own with --scale {own} "
@@ -81,4 +85,9 @@ def _coco(place: Path) -> str | None:
     return None
 
 
-_CHECKS: dict[str, Callable[[Path], str | None]] = {"imagenet": _imagenet, "voc": _voc, "coco": _coco}
+_CHECKS: dict[str, Callable[[Path], str | None]] = {
+    "imagenet": _imagenet,
+    "voc": _voc,
+    "coco": _coco,
+    "cifar10": cifar10.shortfall,
+}

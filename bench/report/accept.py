@@ -10,25 +10,30 @@ from bench.errors import UserError
 from bench.report.load import RAN, Declarations, content, row_files
 from bench.store import disk_errors, row_path, write_json
 
+# where a row file goes, and what it holds
+Chosen = list[tuple[Path, dict[str, Any]]]
+
 
 def accept(
     runs: Path, results: Path, papers: Sequence[str] | None, declared: Declarations, *, allow_dirty: bool = False
 ) -> list[Path]:
-    """Copies row files from ``runs`` to ``results`` for these papers (all for None); returns the files written.
+    """Copies row files from ``runs`` to ``results``, :func:`choose` and :func:`write`; returns the files written."""
+    chosen = choose(runs, results, papers, declared, allow_dirty=allow_dirty)
+    return write(runs, results, papers, declared, chosen)
 
-    Rows that no script declares any more are left out, and removed from ``results``.
-    Rows that ran replace what is there; rows that did not are written only where nothing is, so that no measured value
-    is lost.  Nothing is written at all when the code that made one of the rows was not committed, unless
-    ``allow_dirty``, or when a row file is unreadable.  Raises :class:`UserError` for these and where nothing is found.
+
+def choose(
+    runs: Path, results: Path, papers: Sequence[str] | None, declared: Declarations, *, allow_dirty: bool = False
+) -> Chosen:
+    """The row files in ``runs`` of these papers (all for None) that go to ``results``; nothing is written yet.
+
+    Rows that no script declares any more are left out.  Rows that ran replace what is there; rows that did not are
+    taken only where nothing is, so that no measured value is lost.  Raises :class:`UserError` where the code that made
+    one of the rows was not committed, unless ``allow_dirty``, where a row file is unreadable, and where nothing is
+    found.
     """
-    known = sorted({path.parts[-4] for path in row_files(runs)})
-    if not known:
-        raise UserError(f"no rows in {runs}: run `bench run` first, or name the run's folder")
-    for paper in papers or []:
-        if paper not in known:
-            raise UserError(f"no rows of {paper!r} in {runs}: it has {', '.join(known)}")
     chosen = []
-    for paper in papers or known:
+    for paper in _papers(runs, papers):
         for path in row_files(runs, paper):
             row = content(path)
             if row["id"] not in declared.get(paper, {}):
@@ -40,16 +45,34 @@ def accept(
                 chosen.append((target, row))
             elif not target.exists() and not any(target.parent.glob(f"{target.stem}--*.json")):
                 chosen.append((target, row))
+    return chosen
+
+
+def write(
+    runs: Path, results: Path, papers: Sequence[str] | None, declared: Declarations, chosen: Chosen
+) -> list[Path]:
+    """Writes what was chosen, and removes rows that no script declares any more; returns the files written."""
     for target, row in chosen:
         write_json(target, row)
         if row["status"] == RAN:  # the note that it could not run
             row_path(results, row["id"], {"scale": row["setting"]["scale"]}).unlink(missing_ok=True)
-    for paper in papers or known:
+    for paper in _papers(runs, papers):
         for old in row_files(results, paper):
             if content(old)["id"] not in declared.get(paper, {}):
                 with disk_errors(old):
                     old.unlink()
     return [target for target, _ in chosen]
+
+
+def _papers(runs: Path, papers: Sequence[str] | None) -> Sequence[str]:
+    """The named papers, or all that have rows in ``runs``.  Raises :class:`UserError` where there are none."""
+    known = sorted({path.parts[-4] for path in row_files(runs)})
+    if not known:
+        raise UserError(f"no rows in {runs}: run `bench run` first, or name the run's folder")
+    for paper in papers or []:
+        if paper not in known:
+            raise UserError(f"no rows of {paper!r} in {runs}: it has {', '.join(known)}")
+    return papers or known
 
 
 def _check_code(path: Path, row: dict[str, Any]) -> None:

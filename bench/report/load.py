@@ -72,7 +72,8 @@ class Declared:
     """What a script says of a row, beside what was measured.
 
     ``order`` is its place in the script, ``scale`` its own scale, ``claimed`` the speed-up that the paper states,
-    ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one.
+    ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one,
+    ``release`` whether its network is kept beside the results.
     """
 
     table: str
@@ -83,6 +84,7 @@ class Declared:
     claimed: float | None = None
     published: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
+    release: bool = False
 
 
 # the rows of each paper by id
@@ -161,7 +163,7 @@ def read(root: Path, folder: Path, declared: Declarations) -> dict[str, list[Lin
         chosen: dict[tuple[str, str], tuple[Path, dict[str, Any]]] = {}
         for path, value in files.items():
             place = value["id"], labels(value)
-            if place not in chosen or _rank(value) > _rank(chosen[place][1]):
+            if place not in chosen or rank(value) > rank(chosen[place][1]):
                 chosen[place] = path, value
         lines = [
             _line(path, value, label, rows[value["id"]], published, known)
@@ -195,7 +197,7 @@ def _broken(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is not a readable row file ({error!r}): remove it and run the row again")
 
 
-def _rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
+def rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
     """Which of two settings of a row is shown: what ran, then more seeds, then the newer one."""
     dates = [step["provenance"]["date"] for step in value["steps"].values()]
     return value["status"] == RAN, len(value["setting"].get("seeds", ())), max(dates, default="")
@@ -306,6 +308,11 @@ def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bo
         parts += ["--protocol", "squash256"]
     if setting.get("amp"):
         parts.append("--amp")
+    if setting.get("strict"):
+        parts.append("--strict-data")
+    # a machine without a GPU takes the processor unasked, one that has one does not
+    if setting.get("device") == "cuda" or setting.get("chosen_device"):
+        parts += ["--device", setting["device"]]
     return shlex.join(parts)
 
 

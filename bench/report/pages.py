@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from bench import registry
 from bench.report import coverage as covering
-from bench.report import figures, render
+from bench.report import figures, networks, render
 from bench.report.coverage import Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
@@ -83,6 +83,7 @@ def _paper(folder: Path, about: About, tables: Sequence[Table]) -> list[Path]:
         for table in here:
             text += _section(folder, table, files)
         text += _provenance([line for table in here for line in table.lines])
+    text += networks.markdown(folder)
     used = {name for table in tables for line in table.lines for name in line.cells}
     used |= {point.cell.metric for table in tables for line in table.lines for point in line.points}
     if used:
@@ -141,9 +142,11 @@ def _provenance(lines: Sequence[Line]) -> list[str]:
 
 
 def _problems(data: Mapping[str, Any]) -> str:
-    """How many boxes of a detection set were clipped or dropped, and why."""
-    found = {kind: count for kind, count in data.get("problems", {}).items() if count}
-    return f"; boxes clipped or dropped: {', '.join(f'{n} {kind}' for kind, n in found.items())}" if found else ""
+    """How many boxes of a detection set were clipped or dropped, or images not taken as they are, and why."""
+    kinds = data.get("problems", {})
+    found = {kind: count for kind, count in kinds.items() if count}
+    what = "boxes clipped or dropped" if "zero area" in kinds else "images not taken as they are"
+    return f"; {what}: {', '.join(f'{n} {kind}' for kind, n in found.items())}" if found else ""
 
 
 def _machine(hardware: Mapping[str, Any]) -> str:

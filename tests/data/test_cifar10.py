@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bench.data
+from bench.cli import main
 from bench.data import cifar10
 from bench.data.cifar10 import cifar10_images
 from bench.errors import UserError
@@ -71,6 +72,10 @@ def no_labels(train: Arrays, test: Arrays) -> None:
     del train["labels"]
 
 
+def no_images(train: Arrays, test: Arrays) -> None:
+    del test["images"]
+
+
 def too_few_labels(train: Arrays, test: Arrays) -> None:
     train["labels"] = train["labels"][:-1]
 
@@ -105,6 +110,76 @@ def test_a_truncated_file_is_told_in_one_line(tmp_path: Path, length: int) -> No
     with pytest.raises(UserError, match=r"train\.npz cannot be read") as caught:
         cifar10_images(root)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (too_few, "test.npz has 196 images, CIFAR-10 200"),
+        (wrong_shape, "train.npz: images are uint8 (497, 3, 32, 32), not uint8 N x 32 x 32 x 3"),
+        (label_of_ten, "test.npz: labels go from 0 to 10, CIFAR-10's from 0 to 9"),
+        (no_labels, "train.npz has no array labels"),
+        (no_images, "test.npz has no array images"),
+        (too_few_labels, "train.npz: labels are uint8 (496,), not a number for each image"),
+    ],
+)
+def test_broken_arrays_are_not_found_and_what_is_wrong_is_told(
+    tmp_path: Path,
+    change: Callable[[Arrays, Arrays], None],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By ``bench doctor``, and by whoever loads them; nothing is downloaded."""
+    root = write(tmp_path / "cifar10", change)
+    monkeypatch.setattr(cifar10, "_load", lambda *_: pytest.fail("a download was tried"))
+    assert bench.data.find("cifar10", tmp_path) is None
+    assert bench.data.needs("cifar10", tmp_path) == f"needs all of cifar10: {told}"
+    line = f"{root} is not all of cifar10 ({told}): make its npz files again, or put cifar-10-batches-py there"
+    with pytest.raises(UserError) as caught:
+        bench.data.load("cifar10", tmp_path, 32, progress=False)
+    assert str(caught.value) == f"no cifar10 in {tmp_path}: {line}"
+    assert main(["doctor", "--data", str(tmp_path)]) == 0
+    assert f"data cifar10: not found: {line}\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+def test_coverage_and_plans_tell_broken_arrays_from_missing_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write(tmp_path / "cifar10", label_of_ten)
+    told, data = "test.npz: labels go from 0 to 10, CIFAR-10's from 0 to 9", ["--data", str(tmp_path)]
+    assert main(["coverage", "channel_pruning", *data, "--from", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{root} is not all of cifar10 ({told}): ")
+    plan = ["run", "channel_pruning", "--row", "table-8/ours", "--plan", "--out", str(tmp_path / "runs")]
+    assert main([*plan, *data]) == 0
+    assert f"(needs all of cifar10: {told})" in capsys.readouterr().out
+    write(tmp_path / "cifar10")
+    assert main(["coverage", "channel_pruning", *data, "--from", str(tmp_path)]) == 0
+    assert "is not all of" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("length", [0, 100, 20_000])
+def test_a_truncated_file_is_not_found(tmp_path: Path, length: int) -> None:
+    root = write(tmp_path)
+    path = root / "test.npz"
+    path.write_bytes(path.read_bytes()[:length])
+    assert cifar10.shortfall(root) == "test.npz cannot be read"
+
+
+@pytest.mark.usefixtures("small")
+def test_the_pixels_are_not_read_to_look_at_the_arrays(tmp_path: Path) -> None:
+    """A damaged pixel is found when the images are loaded, not before."""
+    root = write(tmp_path)
+    path = root / "test.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert cifar10.shortfall(root) is None
+    with pytest.raises(UserError, match=r"test\.npz cannot be read"):
+        cifar10_images(root)
 
 
 def logits_of(right: int, images: int) -> torch.Tensor:
