@@ -21,6 +21,7 @@ from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import accuracy
 from bench.measure.steps import missing_of
+from bench.models.checkpoint import takes_channels_last
 from bench.released import read_predictions
 from bench.store import Record
 
@@ -150,7 +151,8 @@ def evaluate(
     found = []
     for number, (folder, facts, model, images, recorded) in enumerate(prepared, start=1):
         say(f"[{number}/{len(prepared)}] {folder}")
-        outputs = accuracy.logits(model, images.test, device, batch, workers, progress)
+        fast = takes_channels_last(saved.recipe_of(folder))
+        outputs = accuracy.logits(model, images.test, device, batch, workers, progress, fast)
         if bool(outputs.isnan().any()):
             raise UserError(f"the network in {folder} has outputs that are no numbers: its weights are broken")
         found.append(_compared(folder, facts, images, recorded, outputs))

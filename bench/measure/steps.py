@@ -9,7 +9,7 @@ import torch
 from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import accuracy
-from bench.models.checkpoint import network
+from bench.models.checkpoint import network, takes_channels_last
 from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Result
 
@@ -48,7 +48,7 @@ def run_evaluated(context: Context, parents: list[Result], params: Evaluation) -
         context.device,
         workers=context.workers,
         progress=context.progress,
-        channels_last=":" not in recipe.builder,
+        channels_last=takes_channels_last(recipe),
     )
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the network's outputs are not finite: its weights are broken")

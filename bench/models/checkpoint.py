@@ -23,3 +23,8 @@ def network(result: Result) -> tuple[nn.Module, Recipe]:
     model = recipe.build()
     model.load_state_dict(result.state)
     return model.eval(), recipe
+
+
+def takes_channels_last(recipe: Recipe) -> bool:
+    """Whether the network takes images of that layout: the suite's own do, a user's may view its maps as vectors."""
+    return bool(recipe.builder) and ":" not in recipe.builder

@@ -13,7 +13,7 @@ from bench.data.images import ImageSet
 from bench.data.stream import ImageStream
 from bench.measure import accuracy, macs
 from bench.measure.steps import missing_of
-from bench.models.checkpoint import checkpoint, network
+from bench.models.checkpoint import checkpoint, network, takes_channels_last
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, Sampling, accumulate, calibrate, error_curves, norm_behind
@@ -176,9 +176,13 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
     sampling = params.sampling
 
     def outputs_of(net: nn.Module) -> torch.Tensor:
-        fast = ":" not in recipe.builder
         return accuracy.logits(
-            net, data.test, context.device, workers=context.workers, progress=context.progress, channels_last=fast
+            net,
+            data.test,
+            context.device,
+            workers=context.workers,
+            progress=context.progress,
+            channels_last=takes_channels_last(recipe),
         )
 
     images = calibration_images(data, params.images, sampling.seed, sampling.batch)
