@@ -37,6 +37,8 @@ class Moments:
         self._waiting: list[tuple[Tensor, Tensor]] = []
         self._mirrored = True
         self._flushed = False
+        # of moments of some inputs only: diagonal of XX and sum of X of all of them, which the ridge's unit is about
+        self._whole: tuple[Tensor, Tensor] | None = None
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Adds rows: X (rows x p) and Y (rows x n), any floating type; they are copied or kept, never changed."""
@@ -77,14 +79,36 @@ class Moments:
         other.count, other._waiting = self.count, list(self._waiting)
         return other
 
-    def without(self, part: Moments) -> Moments:
-        """The moments of the rows that are not in ``part``, whose rows are all in these."""
-        other = Moments(0, 0)
-        other._flushed = True
-        other.count = self.count - part.count
-        for name in ("xx", "xy", "yy", "x_sum", "y_sum"):
-            setattr(other, f"_{name}", getattr(self, name) - getattr(part, name))
+    def of(self, columns: Tensor) -> Moments:
+        """A copy with these inputs alone; the ridge's unit stays that of all of them."""
+        if self._flushed or not self._waiting:
+            other = Moments(0, 0)
+            other._flushed, other.count = True, self.count
+            other._xx, other._xy, other._x_sum = (
+                self.xx[columns[:, None], columns],
+                self.xy[columns],
+                self.x_sum[columns],
+            )
+            other._yy, other._y_sum = self.yy.clone(), self.y_sum.clone()
+            other._whole = self.xx.diagonal().clone(), self.x_sum
+            return other
+        # the rows still wait: XX of all inputs is never made
+        other = Moments(len(columns), self._xy.shape[1], self._xx.device)
+        other._whole = torch.zeros_like(self._x_sum), torch.zeros_like(self._x_sum)
+        for x, y in self._waiting:
+            other.add(x[:, columns], y)
+            other._whole[0].add_(x.double().square().sum(0))
+            other._whole[1].add_(x.double().sum(0))
         return other
+
+    def remove(self, part: Moments) -> Moments:
+        """These moments less the rows of ``part``, which are all among theirs and of the same inputs; in place."""
+        assert self._whole is not None and part._whole is not None, "of() gives moments that are one's own"
+        self.count -= part.count
+        for name in ("xx", "xy", "yy", "x_sum", "y_sum"):
+            getattr(self, name).sub_(getattr(part, name))
+        self._whole = self._whole[0] - part._whole[0], self._whole[1] - part._whole[1]
+        return self
 
     def retargeted(self) -> Moments:
         """The same inputs without any targets yet: the start of a pass that only :meth:`add_targets`."""
@@ -145,11 +169,23 @@ class Moments:
         """
         if self.count == 0:
             raise UserError("no rows were sampled: give at least one calibration image")
-        x_mean, y_mean = self.x_sum / self.count, self.y_sum / self.count
-        unit = float((self.xx.diagonal() - self.count * x_mean.square()).mean())
-        xx, xy = (self.xx.clone(), self.xy.clone()) if columns is None else self._part(columns)
         if columns is not None:
-            x_mean = x_mean[columns]
+            return self.of(columns).centred_in_place()
+        return self._centred(self.xx.clone(), self.xy.clone())
+
+    def centred_in_place(self) -> Centred:
+        """The same for moments that are used for nothing else: without a copy of XX, which they lose."""
+        if self.count == 0:
+            raise UserError("no rows were sampled: give at least one calibration image")
+        found = self._centred(self.xx, self.xy)
+        self._xx, self._xy = self._xx[:0], self._xy[:0]
+        return found
+
+    def _centred(self, xx: Tensor, xy: Tensor) -> Centred:
+        """Takes the means off ``xx`` and ``xy``, in place."""
+        x_mean, y_mean = self.x_sum / self.count, self.y_sum / self.count
+        squares, sums = (self.xx.diagonal(), self.x_sum) if self._whole is None else self._whole
+        unit = float((squares - self.count * (sums / self.count).square()).mean())
         return Centred(
             self.count,
             xx.addr_(x_mean, x_mean, alpha=-self.count),
@@ -159,9 +195,6 @@ class Moments:
             y_mean,
             unit,
         )
-
-    def _part(self, columns: Tensor) -> tuple[Tensor, Tensor]:
-        return self.xx[columns[:, None], columns], self.xy[columns]
 
     def raw(self) -> Centred:
         """The moments about zero in the same form: a regression without an intercept (ThiNet)."""

@@ -93,9 +93,10 @@ _PRUNABLE = (nn.Conv2d, nn.Linear)
 def gradients(model: nn.Module, images: ImageStream, labels: Tensor, context: Context) -> None:
     """Leaves in ``model`` the gradients of the mean cross-entropy over all ``images`` (in evaluation mode)."""
     model.eval().zero_grad()
-    for batch, targets in zip(images, labels.split(len(images.chunks[0])), strict=True):
+    for batch, targets in zip(images, torch.split(labels, len(images.chunks[0])), strict=True):
         batch, targets = batch.to(context.device), targets.to(context.device)
-        (F.cross_entropy(model(batch), targets, reduction="sum") / len(labels)).backward()
+        loss = F.cross_entropy(model(batch), targets, reduction="sum") / len(labels)
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from bench.pruning.moments import Centred, Moments, channel_gram
 # candidates for the ridge, in units of the mean diagonal of XX; the one with the least error on held-out rows is used.
 # The last one is the rescaled old weights themselves, so the grid ends where the error does.
 RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4, math.inf)
+_BLOCK_ROWS = 1024
 # keeps the scales of channels that are copies of each other at one where the rows cannot tell them apart
 _SCALE_RIDGE = 1e-9
 
@@ -55,10 +56,17 @@ class Sampled:
         """The judges that hold any rows, one at a time."""
         return (judge.transient() for judge in self.judges if judge.count)
 
-    def pairs(self) -> Iterator[tuple[Moments, Moments]]:
-        """What to fit and what to judge it by: the held-out rows, or each fold in turn by the others."""
-        for judge in self.usable():
-            yield self.fitted.without(judge) if self.crossed else self.fitted, judge
+    def pairs(self, columns: Tensor) -> Iterator[tuple[Moments, Moments]]:
+        """What to fit, of the inputs ``columns`` alone, and what to judge it by.
+
+        The held-out rows, of all inputs; or, of these inputs too, each fold in turn by the others.
+        """
+        for judge in self.judges:
+            if judge.count and self.crossed:
+                fold = judge.of(columns)
+                yield self.fitted.of(columns).remove(fold), fold
+            elif judge.count:
+                yield self.fitted.of(columns), judge.transient()
 
     def shares(self, weight: Tensor, bias: Tensor, kept: Sequence[int] | Tensor) -> tuple[float, float | None]:
         """Errors of given weights on the fitted rows and on all judges' rows, as fractions of their variance."""
@@ -84,7 +92,8 @@ def solve(
     ``ridge`` is in units of ``moments.scale``; ``prior`` c'*k x n (None: zero).  An infinite ridge gives the prior.
     """
     columns = columns_of(kept, size, moments.xx.device)
-    block, target = moments.xx[columns[:, None], columns], moments.xy[columns]
+    every = len(columns) == len(moments.xx)  # kept channels are in ascending order: nothing is to be picked
+    block, target = (moments.xx, moments.xy) if every else (moments.xx[columns[:, None], columns], moments.xy[columns])
     if prior is None:
         prior = torch.zeros_like(target)
     if math.isinf(ridge):
@@ -95,9 +104,10 @@ def solve(
 def _solve(matrix: Tensor, target: Tensor, amount: float, least: float) -> Tensor:
     """(matrix + amount I)^-1 target; the amount grows where rounding has left the matrix indefinite."""
     while True:
-        factor, info = torch.linalg.cholesky_ex(
-            matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        )
+        shifted = matrix.clone()
+        shifted.diagonal().add_(amount)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        del shifted
         if int(info) == 0:
             return torch.cholesky_solve(target, factor)
         amount = max(10.0 * amount, least)
@@ -125,8 +135,12 @@ def error(moments: Moments, kept: Sequence[int] | Tensor, solution: Tensor, bias
     ``solution`` is c'*k x n, ``bias`` n.  In units of YY (a sum of squares).
     """
     columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), moments.xx.device)
-    xx, xy, x_sum = moments.xx[columns[:, None], columns], moments.xy[columns], moments.x_sum[columns]
-    fitted = (solution * (xx @ solution)).sum() - 2.0 * (solution * xy).sum() + moments.yy.sum()
+    xy, x_sum = moments.xy[columns], moments.x_sum[columns]
+    quadratic = solution.new_zeros(())
+    for first in range(0, len(columns), _BLOCK_ROWS):  # some rows of XX at a time
+        rows = slice(first, first + _BLOCK_ROWS)
+        quadratic += (solution[rows] * (moments.xx[columns[rows][:, None], columns] @ solution)).sum()
+    fitted = quadratic - 2.0 * (solution * xy).sum() + moments.yy.sum()
     shift = 2.0 * (bias * (x_sum @ solution - moments.y_sum)).sum() + moments.count * bias.square().sum()
     return max(float(fitted + shift), 0.0)
 
@@ -156,11 +170,14 @@ def _at_least_tiny(value: float) -> float:
 
 
 class _Regression:
-    """The solutions of one set of rows for any ridge; ``old`` are the kept channels' weights (None: towards zero)."""
+    """The solutions of one set of rows for any ridge; ``old`` are the kept channels' weights (None: towards zero).
 
-    def __init__(self, moments: Moments, kept: Sequence[int] | Tensor, size: int, old: Tensor | None) -> None:
-        self.centred = moments.centred(columns_of(kept, size, moments.xx.device))
-        self.every, self.size = range(len(torch.as_tensor(kept))), size
+    ``moments`` are of the kept channels' inputs, and are used up.
+    """
+
+    def __init__(self, moments: Moments, size: int, old: Tensor | None) -> None:
+        self.centred = moments.centred_in_place()
+        self.every, self.size = range(len(self.centred.xx) // size), size
         self.prior = None if old is None else rescaled(self.centred, old).flatten(1).T
 
     def at(self, ridge: float) -> tuple[Tensor, Tensor]:
@@ -186,21 +203,25 @@ def reconstruct(
     """
     size = kernel[0] * kernel[1]
     old = None if weight is None else weight[:, torch.as_tensor(kept, dtype=torch.long, device=weight.device)]
+    columns = columns_of(kept, size, sampled.fitted.y_sum.device)
+    judged_channels = range(len(columns) // size) if sampled.crossed else kept  # as the judges' inputs are counted
     told = sampled if reported is None else reported
     totals = dict.fromkeys(ridges, 0.0)
     shares = dict.fromkeys(ridges, 0.0)
     spread = 0.0
     judges = 0
-    for (train, judge), seen in zip(sampled.pairs(), told.usable(), strict=True):
-        regression = _Regression(train, kept, size, old)
+    nothing = (None for judge in sampled.judges if judge.count)
+    others: Iterator[Moments | None] = nothing if reported is None else told.usable()
+    for (train, judge), other in zip(sampled.pairs(columns), others, strict=True):
+        regression = _Regression(train, size, old)
         for ridge in ridges:
             solution, bias = regression.at(ridge)
-            totals[ridge] += error(judge, kept, solution, bias)
-            shares[ridge] += error(seen, kept, solution, bias) if reported is not None else 0.0
-        spread += variance(seen)
+            totals[ridge] += error(judge, judged_channels, solution, bias)
+            shares[ridge] += error(other, kept, solution, bias) if other is not None else 0.0
+        spread += variance(judge if other is None else other)
         judges += 1
     ridge = min(ridges, key=totals.__getitem__) if judges else ridges[-1]
-    solution, bias = _Regression(sampled.fitted, kept, size, old).at(ridge)
+    solution, bias = _Regression(sampled.fitted.of(columns), size, old).at(ridge)
     left = error(told.fitted, kept, solution, bias) / _at_least_tiny(variance(told.fitted))
     held_out = (shares if reported is not None else totals)[ridge] / _at_least_tiny(spread) if judges else None
     return Reconstruction(solution.T.reshape(solution.shape[1], -1, *kernel), bias, ridge, left, held_out)

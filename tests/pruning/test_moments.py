@@ -236,3 +236,33 @@ def test_retargeted_moments_equal_moments_of_the_new_targets() -> None:
     assert other.count == 20
     np.testing.assert_allclose(found.xy, x.T @ y, rtol=1e-10)
     np.testing.assert_allclose(found.yy, (y**2).sum(0), rtol=1e-10)
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_moments_of_some_inputs_less_some_rows(flushed: bool) -> None:
+    """Against the rows themselves: what is fitted where a fold is left out; the ridge's unit is that of all inputs."""
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(60, 7, generator=generator) + 1.0, torch.randn(60, 2, generator=generator) - 2.0
+    columns = torch.tensor([1, 2, 6])
+    whole, part = Moments(7, 2), Moments(7, 2)
+    for first in range(0, 60, 20):
+        whole.add(x[first : first + 20], y[first : first + 20])
+    part.add(x[20:40], y[20:40])
+    if flushed:
+        assert torch.isfinite(whole.xx).all() and torch.isfinite(part.xx).all()
+    left = whole.of(columns).remove(part.of(columns))
+    rows = [*range(20), *range(40, 60)]
+    a, b = x[rows].double(), y[rows].double()
+    assert left.count == 40
+    torch.testing.assert_close(left.xx, a[:, columns].T @ a[:, columns])
+    torch.testing.assert_close(left.xy, a[:, columns].T @ b)
+    torch.testing.assert_close(left.yy, b.square().sum(0))
+    found = left.centred_in_place()
+    centred = a - a.mean(0)
+    torch.testing.assert_close(found.xx, centred[:, columns].T @ centred[:, columns])
+    torch.testing.assert_close(found.xy, centred[:, columns].T @ (b - b.mean(0)))
+    assert found.unit == pytest.approx(float(centred.square().sum(0).mean()))
+    # nothing has changed in what it came from
+    torch.testing.assert_close(whole.xx, x.double().T @ x.double())
+    torch.testing.assert_close(whole.x_sum, x.double().sum(0))
+    assert (whole.count, part.count) == (60, 20)
