@@ -199,7 +199,7 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
             outputs = accuracy.logits(
                 pruned, data.test, context.device, workers=context.workers, progress=context.progress
             )
-            for record in accuracy.compare([outputs], [dense], data.test.labels):
+            for record in accuracy.compare([outputs], [dense], data.test.labels, units=data.test.units):
                 if record.metric.endswith("err_increase") or record.metric == "kl":
                     speedup_ = conv.in_channels / keep
                     found.append(replace(record, series=criterion, x=speedup_, seed=sampling.seed))
