@@ -55,10 +55,9 @@ class Row:
     ``chain`` makes the steps.  ``published`` maps our metrics to (row, metric) of the same table in the registry, and
     ``sizes`` our metrics of :mod:`bench.sizes` to all printed sizes that the network ``sized`` (``shape`` where there
     is none) decides without data, each as (row, metric) or (row, metric, model) of that table.  ``missing`` says why a
-    row cannot run yet.  ``seeds`` are run unless the user names one, ``seeds_at`` says which at a scale where these would
-    take too long; ``scales`` (None: all) are those it is meant for,
-    besides folders; ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or
-    ``boxes``.
+    row cannot run yet.  ``seeds`` are run unless the user names one, at a scale where they would take too long those of
+    ``seeds_at``; ``scales`` (None: all) are those it is meant for, besides folders; ``ours`` marks a row beyond the
+    paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.
     """
 
     table: str

@@ -115,7 +115,7 @@ def vgg16(scale: str, classes: int, given: bool) -> Recipe:
 
 
 def resnet50(scale: str, classes: int, given: bool) -> Recipe:
-    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small bottleneck at the embedded scales."""
+    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small one on embedded data."""
     if scale in EMBEDDED:
         side = EMBEDDED[scale]
         arguments = {"num_classes": classes, "width": 0.25, "blocks": [2, 2, 2, 2]}
@@ -200,7 +200,7 @@ def tuning_schedule(scale: str, amp: bool) -> Schedule:
 
 
 def calibration(scale: str) -> int:
-    """Calibration images: 5,000 on ImageNet as the authors, 720 at the embedded scales, else at most 5,170 (the subset's)."""
+    """Calibration images: 5,000 on ImageNet as the authors, 720 of embedded data, else at most 5,170 (the subset's)."""
     return {"imagenet": 5000, "digits": 720, "clutter": 720}.get(scale, 5170)
 
 
@@ -522,7 +522,7 @@ def not_yet() -> list[Row]:
 
 
 def seeds_on_clutter(row: Row) -> tuple[int, ...]:
-    """Three for what needs no training but the ResNet's own, one for the rest: the whole job stays below ten minutes."""
+    """Three for what needs no training but the ResNet's own, one for the rest: the whole job takes ten minutes."""
     trained_more = "fine-tuned" in row.name or row.name == "From scratch"
     return (0, 1, 2) if row.table in (TABLE8, OURS, WORTH) and not trained_more else (0,)
 

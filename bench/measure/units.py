@@ -15,7 +15,7 @@ from torch import Tensor
 
 def number(units: Tensor | None) -> int | None:
     """How many units there are; None where each image is its own."""
-    return None if units is None else len(units.unique())
+    return None if units is None else len(torch.unique(units))
 
 
 def firsts(images: int, units: Tensor | None) -> list[int]:
@@ -37,11 +37,12 @@ def by_unit(values: Tensor, units: Tensor | None) -> Tensor:
         return values
     if len(units) != values.shape[1]:
         raise ValueError(f"{len(units)} units' numbers for {values.shape[1]} images")
-    _, places, sizes = units.unique(return_inverse=True, return_counts=True)
-    if len(sizes.unique()) > 1:
+    _, places, sizes = torch.unique(units, return_inverse=True, return_counts=True)
+    if int(sizes.min()) != int(sizes.max()):
         raise ValueError("units of different sizes: give every unit as many test images")
     sums = torch.zeros(len(values), len(sizes), dtype=torch.float64)
-    return sums.index_add_(1, places, values.double()) / sizes[0]
+    means: Tensor = sums.index_add_(1, places, values.double()) / sizes[0]
+    return means
 
 
 def effective_size(means: Tensor, images: int) -> float:

@@ -68,7 +68,7 @@ def test_units_of_different_sizes_are_refused() -> None:
 
 
 def test_the_effective_size_is_n_over_the_design_effect() -> None:
-    """Units of two: a third is right twice, a third once.  By hand: the variance of the unit means, doubled, over pq."""
+    """Units of two, a third right twice, a third once: the variance of the mean over units against that of pq / n."""
     means = torch.tensor([1.0] * 40 + [0.5] * 40 + [0.0] * 40)
     among = 80 * 0.25 / 119 / 120  # of the mean
     quantiles = stats.t.ppf(0.975, 239) / stats.t.ppf(0.975, 119)
