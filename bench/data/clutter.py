@@ -29,9 +29,10 @@ SEED = 0
 class Hardness:
     """What makes the images hard.  Lengths in pixels, angles in radians, brightness in 0 to 1.
 
-    ``digit`` and ``fragment`` bound the side that a whole scan would have, ``turn`` its rotation to either side.  The
-    digit differs from its ground in brightness by ``contrast``, a fragment by ``faint`` of its image's digit.
-    ``texture`` is the standard deviation of the ground, ``noise`` that of each pixel.
+    ``digit`` and ``fragment`` bound the side that a whole scan would have, ``turn`` the digit's rotation to either side.
+    The digit is brighter than its ground by ``contrast``, a fragment by the share ``faint`` of that; each of the three
+    colours by up to ``tint`` more or less.  ``texture`` is the deviation of each of the ground's three grains,
+    ``noise`` that of each pixel.
     """
 
     digit: tuple[float, float] = (19.0, 27.0)
@@ -40,6 +41,7 @@ class Hardness:
     fragments: int = 6
     fragment: tuple[float, float] = (10.0, 17.0)
     faint: tuple[float, float] = (0.4, 0.7)
+    tint: float = 0.3
     texture: float = 0.04
     noise: float = 0.08
 
@@ -89,14 +91,14 @@ def draw(scans: Tensor, others: Tensor, hardness: Hardness, generator: torch.Gen
         shift = torch.stack([uniform(-1.0, 1.0), uniform(-1.0, 1.0)], 1) * (SIDE / 2.0 - 2.0)
         alpha = _placed(pieces, side, uniform(-math.pi, math.pi), shift)
         strength = contrast * uniform(*hardness.faint, 1, 1, 1)
-        canvas = canvas + alpha * strength * (1.0 + 0.3 * uniform(-1.0, 1.0, 3, 1, 1))
+        canvas = canvas + alpha * strength * (1.0 + hardness.tint * uniform(-1.0, 1.0, 3, 1, 1))
     side = uniform(*hardness.digit)
     # the upright scan fits; of a turned one at most an empty corner leaves the image
     room = ((SIDE - side) / 2.0)[:, None]
     shift = torch.stack([uniform(-1.0, 1.0), uniform(-1.0, 1.0)], 1) * room
     alpha = _placed(scans, side, uniform(-hardness.turn, hardness.turn), shift)
     # the digit is painted over the fragments: it hides them and not they it
-    canvas = canvas * (1.0 - alpha) + alpha * (ground + contrast * (1.0 + 0.3 * uniform(-1.0, 1.0, 3, 1, 1)))
+    canvas = canvas * (1.0 - alpha) + alpha * (ground + contrast * (1.0 + hardness.tint * uniform(-1.0, 1.0, 3, 1, 1)))
     canvas = canvas + hardness.noise * torch.randn(canvas.shape, generator=generator)
     return (255.0 * canvas.clamp(0.0, 1.0)).round().to(torch.uint8)
 

@@ -100,7 +100,7 @@ def test_rows_run_at_the_paper_s_scale_with_three_seeds() -> None:
         assert (row.scale, row.seeds) == (own, (0,) if table == "Figure 4" else (0, 1, 2)), name
         everywhere = table not in ("Selection and widths", "What each part is worth") or name.startswith("dense")
         if (table, name) == ("Table 8", "From scratch"):
-            assert row.scales == ("digits", "cifar10")
+            assert row.scales == ("digits", "clutter", "cifar10")
         elif everywhere or (name.startswith("2x") and not name.endswith("fine-tuned")):
             assert row.scales is None, name
         else:
