@@ -29,7 +29,7 @@ SEED = 0
 class Hardness:
     """What makes the images hard.  Lengths in pixels, angles in radians, brightness in 0 to 1.
 
-    ``digit`` and ``fragment`` bound the side that a whole scan would have, ``turn`` the digit's rotation to either side.
+    ``digit`` and ``fragment`` bound the side that a whole scan would have, ``turn`` the digit's rotation either way.
     The digit is brighter than its ground by ``contrast``, a fragment by the share ``faint`` of that; each of the three
     colours by up to ``tint`` more or less.  ``texture`` is the deviation of each of the ground's three grains,
     ``noise`` that of each pixel.

@@ -54,10 +54,12 @@ def verdicts_and_claims(lines: Sequence[Line]) -> str:
         elif line.ran and line.analogue:
             analogues += 1
         verdicts.update(f"[{found.word}]" if not found.verified else found.word for found in line.verdicts.values())
-    said = [f"verdicts: {_counted(verdicts) or 'none'}"]
-    said += [f"{analogues} row{'s' if analogues > 1 else ''} on other data than the paper's ({ANALOGUE}: no verdict)"]
-    said += [f"claims: {_counted(claims) or 'none'}"]
-    return f"{'; '.join(said if analogues else [said[0], said[2]]).capitalize()}."
+    said = [f"Verdicts: {_counted(verdicts) or 'none'}"]
+    if analogues:
+        rows = f"{analogues} row{'s' if analogues > 1 else ''}"
+        said.append(f"{rows} on other data than the paper's, which get none ({ANALOGUE})")
+    said.append(f"claims: {_counted(claims) or 'none'}")
+    return f"{'; '.join(said)}."
 
 
 def _clear(cell: Cell | None) -> bool:

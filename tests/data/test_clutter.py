@@ -93,10 +93,15 @@ def test_the_digit_stands_out_from_its_fragments() -> None:
     pieces = draw(empty, full, calm, torch.Generator().manual_seed(1)).float()
     ground = digits.amin((1, 2, 3))
     assert torch.equal(ground, pieces.amin((1, 2, 3)))
-    single = draw(empty, full, Hardness(texture=0.0, noise=0.0, tint=0.0, fragments=1), torch.Generator().manual_seed(2))
+    single = draw(
+        empty, full, Hardness(texture=0.0, noise=0.0, tint=0.0, fragments=1), torch.Generator().manual_seed(2)
+    )
     faint = (single.float().amax((1, 2, 3)) - single.float().amin((1, 2, 3))).max()
     assert faint < 0.75 * 255 * Hardness().contrast[1]
-    area = [(images.float() > images.float().amin((1, 2, 3), keepdim=True) + 5).float().mean((1, 2, 3)) for images in (digits, single)]
+    area = [
+        (images.float() > images.float().amin((1, 2, 3), keepdim=True) + 5).float().mean((1, 2, 3))
+        for images in (digits, single)
+    ]
     # a fragment is a quarter of a smaller scan: at most a quarter of 17^2 pixels, where a digit has at least 19^2
     assert area[1].max() < 0.14 < 0.3 < area[0].min()
 

@@ -12,9 +12,7 @@ from reproductions import channel_pruning as cp
 
 NETWORKS = {
     "vgg16": Recipe("vgg16", {"num_classes": 10, "form": "cifar", "width": 0.25}, (3, 32, 32)),
-    "resnet50": Recipe(
-        "bottleneck_resnet", {"num_classes": 10, "width": 0.25, "blocks": [2, 2, 2, 2]}, (3, 32, 32)
-    ),
+    "resnet50": Recipe("bottleneck_resnet", {"num_classes": 10, "width": 0.25, "blocks": [2, 2, 2, 2]}, (3, 32, 32)),
     "resnet56": Recipe("cifar_resnet20", {"num_classes": 10, "width": 0.5}, (3, 32, 32)),
 }
 DENSE = {
