@@ -12,12 +12,12 @@ from reproductions import channel_pruning as cp
 
 NETWORKS = {
     "vgg16": Recipe("vgg16", {"num_classes": 10, "form": "cifar", "width": 0.25}, (3, 32, 32)),
-    "resnet50": Recipe("bottleneck_resnet", {"num_classes": 10, "width": 0.25, "blocks": [2, 2, 2, 2]}, (3, 32, 32)),
+    "resnet50": Recipe("bottleneck_resnet", {"num_classes": 10, "width": 0.25, "blocks": [1, 1, 1, 1]}, (3, 32, 32)),
     "resnet56": Recipe("cifar_resnet20", {"num_classes": 10, "width": 0.5}, (3, 32, 32)),
 }
 DENSE = {
     "vgg16": Schedule(14, 0.05, 64, weight_decay=5e-4, shape="cosine", clip=1.0),
-    "resnet50": Schedule(8, 0.1, 64, weight_decay=5e-4, shape="cosine"),
+    "resnet50": Schedule(8, 0.05, 64, weight_decay=5e-4, shape="cosine"),
     "resnet56": Schedule(8, 0.1, 64, weight_decay=5e-4, shape="cosine"),
 }
 # (table, row): the seeds
