@@ -53,7 +53,9 @@ def declared() -> dict[str, dict[str, Declared]]:
 
 def _declared(paper: Paper) -> dict[str, Declared]:
     return {
-        name: Declared(row.table, row.name, order, row.scale, row.ours, row.claimed, row.published, row.seeds)
+        name: Declared(
+            row.table, row.name, order, row.scale, row.ours, row.claimed, row.published, row.seeds, row.seeds_at
+        )
         for order, (name, row) in enumerate(paper.ids.items())
     }
 

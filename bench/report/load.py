@@ -74,7 +74,8 @@ class Declared:
     """What a script says of a row, beside what was measured.
 
     ``order`` is its place in the script, ``scale`` its own scale, ``claimed`` the speed-up that the paper states,
-    ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one.
+    ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one, and
+    ``seeds_at`` those at scales that have others.
     """
 
     table: str
@@ -85,6 +86,7 @@ class Declared:
     claimed: float | None = None
     published: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
+    seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 # the rows of each paper by id
@@ -298,8 +300,9 @@ def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bo
     parts = ["bench", "run", name.partition("/")[0], *(["--table", declared.table] if whole else ["--row", name])]
     if setting["scale"] != declared.scale or setting.get("folder"):
         parts += ["--scale", setting["scale"]]
-    seeds = setting.get("seeds", list(declared.seeds))
-    if tuple(seeds) != declared.seeds and len(seeds) == 1:
+    own = declared.seeds if setting.get("folder") else declared.seeds_at.get(setting["scale"], declared.seeds)
+    seeds = setting.get("seeds", list(own))
+    if tuple(seeds) != own and len(seeds) == 1:
         parts += ["--seed", str(seeds[0])]
     given = setting.get("weights")
     if given is not None:

@@ -227,7 +227,7 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")
     for n, units in sorted({(cell.n, cell.units) for cell in cells if cell.n and cell.units}):
         notes.append(
-            f"{n:,} test images show {units:,} different scans: intervals take the scan for the unit, not the image."
+            f"These {n:,} images show {units:,} different scans, each several times: intervals are for new scans."
         )
     for n, of in sorted({(cell.n, cell.of) for cell in cells if cell.n and cell.of}):
         notes.append(
