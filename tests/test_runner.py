@@ -332,8 +332,16 @@ def test_an_exact_id_or_name_goes_before_beginnings(text: str, expected: list[st
     assert match(text, NAMES) == expected
 
 
+SCALES_OF_PAPERS = [
+    ("channel_pruning", "digits"),
+    ("channel_pruning", "clutter"),
+    ("fbs", "digits"),
+    ("localization_aware_ssd", "scenes"),
+]
+
+
 def test_no_plan_has_two_lines_of_one_name(tmp_path: Path) -> None:
-    for key, scale in (("channel_pruning", "digits"), ("fbs", "digits"), ("localization_aware_ssd", "scenes")):
+    for key, scale in SCALES_OF_PAPERS:
         paper_ = runner.papers()[key]
         job = Job(out=tmp_path, scale=scale, progress=False)
         names = [s.name for s, _ in runner.steps_of(runner.plan(paper_, paper_.rows, job))]
