@@ -193,8 +193,8 @@ def prune(
             network, labelled, inputs, isinstance(data, ImageSet), device, seed, sampling, workers, stages, progress
         )
         ready = labelled.normalised_by(tuple(facts["mean"]), tuple(facts["std"])) if "mean" in facts else labelled
-        labels = ready.test.labels
-        dense_records = accuracy.records(before, labels, seed)
+        labels, units = ready.test.labels, ready.test.units
+        dense_records = accuracy.records(before, labels, seed, units=units)
         if "mean" in facts:
             tell(assumptions.in_words(facts, outputs))
         tell("dense network: " + ", ".join(in_words(record) for record in dense_records))
@@ -226,7 +226,8 @@ def prune(
             if problem is not None:
                 note(problem)
         after = _logits(smaller, ready, device, sampling.batch, workers, progress, "the pruned network")
-        records = [*accuracy.records(after, labels, seed), *accuracy.compare([after], [before], labels)]
+        records = accuracy.records(after, labels, seed, units=units)
+        records += accuracy.compare([after], [before], labels, units=units)
         found = replace(found, model=smaller.cpu(), records=records)
         if out is not None:
             saved.save(found.model, found.recipe, out, found.facts())

@@ -104,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--table", help="only this table, e.g. 'Table 1'")
     sub.add_argument("--row", help="one row: its id (see `bench list`), its name, or a beginning that only it has")
     sub.add_argument(
-        "--scale", help="digits, scenes, cifar10, imagenet, voc, coco, or a folder of images (default: each row's own)"
+        "--scale",
+        help="digits, clutter, scenes, cifar10, imagenet, voc, coco, or a folder of images (default: each row's own)",
     )
     sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
     sub.add_argument("--strict-data", action="store_true", help="boxes that are empty or leave their image are errors")

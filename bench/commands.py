@@ -28,8 +28,8 @@ from bench.registry import load as load_registry
 from bench.registry import papers as registered
 from bench.report import accept as accepting
 from bench.report import coverage as covering
+from bench.report import ending, pages, render
 from bench.report import load as loading
-from bench.report import pages, render
 from bench.report import power as powering
 from bench.report import tables as building
 from bench.report.load import Declared
@@ -55,7 +55,16 @@ def declared() -> dict[str, dict[str, Declared]]:
 def _declared(paper: Paper) -> dict[str, Declared]:
     return {
         name: Declared(
-            row.table, row.name, order, row.scale, row.ours, row.claimed, row.published, row.seeds, row.release
+            row.table,
+            row.name,
+            order,
+            row.scale,
+            row.ours,
+            row.claimed,
+            row.published,
+            row.seeds,
+            row.release,
+            row.seeds_at,
         )
         for order, (name, row) in enumerate(paper.ids.items())
     }
@@ -97,7 +106,6 @@ def run(options: argparse.Namespace) -> Output:
         for table in _tables(options.out, [paper.key])
         if table.name in {r.table for r in rows}
     ]
-    text = "\n\n".join(render.markdown(table) for table in shown)
     page = options.out / chosen[0][0].key / "README.md" if len(chosen) == 1 else options.out / "README.md"
     value = {
         "rows": [
@@ -106,16 +114,16 @@ def run(options: argparse.Namespace) -> Output:
         ],
         "pages": [str(p) for p in written],
     }
-    return value, f"{text}\n\n{_ended(outcomes)}The page: {page}", status
+    return value, ending.text(shown, page, _failed(outcomes)), status
 
 
-def _ended(outcomes: Sequence[runner.Outcome]) -> str:
-    """How many rows ended how, and why those that failed did; nothing where all went well."""
+def _failed(outcomes: Sequence[runner.Outcome]) -> str:
+    """How many rows failed, and why; nothing where all went well."""
     failed = [outcome for outcome in outcomes if outcome.status == runner.FAILED]
     if not failed:
         return ""
     lines = [f"{len(failed)} of {len(outcomes)} rows failed:"]
-    return "\n".join([*lines, *(f"  {outcome.id}: {outcome.reason}" for outcome in failed)]) + "\n\n"
+    return "\n".join([*lines, *(f"  {outcome.id}: {outcome.reason}" for outcome in failed)])
 
 
 def _job(options: argparse.Namespace) -> Job:

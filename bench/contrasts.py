@@ -33,14 +33,15 @@ def claim_row(claim: Claim, rows: Sequence[Row]) -> Row:
             reason = "no row implements" if row is None else f"{row.missing or 'not implemented'}:"
             return Row(TABLE, claim.claim, scale, missing=f"{reason} {name}")
     assert first is not None and second is not None
-    seeds = tuple(seed for seed in first.seeds if seed in second.seeds)
+    scales = (*first.seeds_at, *second.seeds_at)
     return Row(
         TABLE,
         claim.claim,
         scale,
         dense=first.dense,
         chain=partial(contrast, first=first, second=second),
-        seeds=seeds or first.seeds[:1],
+        seeds=_shared(first.seeds, second.seeds),
+        seeds_at={scale: _shared(first.seeds_on(scale), second.seeds_on(scale)) for scale in scales},
         scales=_common(first.scales, second.scales),
         data=first.data,
     )
@@ -64,6 +65,10 @@ def contrast(setting: Setting, recipe: Recipe, *, first: Row, second: Row) -> Ch
 
 def _find(rows: Sequence[Row], table: str, name: str) -> Row | None:
     return next((row for row in rows if (row.table, row.name) == (table, name)), None)
+
+
+def _shared(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(seed for seed in first if seed in second) or first[:1]
 
 
 def _common(first: tuple[str, ...] | None, second: tuple[str, ...] | None) -> tuple[str, ...] | None:

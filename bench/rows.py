@@ -55,10 +55,10 @@ class Row:
     ``chain`` makes the steps.  ``published`` maps our metrics to (row, metric) of the same table in the registry, and
     ``sizes`` our metrics of :mod:`bench.sizes` to all printed sizes that the network ``sized`` (``shape`` where there
     is none) decides without data, each as (row, metric) or (row, metric, model) of that table.  ``missing`` says why a
-    row cannot run yet.  ``seeds`` are run unless the user names one; ``scales`` (None: all) are those it is meant for,
-    besides folders; ``ours`` marks a row beyond the paper.  ``data`` is what its images come with, ``labels`` or
-    ``boxes``.  ``release`` says that the network of its first seed, measured at the row's own scale, is kept beside the
-    accepted results.
+    row cannot run yet.  ``seeds`` are run unless the user names one, at a scale where they would take too long those of
+    ``seeds_at``; ``scales`` (None: all) are those it is meant for, besides folders; ``ours`` marks a row beyond the
+    paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.  ``release`` says that the network of its
+    first seed, measured at the row's own scale, is kept beside the accepted results.
     """
 
     table: str
@@ -73,10 +73,15 @@ class Row:
     sized: Recipe | None = None
     missing: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
+    seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     scales: tuple[str, ...] | None = None
     ours: bool = False
     data: str = LABELS
     release: bool = False
+
+    def seeds_on(self, scale: str) -> tuple[int, ...]:
+        """The seeds that are run at a scale unless the user names one."""
+        return self.seeds_at.get(scale, self.seeds)
 
     def own_shape(self) -> Recipe | None:
         """The pruned network at the paper's own shape."""

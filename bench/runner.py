@@ -192,7 +192,7 @@ def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
         len(images.train),
         len(images.test),
         job.device,
-        row.seeds if job.seed is None else (job.seed,),
+        row.seeds_on(scale) if job.seed is None else (job.seed,),
         None if job.weights is None else file_digest(job.weights),
         job.amp,
     )

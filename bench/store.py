@@ -34,11 +34,12 @@ class Record:
     """One measured value.
 
     ``low`` and ``high`` bound the 95 % interval in the value's own ``unit`` (None: exact); ``n`` is the number of
-    images or rows behind it, ``of`` how many the published set has
-    where some are missing here; ``seed`` is None for a value over several seeds; ``convention`` says how MACs are
-    counted; ``x`` places a value on the curve ``series`` (a speed-up of a criterion, a density).  ``networks`` is the
-    number of different networks (seeds) that a mean is over: with 1 the interval is about that network on new images,
-    with more about new seeds too, and ``spread`` is the standard deviation of the networks' values on the same images.
+    images or rows behind it, ``of`` how many the published set has where some are missing here; ``units`` how many
+    different things these images show, where several show the same one (None: each its own): the interval is then for
+    new units; ``seed`` is None for a value over several seeds; ``convention`` says how MACs are counted; ``x`` places a
+    value on the curve ``series`` (a speed-up of a criterion, a density).  ``networks`` is the number of different
+    networks (seeds) that a mean is over: with 1 the interval is about that network on new images, with more about new
+    seeds too, and ``spread`` is the standard deviation of the networks' values on the same images.
     """
 
     metric: str
@@ -54,6 +55,7 @@ class Record:
     of: int | None = None
     networks: int | None = None
     spread: float | None = None
+    units: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values without the empty fields."""

@@ -82,6 +82,13 @@ def test_seeds_and_scales_are_the_common_ones() -> None:
     assert (made.seeds, made.scales) == ((0,), ("cifar10",))
 
 
+def test_seeds_of_a_scale_are_the_common_ones_of_that_scale() -> None:
+    first = replace(row("A", (0, 1, 2)), seeds_at={"clutter": (0, 1)})
+    made = claim_row(claim(), [first, replace(row("B", (0, 1, 2)), seeds_at={"digits": (2,)})])
+    assert made.seeds == (0, 1, 2)
+    assert [made.seeds_on(scale) for scale in ("clutter", "digits", "cifar10")] == [(0, 1), (2,), (0, 1, 2)]
+
+
 def test_a_pair_that_comes_back_for_every_seed_is_one_pair() -> None:
     def same(name: str) -> Row:
         one = named(name, 7 + len(name))

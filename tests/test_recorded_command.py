@@ -23,7 +23,7 @@ from bench.steps import Context, Kind, make_step
 from bench.store import Result, Store, file_digest
 
 ID = "toy/table-1/only"
-DECLARED = Declared("Table 1 (toy)", "only", 0, "imagenet", seeds=(0, 1, 2))
+DECLARED = Declared("Table 1 (toy)", "only", 0, "imagenet", seeds=(0, 1, 2), seeds_at={"clutter": (0,)})
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ def described(scale: str = "imagenet", **changes: Any) -> dict[str, Any]:
         (described(weights={"file": "my net.pth", "sha256": "1"}), {"weights": Path("my net.pth")}),
         (described(protocol="squash256"), {"protocol": "squash256"}),
         (described("digits", protocol="upscaled"), {"scale": "digits"}),
+        # a scale may have seeds of its own; a folder of that name has not
+        (described("clutter", protocol="drawn", seeds=[0]), {"scale": "clutter"}),
+        (described("clutter", protocol="drawn", seeds=[3]), {"scale": "clutter", "seed": 3}),
+        (described("clutter", folder=True, seeds=[0]), {"scale": "clutter", "seed": 0}),
         (described("my photos", folder=True), {"scale": "my photos"}),
         (described(amp=True), {"amp": True}),
         (described(strict=True), {"strict_data": True}),
@@ -271,12 +275,12 @@ def test_what_a_script_declares_of_a_row_is_what_the_report_gets() -> None:
     recipe = Recipe("cifar_resnet20", {"num_classes": 10}, (3, 16, 16))
     rows = [
         Row("Table 1", "a", "imagenet", recipe, 2.0, published={"top1_acc": ("r", "m")}, seeds=(3,)),
-        Row("Table 2", "b", "cifar10", ours=True),
+        Row("Table 2", "b", "cifar10", ours=True, seeds_at={"clutter": (0,)}),
     ]
     found = commands._declared(Paper("toy", "A toy", "nobody", rows, []))
     assert found == {
         "toy/table-1/a": Declared("Table 1", "a", 0, "imagenet", False, 2.0, {"top1_acc": ("r", "m")}, (3,)),
-        "toy/table-2/b": Declared("Table 2", "b", 1, "cifar10", True, None, {}, (0, 1, 2)),
+        "toy/table-2/b": Declared("Table 2", "b", 1, "cifar10", True, None, {}, (0, 1, 2), {"clutter": (0,)}),
     }
 
 

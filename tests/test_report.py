@@ -212,6 +212,17 @@ def test_what_was_measured_over_the_seeds_counts(runs: Runs) -> None:
     assert any("of 3 seeds" in note and "new seeds" in note for note in table.notes)
 
 
+def test_images_that_share_scans_are_told(runs: Runs) -> None:
+    """Several seeds or one, measured over all or for each: the cell and a note say how many scans there are."""
+    one = {"low": 91.0, "high": 95.0, "n": 2000, "units": 400}
+    runs.row("over all", [record("top1_acc", 93.0, networks=3, **one)])
+    runs.row("single", [record("top1_acc", 93.0, seed=0, **one)])
+    runs.row("each", [record("top1_acc", 93.0 + seed, seed=seed, **one) for seed in (0, 1)])
+    assert [line.cells["top1_acc"].units for line in runs.lines()] == [400, 400, 400]
+    told = "These 2,000 images show 400 different scans, each several times: intervals are for new scans."
+    assert runs.table().notes.count(told) == 1
+
+
 def test_one_network_is_one_network(runs: Runs) -> None:
     """Given weights, evaluated once for all seeds: the interval of that network, and a verdict on one run."""
     over = record("top1_acc", 92.0, low=90.5, high=93.3, n=1000, networks=1)

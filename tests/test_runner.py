@@ -107,6 +107,21 @@ def test_shared_steps_run_once_and_finished_ones_not_again(tmp_path: Path) -> No
     assert CALLS == []
 
 
+def test_a_scale_may_have_seeds_of_its_own(tmp_path: Path) -> None:
+    """Where a row takes too long; a seed that the user names goes before them."""
+    made = paper(("a", [step("a", 1.0)]))
+    made = replace(made, rows=[replace(made.rows[0], seeds=(0, 1, 2), seeds_at={"digits": (4, 5), "scenes": (6,)})])
+
+    def seeds(**choices: Any) -> tuple[int, ...]:
+        (entry,) = runner.plan(made, made.rows, Job(out=tmp_path, progress=False, **choices))
+        assert entry.setting is not None
+        return entry.setting.seeds
+
+    assert seeds(scale="digits") == (4, 5)
+    assert seeds(scale="digits", seed=1) == (1,)
+    assert seeds(scale=str(folder(tmp_path / "digits", 1))) == (0, 1, 2)
+
+
 def test_a_failing_row_costs_that_row_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The rows after it run; one that needs the same step is not tried; a bug's traceback is printed."""
     dense, bad = step("dense", 1.0), step("b", 20.0, fails="user")
@@ -317,8 +332,16 @@ def test_an_exact_id_or_name_goes_before_beginnings(text: str, expected: list[st
     assert match(text, NAMES) == expected
 
 
+SCALES_OF_PAPERS = [
+    ("channel_pruning", "digits"),
+    ("channel_pruning", "clutter"),
+    ("fbs", "digits"),
+    ("localization_aware_ssd", "scenes"),
+]
+
+
 def test_no_plan_has_two_lines_of_one_name(tmp_path: Path) -> None:
-    for key, scale in (("channel_pruning", "digits"), ("fbs", "digits"), ("localization_aware_ssd", "scenes")):
+    for key, scale in SCALES_OF_PAPERS:
         paper_ = runner.papers()[key]
         job = Job(out=tmp_path, scale=scale, progress=False)
         names = [s.name for s, _ in runner.steps_of(runner.plan(paper_, paper_.rows, job))]

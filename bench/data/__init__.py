@@ -1,4 +1,4 @@
-"""Data sets by scale: embedded digits and scenes, folders, CIFAR-10, ImageNet, VOC, COCO."""
+"""Data sets by scale: embedded digits, clutter and scenes, folders, CIFAR-10, ImageNet, VOC, COCO."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from bench.data import coco, detection, known, scenes, voc
 from bench.data.annotations import DetectionSet
 from bench.data.cifar10 import NPZ, cifar10_images
+from bench.data.clutter import clutter_images
 from bench.data.digits import digits_images
 from bench.data.folder import image_folder
 from bench.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageSet
 from bench.errors import UserError
 
-SCALES = ("digits", "scenes", "cifar10", "imagenet", "voc", "coco")
+SCALES = ("digits", "clutter", "scenes", "cifar10", "imagenet", "voc", "coco")
 # what the images come with: class labels, or boxes
 LABELS, BOXES = "labels", "boxes"
-EMBEDDED = ("digits", "scenes")
+EMBEDDED = ("digits", "clutter", "scenes")
 
 
 def kind(scale: str) -> str:
@@ -102,6 +103,8 @@ def load(
     check_scale(scale)
     if scale == "digits":
         return digits_images(size)
+    if scale == "clutter":
+        return clutter_images(size)
     if scale == "scenes":
         return scenes.scenes_detection(size, progress)
     place = find(scale, root)

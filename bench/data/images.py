@@ -28,10 +28,13 @@ class Split(Dataset[tuple[Tensor, Tensor]], abc.ABC):
     """Images and labels.  Indexing with a list of places gives a batch: images B x 3 x H x W (normalised) and labels B.
 
     ``labels`` are class numbers (N); ``mean`` and ``std`` (of red, green, blue, in 0 to 1) normalise the images;
-    ``augmentation`` is what training does to an image, :mod:`bench.data.augment`.
+    ``augmentation`` is what training does to an image, :mod:`bench.data.augment`.  ``units`` (N integers) says which
+    images are alike because they show the same thing, a unit each: intervals are then about new units.  None: every
+    image is its own.
     """
 
     labels: Tensor
+    units: Tensor | None = None
     augmentation: Augmentation
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -128,9 +131,16 @@ class MemorySplit(Split):
     """Small images held in memory (N x 3 x H x W, uint8); augmentation pads by ``pad``, crops and may mirror."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], pad: int, mirror: bool
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pad: int,
+        mirror: bool,
+        units: Tensor | None = None,
     ) -> None:
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.units = images, labels, units
         self.augmentation = PadCropAndMirror(pad, mirror)
         self.mean, self.std = mean, std
 
@@ -154,10 +164,12 @@ class MemorySplit(Split):
         return (pixels.float() - mean) / std
 
     def describe(self) -> dict[str, Any]:
-        """Hash of the pixels and labels, mean and deviation."""
+        """Hash of the pixels and labels, mean and deviation; the units' where images have some."""
         hasher = hashlib.sha256(self.images.numpy().tobytes())
         hasher.update(self.labels.numpy().tobytes())
         content = {"shape": list(self.images.shape), "content": hasher.hexdigest()}
+        if self.units is not None:
+            content["units"] = hashlib.sha256(self.units.numpy().tobytes()).hexdigest()
         return {**content, "mean": list(self.mean), "std": list(self.std)}
 
 

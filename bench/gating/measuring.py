@@ -16,6 +16,7 @@ from bench.gating.skip import SkippedNetwork
 from bench.measure import accuracy, dynamic, memory
 from bench.measure.statistics import proportion
 from bench.measure.steps import missing_of
+from bench.measure.units import firsts
 from bench.models.checkpoint import network
 from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Record, Result
@@ -54,17 +55,20 @@ def run_measured(context: Context, parents: list[Result], params: Measuring) -> 
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the network's outputs are not finite: its weights are broken")
     of = missing_of(context.data())
-    found = accuracy.records(outputs, test.labels, params.seed, of)
+    found = accuracy.records(outputs, test.labels, params.seed, of, test.units)
     for record in list(found):
         assert record.low is not None and record.high is not None
-        mirrored = (100.0 - record.value, 100.0 - record.high, 100.0 - record.low)
         metric = record.metric.replace("acc", "err")
-        found.append(Record(metric, mirrored[0], "%", mirrored[1], mirrored[2], record.n, record.seed, of=of))
+        low, high = 100.0 - record.high, 100.0 - record.low
+        found.append(replace(record, metric=metric, value=100.0 - record.value, low=low, high=high))
     whole = dynamic.expected(original(recipe).build("meta"), recipe.input_shape)
     found += counted.records(params.seed, len(test), whole)
+    arrays = {"logits": outputs, "labels": test.labels, "macs": counted.totals}
+    if test.units is not None:
+        arrays["units"] = test.units
     return Result(
         records=found,
-        arrays={"logits": outputs, "labels": test.labels, "macs": counted.totals},
+        arrays=arrays,
         facts={"layers": counted.table(), "of": of},
     )
 
@@ -89,7 +93,7 @@ def run_memory(context: Context, parents: list[Result], params: MemoryMeasuring)
 
 @torch.no_grad()
 def run_skipped(context: Context, parents: list[Result], params: Skipping) -> Result:
-    """Skipped against masked execution on the first ``images`` test images, one at a time.
+    """Skipped against masked execution on the first ``images`` test images (one of each unit), one at a time.
 
     Records: the share of images for which rounding (float32) makes another channel win somewhere, what that does to the
     accuracy (paired), and the largest difference of the logits in float64, relative to the largest logit.
@@ -97,8 +101,8 @@ def run_skipped(context: Context, parents: list[Result], params: Skipping) -> Re
     model, _ = network(parents[0])
     model = model.to(context.device).eval()
     test = context.data().test
-    places = list(range(min(params.images, len(test))))
-    labels = test.labels[: len(places)]
+    places = firsts(len(test), test.units)[: params.images]
+    labels = test.labels[places]
     skipping = SkippedNetwork(model)
     masked, skipped, flips = [], [], 0
     for place in places:

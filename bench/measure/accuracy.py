@@ -12,9 +12,9 @@ from bench.measure.statistics import (
     interval_of_mean,
     interval_of_ratio,
     interval_of_share,
-    proportion,
     spread,
 )
+from bench.measure.units import number
 from bench.store import Record
 
 # what one image can add to a mean: of right answers, of changes
@@ -52,17 +52,21 @@ def hits(outputs: Tensor, labels: Tensor, k: int) -> Tensor:
     return (outputs.topk(min(k, outputs.shape[1]), dim=1).indices == labels[:, None]).any(1)
 
 
-def records(outputs: Tensor, labels: Tensor, seed: int | None, of: int | None = None) -> list[Record]:
+def records(
+    outputs: Tensor, labels: Tensor, seed: int | None, of: int | None = None, units: Tensor | None = None
+) -> list[Record]:
     """Top-1 and, with more than five classes, top-5 accuracy (%) of one network, with exact intervals for new images.
 
     ``of`` is how many images the whole set has where some are missing: the interval holds what they could change.
+    ``units`` (N) says which images are alike (:class:`bench.data.images.Split`): the intervals are for new units.
     """
     found = []
     for k in (1, 5) if outputs.shape[1] > 5 else (1,):
-        right, count = int(hits(outputs, labels, k).sum()), len(labels)
-        ends = widened(proportion(right, count), count, of, *SHARE)
-        low, high = (100.0 * end for end in ends)
-        found.append(Record(f"top{k}_acc", 100.0 * right / count, "%", low, high, count, seed, of=of))
+        right, count = hits(outputs, labels, k), len(labels)
+        _, *ends = interval_of_share(right[None], units)
+        low, high = (100.0 * end for end in widened((ends[0], ends[1]), count, of, *SHARE))
+        value = 100.0 * int(right.sum()) / count
+        found.append(Record(f"top{k}_acc", value, "%", low, high, count, seed, of=of, units=number(units)))
     return found
 
 
@@ -77,15 +81,15 @@ def widened(ends: tuple[float, float], images: int, of: int | None, least: float
     return (ends[0] * images + least * missing) / of, (ends[1] * images + most * missing) / of
 
 
-def summary(runs: list[Tensor], labels: Tensor, of: int | None = None) -> list[Record]:
+def summary(runs: list[Tensor], labels: Tensor, of: int | None = None, units: Tensor | None = None) -> list[Record]:
     """Accuracy (%), mean over the networks of several seeds, with intervals for new images and seeds.
 
-    ``runs[s]`` are N x classes logits, each of another network; ``of`` as in :func:`records`.
+    ``runs[s]`` are N x classes logits, each of another network; ``of`` and ``units`` as in :func:`records`.
     """
     found = []
     for k in (1, 5) if runs[0].shape[1] > 5 else (1,):
         right = torch.stack([hits(run, labels, k).double() for run in runs])
-        found.append(_record(f"top{k}_acc", interval_of_share(right), "%", right, 100.0, of, SHARE))
+        found.append(_record(f"top{k}_acc", interval_of_share(right, units), "%", right, 100.0, of, SHARE, units))
     return found
 
 
@@ -95,30 +99,41 @@ def divergence(reference: Tensor, outputs: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(1)
 
 
-def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor, of: int | None = None) -> list[Record]:
+def compare(
+    runs: list[Tensor],
+    references: list[Tensor],
+    labels: Tensor,
+    of: int | None = None,
+    units: Tensor | None = None,
+) -> list[Record]:
     """Networks against their references on the same images, paired by image, mean over the seeds' runs.
 
     ``runs[s]`` and ``references[s]`` are N x classes logits.  Gives the change of top-1 and top-5 accuracy and of the
     errors (points), the agreement of the predictions (%), and the KL divergence from the reference's outputs (nats);
-    95 % intervals for new images and, with several seeds, new seeds; ``of`` as in :func:`records` (the KL of missing
-    images has no bound, so its interval is about the images that are here).
+    95 % intervals for new images and, with several seeds, new seeds; ``of`` and ``units`` as in :func:`records` (the KL
+    of missing images has no bound, so its interval is about the images that are here).
     """
     pairs = list(zip(runs, references, strict=True))
     found = []
     for k in (1, 5) if labels.numel() and runs[0].shape[1] > 5 else (1,):
         change = torch.stack([hits(run, labels, k).double() - hits(ref, labels, k).double() for run, ref in pairs])
-        mean, low, high = interval_of_change(change)
-        found.append(_record(f"top{k}_change", (mean, low, high), "pp", change, 100.0, of, CHANGE))
-        found.append(_record(f"top{k}_err_increase", (-mean, -high, -low), "pp", change, 100.0, of, CHANGE))
+        mean, low, high = interval_of_change(change, units)
+        found.append(_record(f"top{k}_change", (mean, low, high), "pp", change, 100.0, of, CHANGE, units))
+        found.append(_record(f"top{k}_err_increase", (-mean, -high, -low), "pp", change, 100.0, of, CHANGE, units))
     agree = torch.stack([(run.argmax(1) == ref.argmax(1)).double() for run, ref in pairs])
-    found.append(_record("agreement", interval_of_share(agree), "%", agree, 100.0, of, SHARE))
+    found.append(_record("agreement", interval_of_share(agree, units), "%", agree, 100.0, of, SHARE, units))
     kl = torch.stack([divergence(ref, run) for run, ref in pairs])
-    found.append(_record("kl", interval_of_mean(kl), "nats", kl, of=of))
+    found.append(_record("kl", interval_of_mean(kl, units=units), "nats", kl, of=of, units=units))
     return found
 
 
 def contrast(
-    first: list[Tensor], second: list[Tensor], references: list[Tensor], labels: Tensor, of: int | None = None
+    first: list[Tensor],
+    second: list[Tensor],
+    references: list[Tensor],
+    labels: Tensor,
+    of: int | None = None,
+    units: Tensor | None = None,
 ) -> list[Record]:
     """What one method is worth against another: first minus second, paired by image and seed.
 
@@ -129,19 +144,23 @@ def contrast(
     found = []
     for k in (1, 5) if first[0].shape[1] > 5 else (1,):
         right = torch.stack([hits(a, labels, k).double() - hits(b, labels, k).double() for a, b, _ in rows])
-        found.append(_record(f"top{k}_difference", interval_of_change(right), "pp", right, 100.0, of, CHANGE))
+        found.append(
+            _record(f"top{k}_difference", interval_of_change(right, units), "pp", right, 100.0, of, CHANGE, units)
+        )
     agree = torch.stack(
         [(a.argmax(1) == r.argmax(1)).double() - (b.argmax(1) == r.argmax(1)).double() for a, b, r in rows]
     )
     kl_first = torch.stack([divergence(r, a) for a, _, r in rows])
     kl_second = torch.stack([divergence(r, b) for _, b, r in rows])
     found += [
-        _record("agreement_difference", interval_of_change(agree), "pp", agree, 100.0, of, CHANGE),
-        _record("kl_difference", interval_of_mean(kl_first - kl_second), "nats", kl_first, of=of),
+        _record("agreement_difference", interval_of_change(agree, units), "pp", agree, 100.0, of, CHANGE, units),
+        _record(
+            "kl_difference", interval_of_mean(kl_first - kl_second, units=units), "nats", kl_first, of=of, units=units
+        ),
     ]
     if float(kl_second.mean()) > 0.0:
-        mean, low, high = interval_of_ratio(kl_first, kl_second)
-        found.append(_record("kl_ratio", (mean - 1.0, low - 1.0, high - 1.0), "%", kl_first, 100.0, of))
+        mean, low, high = interval_of_ratio(kl_first, kl_second, units)
+        found.append(_record("kl_ratio", (mean - 1.0, low - 1.0, high - 1.0), "%", kl_first, 100.0, of, units=units))
     return found
 
 
@@ -153,6 +172,7 @@ def _record(
     scale: float = 1.0,
     of: int | None = None,
     bounds: tuple[float, float] | None = None,
+    units: Tensor | None = None,
 ) -> Record:
     """A mean over the seeds x images ``values`` with its interval, times ``scale``; ``bounds`` are one image's."""
     networks, images = values.shape
@@ -170,4 +190,5 @@ def _record(
         networks=networks,
         spread=None if deviation is None else scale * deviation,
         of=of,
+        units=number(units),
     )

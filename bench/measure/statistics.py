@@ -10,6 +10,9 @@ Few changes among many images leave no spread to estimate.  Each network is ther
 one for either outcome, which is Bonett and Price's interval (2012) for paired proportions and Agresti and Coull's
 (1998) for proportions; their weight is set so that the coverage, simulated and enumerated in the tests, is at least
 93.5 %.
+
+Images may come in units, several of one scan (:mod:`bench.measure.units`).  The units are then what new ones are drawn
+of: their means stand in for images, imagined ones included.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import special, stats
 from torch import Tensor
+
+from bench.measure.units import by_unit, effective_proportion
 
 _Z = float(special.ndtri(0.975))
 # the variance is never taken for less than this share of what the images alone give: by chance seeds may agree exactly
@@ -60,13 +65,15 @@ def proportion(successes: int, trials: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def interval_of_mean(values: Tensor, imagined: Imagined = NOTHING) -> tuple[float, float, float]:
+def interval_of_mean(
+    values: Tensor, imagined: Imagined = NOTHING, units: Tensor | None = None
+) -> tuple[float, float, float]:
     """Mean of ``values`` (seeds x images) and its 95 % interval for new images and, with several seeds, new seeds.
 
-    ``imagined`` is CHANGES or SHARES for outcomes of single predictions, which may be rare.  Raises ValueError for a
-    single image.
+    ``imagined`` is CHANGES or SHARES for outcomes of single predictions, which may be rare.  ``units`` (images) as in
+    :func:`by_unit`; the interval is then for new units.  Raises ValueError for a single image or unit.
     """
-    data = values.double().numpy()
+    data = by_unit(values, units).double().numpy()
     seeds, images = data.shape
     if images < 2:
         raise ValueError("one image gives no interval")
@@ -85,28 +92,35 @@ def interval_of_mean(values: Tensor, imagined: Imagined = NOTHING) -> tuple[floa
     return mean, min(low, mean), max(high, mean)
 
 
-def interval_of_share(values: Tensor) -> tuple[float, float, float]:
-    """Share of ones in ``values`` (seeds x images, 0 or 1) and its 95 % interval: exact for a single network."""
+def interval_of_share(values: Tensor, units: Tensor | None = None) -> tuple[float, float, float]:
+    """Share of ones in ``values`` (seeds x images, 0 or 1) and its 95 % interval: exact for a single network.
+
+    With ``units`` (images) it is Clopper and Pearson's at the effective sample size.
+    """
     if len(values) > 1:
-        return interval_of_mean(values, SHARES)
-    return float(values.double().mean()), *proportion(int(values.sum()), values.shape[1])
+        return interval_of_mean(values, SHARES, units)
+    images = values.shape[1]
+    ends = proportion(int(values.sum()), images)
+    if units is not None:
+        ends = effective_proportion(by_unit(values, units)[0], images)
+    return float(values.double().mean()), *ends
 
 
-def interval_of_change(values: Tensor) -> tuple[float, float, float]:
+def interval_of_change(values: Tensor, units: Tensor | None = None) -> tuple[float, float, float]:
     """Mean of paired changes of predictions (seeds x images, -1, 0 or 1) and its 95 % interval."""
-    return interval_of_mean(values, CHANGES)
+    return interval_of_mean(values, CHANGES, units)
 
 
-def interval_of_ratio(above: Tensor, below: Tensor) -> tuple[float, float, float]:
+def interval_of_ratio(above: Tensor, below: Tensor, units: Tensor | None = None) -> tuple[float, float, float]:
     """Mean of ``above`` over mean of ``below`` (both seeds x images), and its 95 % interval by linearisation.
 
-    Raises ValueError where the mean of ``below`` is zero.
+    ``units`` (images) as in :func:`interval_of_mean`.  Raises ValueError where the mean of ``below`` is zero.
     """
     bottom = float(below.double().mean())
     if bottom == 0.0:
         raise ValueError("a ratio to zero")
     ratio = float(above.double().mean()) / bottom
-    _, low, high = interval_of_mean((above.double() - ratio * below.double()) / bottom)
+    _, low, high = interval_of_mean((above.double() - ratio * below.double()) / bottom, units=units)
     return ratio, ratio + low, ratio + high
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from bench.data.images import ImageSet
 from bench.errors import UserError
@@ -53,8 +54,11 @@ def run_evaluated(context: Context, parents: list[Result], params: Evaluation) -
     if not bool(torch.isfinite(outputs).all()):
         raise UserError("the network's outputs are not finite: its weights are broken")
     of = missing_of(context.data())
-    found = accuracy.records(outputs, test.labels, params.seed, of)
-    return Result(records=found, arrays={"logits": outputs, "labels": test.labels}, facts={"of": of})
+    found = accuracy.records(outputs, test.labels, params.seed, of, test.units)
+    arrays = {"logits": outputs, "labels": test.labels}
+    if test.units is not None:
+        arrays["units"] = test.units
+    return Result(records=found, arrays=arrays, facts={"of": of})
 
 
 def missing_of(data: ImageSet) -> int | None:
@@ -65,14 +69,14 @@ def missing_of(data: ImageSet) -> int | None:
 def run_summarised(context: Context, parents: list[Result], params: Summary) -> Result:
     """Accuracy over the networks of several seeds, from their evaluations."""
     runs = [parent.arrays["logits"] for parent in parents]
-    return Result(records=accuracy.summary(runs, parents[0].arrays["labels"], parents[0].facts.get("of")))
+    return Result(records=accuracy.summary(runs, *_images(parents[0])))
 
 
 def run_compared(context: Context, parents: list[Result], params: Comparison) -> Result:
     """Evaluations (first half of the parents) against their references (second half), paired by image."""
     half = len(parents) // 2
     runs = [parent.arrays["logits"] for parent in parents]
-    found = accuracy.compare(runs[:half], runs[half:], parents[0].arrays["labels"], parents[0].facts.get("of"))
+    found = accuracy.compare(runs[:half], runs[half:], *_images(parents[0]))
     return Result(records=[replace(record, metric=record.metric + params.suffix) for record in found])
 
 
@@ -80,8 +84,13 @@ def run_contrasted(context: Context, parents: list[Result], params: Contrast) ->
     """One method's evaluations (first third) minus another's (second third), about references (last third)."""
     third = len(parents) // 3
     runs = [parent.arrays["logits"] for parent in parents]
-    labels, of = parents[0].arrays["labels"], parents[0].facts.get("of")
-    return Result(records=accuracy.contrast(runs[:third], runs[third : 2 * third], runs[2 * third :], labels, of))
+    found = accuracy.contrast(runs[:third], runs[third : 2 * third], runs[2 * third :], *_images(parents[0]))
+    return Result(records=found)
+
+
+def _images(evaluation: Result) -> tuple[Tensor, int | None, Tensor | None]:
+    """What an evaluation says of its test images: labels, how many the published set has, units."""
+    return evaluation.arrays["labels"], evaluation.facts.get("of"), evaluation.arrays.get("units")
 
 
 def evaluated(parent: Step, seed: int, data: DataValue, work: float) -> Step:

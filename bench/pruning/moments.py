@@ -29,7 +29,8 @@ class Moments:
 
     def __init__(self, inputs: int, outputs: int, device: str | torch.device = "cpu") -> None:
         self.count = 0
-        self._xx = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self._inputs = inputs
+        self._made: Tensor | None = None  # XX; 170 MB for 4,608 inputs, so made when rows are multiplied
         self._xy = torch.zeros(inputs, outputs, dtype=torch.float64, device=device)
         self._yy = torch.zeros(outputs, dtype=torch.float64, device=device)
         self._x_sum = torch.zeros(inputs, dtype=torch.float64, device=device)
@@ -68,6 +69,16 @@ class Moments:
         if not bool(torch.isfinite(self._x_sum).all() and torch.isfinite(self._y_sum).all()):
             raise UserError("a layer's activations are not finite: the network or its weights are broken")
 
+    @property
+    def _xx(self) -> Tensor:
+        if self._made is None:
+            self._made = torch.zeros(self._inputs, self._inputs, dtype=torch.float64, device=self._yy.device)
+        return self._made
+
+    @_xx.setter
+    def _xx(self, value: Tensor) -> None:
+        self._made = value
+
     def transient(self) -> Moments:
         """The same moments for use once: where all rows still wait, a copy, and what is computed goes with it.
 
@@ -75,7 +86,7 @@ class Moments:
         """
         if self._flushed:
             return self
-        other = Moments(len(self._xx), self._xy.shape[1], self._xx.device)
+        other = Moments(self._inputs, self._xy.shape[1], self._yy.device)
         other.count, other._waiting = self.count, list(self._waiting)
         return other
 
@@ -93,7 +104,7 @@ class Moments:
             other._whole = self.xx.diagonal().clone(), self.x_sum
             return other
         # the rows still wait: XX of all inputs is never made
-        other = Moments(len(columns), self._xy.shape[1], self._xx.device)
+        other = Moments(len(columns), self._xy.shape[1], self._yy.device)
         other._whole = torch.zeros_like(self._x_sum), torch.zeros_like(self._x_sum)
         for x, y in self._waiting:
             other.add(x[:, columns], y)

@@ -208,7 +208,9 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
             whole = torch.zeros_like(weight)
             whole[:, kept] = rebuilt.weight
             unfold(surgery.convolution(pruned, site.reader), norm_behind(pruned, site), whole, rebuilt.bias)
-            for record in accuracy.compare([outputs_of(pruned)], [dense], data.test.labels, missing_of(data)):
+            outputs = outputs_of(pruned)
+            found_here = accuracy.compare([outputs], [dense], data.test.labels, missing_of(data), units=data.test.units)
+            for record in found_here:
                 if record.metric.endswith("err_increase") or record.metric == "kl":
                     speedup_ = conv.in_channels / keep
                     found.append(replace(record, series=criterion, x=speedup_, seed=sampling.seed))

@@ -43,7 +43,8 @@ class Cell:
     ``low`` and ``high`` bound the 95 % interval (None: exact).  ``seeds`` is the number of different networks behind
     the value.  With one the interval is about that network on new images; with several it is about new seeds too,
     ``value`` is their mean and ``sd`` the standard deviation of one of them on the same images (None where it was not
-    kept).  ``of`` is how many of the ``n`` images the published set has, where some are missing here.
+    kept).  ``of`` is how many of the ``n`` images the published set has, where some are missing here;
+    ``units`` how many different things the images show, where several show the same one.
     """
 
     metric: str
@@ -56,6 +57,7 @@ class Cell:
     n: int | None = None
     convention: str | None = None
     of: int | None = None
+    units: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Declared:
 
     ``order`` is its place in the script, ``scale`` its own scale, ``claimed`` the speed-up that the paper states,
     ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one,
-    ``release`` whether its network is kept beside the results.
+    ``seeds_at`` those at scales that have others, ``release`` whether its network is kept beside the results.
     """
 
     table: str
@@ -85,6 +87,7 @@ class Declared:
     published: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     release: bool = False
+    seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 # the rows of each paper by id
@@ -298,8 +301,9 @@ def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bo
     parts = ["bench", "run", name.partition("/")[0], *(["--table", declared.table] if whole else ["--row", name])]
     if setting["scale"] != declared.scale or setting.get("folder"):
         parts += ["--scale", setting["scale"]]
-    seeds = setting.get("seeds", list(declared.seeds))
-    if tuple(seeds) != declared.seeds and len(seeds) == 1:
+    own = declared.seeds if setting.get("folder") else declared.seeds_at.get(setting["scale"], declared.seeds)
+    seeds = setting.get("seeds", list(own))
+    if tuple(seeds) != own and len(seeds) == 1:
         parts += ["--seed", str(seeds[0])]
     given = setting.get("weights")
     if given is not None:
@@ -372,6 +376,7 @@ def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
     over = [record for record in records if record.get("seed") is None]
     first = records[0]
     unit, n, convention = first["unit"], first.get("n"), first.get("convention")
+    of, units = first.get("of"), first.get("units")
     values = [record["value"] for record in single or over]
     if len(over) == 1:  # measured over all networks, in one comparison
         (record,) = over
@@ -389,20 +394,21 @@ def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
             record.get("n"),
             convention,
             record.get("of"),
+            record.get("units"),
         )
     # one value as it is; so are sizes, which have no seed but one value for each network, where all are the same
     if len(values) == 1 or (not single and len(set(values)) == 1):
-        return Cell(name, values[0], unit, first.get("low"), first.get("high"), None, 1, n, convention, first.get("of"))
+        return Cell(name, values[0], unit, first.get("low"), first.get("high"), None, 1, n, convention, of, units)
     mean, sd = statistics.fmean(values), statistics.stdev(values)
     if any(record.get("low") is None for record in single or over):
-        return Cell(name, mean, unit, None, None, sd, len(values), n, convention, first.get("of"))
+        return Cell(name, mean, unit, None, None, sd, len(values), n, convention, of, units)
     seeds = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
     # what one network's images leave open is open for the mean of networks on the same images: an upper bound
     images = max(_half(record) for record in single or over)
     half = math.hypot(seeds, images)
     least, most = (0.0, 100.0) if unit == "%" and min(values) >= 0.0 else (-math.inf, math.inf)
     low, high = max(mean - half, least), min(mean + half, most)
-    return Cell(name, mean, unit, low, high, sd, len(values), n, convention, first.get("of"))
+    return Cell(name, mean, unit, low, high, sd, len(values), n, convention, of, units)
 
 
 def _half(record: Mapping[str, Any]) -> float:

@@ -225,6 +225,10 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     )
     if images:
         notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")
+    for n, units in sorted({(cell.n, cell.units) for cell in cells if cell.n and cell.units}):
+        notes.append(
+            f"These {n:,} images show {units:,} different scans, each several times: intervals are for new scans."
+        )
     for n, of in sorted({(cell.n, cell.of) for cell in cells if cell.n and cell.of}):
         notes.append(
             f"{n:,} of the {of:,} published test images are here: intervals and verdicts hold what the others could "

@@ -148,7 +148,7 @@ def test_a_broken_folder_gets_one_line_that_names_the_place(
 
 
 def test_unknown_scales_and_missing_data(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="digits, scenes, cifar10, imagenet, voc, coco"):
+    with pytest.raises(UserError, match="digits, clutter, scenes, cifar10, imagenet, voc, coco"):
         bench.data.load("cifar11", tmp_path, 32)
     with pytest.raises(UserError, match="--data"):
         bench.data.load("imagenet", tmp_path, 224)

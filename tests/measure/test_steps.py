@@ -15,6 +15,7 @@ from bench.data.annotations import Annotation
 from bench.data.images import ImageSet, MemorySplit
 from bench.gating import measuring as gated
 from bench.measure import detection_steps as boxes
+from bench.measure import statistics
 from bench.measure import steps as measuring
 from bench.measure.detection import Detections
 from bench.models.recipe import Recipe
@@ -206,6 +207,50 @@ def test_skipped_execution_is_compared_with_the_masked_one(monkeypatch: pytest.M
     assert (found["winner_flips"].value, found["winner_flips"].n) == (0.0, 4)
     few = values(gated.run_skipped(context(lookup_set([9] * 4, range(4))), [Result()], gated.Skipping(2)))
     assert few["skipped_top1_change"].n == 2
+
+
+def test_units_go_with_the_evaluation_into_every_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of two scans each: what is compared later takes the scans from the first evaluation."""
+    data, units = lookup_set(DENSE, OF_SEED_0), torch.tensor([4, 9, 9, 4])
+    data.test.units = units
+    monkeypatch.setattr(measuring, "network", lambda parent: (Lookup(), None))
+    evaluation = measuring.run_evaluated(context(data), [Result()], measuring.Evaluation(0))
+    assert torch.equal(evaluation.arrays["units"], units)
+    other = result(DENSE)
+    found = [
+        evaluation,
+        measuring.run_summarised(context(), [evaluation, other], measuring.Summary()),
+        measuring.run_compared(context(), [evaluation, other], measuring.Comparison()),
+        measuring.run_contrasted(context(), [evaluation, other, other], measuring.Contrast()),
+    ]
+    for step in found:
+        assert step.records and {record.units for record in step.records} == {2}
+    # right: 1, 1, 1, 0, of the reference 1, 0, 0, 0: no change in one scan (first and last image), two in the other
+    change = values(found[2])["top1_change"]
+    means = torch.tensor([[0.0 + 0.0, 1.0 + 1.0]]) / 2.0
+    assert change.value == pytest.approx(50.0)
+    assert (change.value, change.low, change.high) == pytest.approx(
+        tuple(100.0 * end for end in statistics.interval_of_change(means))
+    )
+    plain = measuring.run_evaluated(context(lookup_set(DENSE, OF_SEED_0)), [Result()], measuring.Evaluation(0))
+    assert "units" not in plain.arrays and {record.units for record in plain.records} == {None}
+
+
+def test_skipped_execution_takes_one_image_of_each_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = lookup_set([9] * 4, range(4)), []
+
+    class Seen(nn.Module):
+        layers: ClassVar[dict[str, Any]] = {}
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(int(images.flatten()[0].round()))
+            return logits([0] * len(images))
+
+    monkeypatch.setattr(gated, "network", lambda parent: (Seen(), None))
+    monkeypatch.setattr(gated, "SkippedNetwork", lambda model: Seen())
+    data.test.units = torch.tensor([4, 4, 9, 9])
+    found = values(gated.run_skipped(context(data), [Result()], gated.Skipping(100)))
+    assert set(seen) == {0, 2} and found["skipped_agreement"].n == 2
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_rows_run_at_the_paper_s_scale_with_three_seeds() -> None:
         ours = ("Selection and widths", "What each part is worth", "Criteria")
         everywhere = table not in ours or (name.startswith("dense") and table != "Criteria")
         if (table, name) == ("Table 8", "From scratch"):
-            assert row.scales == ("digits", "cifar10")
+            assert row.scales == ("digits", "clutter", "cifar10")
         elif everywhere or (name.startswith("2x") and not name.endswith("fine-tuned") and table != "Criteria"):
             assert row.scales is None, name
         else:

@@ -1,0 +1,84 @@
+"""How a run ends on the screen: its tables under their titles, then what was found, in three lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from bench.report import render
+from bench.report.glossary import metric
+from bench.report.load import Cell, Line
+from bench.report.tables import Table, cell_text
+from bench.verdict import ANALOGUE
+
+# differences in points, which can be compared with one another: of a row and its dense network, and of two rows
+EFFECTS = ("top1_change", "top1_difference", "map_voc07_change", "map_voc07_difference")
+
+
+def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
+    """The tables in which something ran, each under its title, one line about the others, and the three last lines.
+
+    ``failed`` says which rows failed, where some did; it stands before these three.
+    """
+    ran = [table for table in tables if any(line.ran for line in table.lines)]
+    parts = [f"## {table.name}: {table.scale}\n\n{render.markdown(table).rstrip()}" for table in ran]
+    if left_out := [table for table in tables if table not in ran]:
+        reasons = [f"{table.name}: {', '.join(_statuses(table))}" for table in left_out]
+        parts.append(f"Left out: {'; '.join(reasons)}")
+    parts += [failed] if failed else []
+    lines = [line for table in ran for line in table.lines]
+    parts.append("\n".join([largest_effect(lines), verdicts_and_claims(lines), f"The page: {page}"]))
+    return "\n\n".join(parts)
+
+
+def largest_effect(lines: Iterable[Line]) -> str:
+    """The difference in points that is largest in size, among those whose 95 % interval excludes zero."""
+    found = [(line, line.cells[name]) for line in lines if line.ran for name in EFFECTS if _clear(line.cells.get(name))]
+    if not found:
+        return "Largest effect: none, every interval of a difference holds zero."
+    line, cell = max(found, key=lambda pair: abs(pair[1].value))
+    shown = metric(cell.metric, cell.unit)
+    name = line.name if line.claim is None else f"{line.claim.first} against {line.claim.second}"
+    return f"Largest effect: {shown.heading} {cell_text(cell)} {shown.unit}, {name} ({line.table}, {line.scale})."
+
+
+def verdicts_and_claims(lines: Sequence[Line]) -> str:
+    """How many published values and claims got which verdict; those on unverified values and analogues stand apart."""
+    verdicts: Counter[str] = Counter()
+    claims: Counter[str] = Counter()
+    analogues = 0
+    for line in lines:
+        if line.claim is not None:
+            claims[_outcome(line)] += 1
+        elif line.ran and line.analogue:
+            analogues += 1
+        verdicts.update(f"[{found.word}]" if not found.verified else found.word for found in line.verdicts.values())
+    said = [f"Verdicts: {_counted(verdicts) or 'none'}"]
+    if analogues:
+        rows = f"{analogues} row{'s' if analogues > 1 else ''}"
+        said.append(f"{rows} on other data than the paper's, which get none ({ANALOGUE})")
+    said.append(f"claims: {_counted(claims) or 'none'}")
+    return f"{'; '.join(said)}."
+
+
+def _clear(cell: Cell | None) -> bool:
+    """Whether the interval lies on one side of zero."""
+    return cell is not None and cell.low is not None and cell.high is not None and (cell.low > 0.0 or cell.high < 0.0)
+
+
+def _outcome(line: Line) -> str:
+    """A claim's verdict without its reason."""
+    if line.decision is None:
+        return "not run" if not line.ran else "not measured"
+    word = line.decision.word if line.decision.verified else f"[{line.decision.word}]"
+    return f"{word} ({ANALOGUE})" if line.analogue else word
+
+
+def _counted(words: Counter[str]) -> str:
+    return ", ".join(f"{count} {word}" for word, count in words.most_common())
+
+
+def _statuses(table: Table) -> list[str]:
+    """Why the rows of a table did not run, each reason once."""
+    return list(dict.fromkeys(line.status for line in table.lines))

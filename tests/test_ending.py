@@ -1,0 +1,126 @@
+"""How a run ends on the screen, on hand-made rows."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench.claims import Claim
+from bench.registry import Published
+from bench.report import ending
+from bench.report.load import Cell, Line
+from bench.report.tables import Table
+from bench.verdict import Verdict
+
+PAGE = Path("runs/toy/README.md")
+BLANK: dict[str, Any] = {
+    "paper": "toy", "table": "Table 1 (a toy)", "order": 0, "own_scale": "imagenet", "analogue": True, "ours": False,
+    "claimed": None, "recipe": "", "command": "", "shape": None, "steps": {}, "points": [], "links": {},
+}  # fmt: skip
+
+
+def line(name: str, cells: list[Cell] | None = None, status: str = "ran", scale: str = "clutter", **more: Any) -> Line:
+    by_name = {cell.metric: cell for cell in cells or []}
+    return Line(**{**BLANK, "name": name, "scale": scale, "status": status, "cells": by_name, **more})
+
+
+def change(value: float, low: float, high: float, metric: str = "top1_change") -> Cell:
+    return Cell(metric, value, "pp", low, high, None, 1, 2000)
+
+
+def claimed(first: str, second: str, cells: list[Cell], decision: Verdict | None, **more: Any) -> Line:
+    claim = Claim("a-b", "toy", "A beats B", "Table 1", first, second, "Table 1", "top1", None, 0.5, "", True)
+    return line("a-b", cells, table="Claims", claim=claim, decision=decision, **more)
+
+
+def table(*lines: Line, name: str = "Table 1 (a toy)") -> Table:
+    frame = pd.DataFrame([{"row": one.name, "verdict": "; ".join(one.outcomes)} for one in lines])
+    return Table("toy", name, lines[0].scale, lines, frame, ["a note."], ())
+
+
+def test_the_largest_effect_is_the_largest_that_excludes_zero() -> None:
+    rows = [
+        line("noisy", [change(-9.0, -19.0, 1.0)]),
+        line("small", [change(-2.0, -3.0, -1.0)]),
+        line("better", [change(4.25, 3.0, 5.5)]),
+        line("touches", [change(-8.0, -16.0, 0.0)]),
+        line("accuracy is no effect", [Cell("top1_acc", 90.0, "%", 88.0, 92.0)]),
+        line("nor is an exact size", [Cell("top1_change", -7.0, "pp")]),
+        line("not run", [change(-6.0, -7.0, -5.0)], status="not run (needs imagenet)"),
+    ]
+    expected = "Largest effect: top-1 change +4.25 [+3.00, +5.50] pp, better (Table 1 (a toy), clutter)."
+    assert ending.largest_effect(rows) == expected
+    # below zero counts by its size
+    worse = line("worse", [change(-4.5, -5.5, -3.0)])
+    assert ending.largest_effect([*rows, worse]).startswith(
+        "Largest effect: top-1 change -4.50 [-5.50, -3.00] pp, worse"
+    )
+
+
+def test_a_claim_is_named_by_its_two_rows() -> None:
+    contrast = change(2.0, 1.0, 3.0, "top1_difference")
+    row = claimed("2x LASSO", "2x first k", [contrast], Verdict("holds"))
+    found = ending.largest_effect([row, line("less", [change(-1.0, -1.5, -0.5)])])
+    assert found.endswith("+2.00 [+1.00, +3.00] pp, 2x LASSO against 2x first k (Claims, clutter).")
+
+
+def test_without_an_effect_this_is_said() -> None:
+    assert ending.largest_effect([line("a", [change(0.1, -1.0, 1.2)])]) == (
+        "Largest effect: none, every interval of a difference holds zero."
+    )
+
+
+@pytest.mark.parametrize("analogue", [False, True])
+def test_verdicts_and_claims_are_counted(analogue: bool) -> None:
+    """Verdicts on values that nobody verified are in brackets, analogues have none, and their claims say so."""
+    words = [
+        Verdict("reproduced"),
+        Verdict("reproduced"),
+        Verdict("inconclusive", "why"),
+        Verdict("better", verified=False),
+    ]
+    rows = [line(f"row {i}", analogue=analogue) for i in range(4)]
+    if not analogue:
+        rows = [replace(row, verdicts={"top1_acc": word}) for row, word in zip(rows, words, strict=True)]
+    rows += [
+        claimed("a", "b", [], Verdict("holds", "a reason"), analogue=analogue),
+        claimed("a", "c", [], Verdict("holds", verified=False), analogue=analogue),
+        claimed("a", "d", [], None, status="not run (needs imagenet)", analogue=analogue),
+        line("absent", status="not run (needs imagenet)", analogue=analogue),
+    ]
+    end = " (analogue)" if analogue else ""
+    claims = f"claims: 1 holds{end}, 1 [holds]{end}, 1 not run."
+    if analogue:
+        said = f"Verdicts: none; 4 rows on other data than the paper's, which get none (analogue); {claims}"
+    else:
+        said = f"Verdicts: 2 reproduced, 1 inconclusive, 1 [better]; {claims}"
+    assert ending.verdicts_and_claims(rows) == said
+    assert ending.verdicts_and_claims([]) == "Verdicts: none; claims: none."
+
+
+def test_tables_stand_under_their_titles_and_three_lines_end() -> None:
+    ran = table(line("a", [change(-2.0, -3.0, -1.0)]), line("b", status="not run (method not implemented yet)"))
+    absent = table(
+        line("c", status="not run (needs imagenet)"), line("d", status="not run (needs imagenet)"), name="Table 2"
+    )
+    parts = ending.text([ran, absent], PAGE, "1 of 4 rows failed:\n  toy/table-1/x: no memory").split("\n\n")
+    assert parts[0] == "## Table 1 (a toy): clutter"
+    assert "| a |" in parts[1] and "| b |" in parts[1]
+    assert parts[2] == "- a note."
+    # what has nothing to show is named, not shown
+    assert parts[3] == "Left out: Table 2: not run (needs imagenet)"
+    assert parts[4].startswith("1 of 4 rows failed")
+    last = parts[5].split("\n")
+    assert len(parts) == 6 and len(last) == 3
+    assert last[0].startswith("Largest effect: top-1 change -2.00")
+    assert last[1].startswith("Verdicts: none; 1 row on") and last[2] == f"The page: {PAGE}"
+
+
+def test_published_values_are_no_part_of_it() -> None:
+    """A link alone is no verdict: what was not measured is not counted."""
+    entry = Published(**dict.fromkeys(Published.__dataclass_fields__, None))  # type: ignore[arg-type]
+    assert ending.verdicts_and_claims([line("a", links={"top1_acc": entry}, analogue=False)]) == (
+        "Verdicts: none; claims: none."
+    )
