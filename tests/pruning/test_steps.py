@@ -194,7 +194,10 @@ def test_a_single_layer_s_curve_has_the_criterion_and_the_layer_s_speed_up() -> 
 def test_a_single_layer_s_network_is_compared_with_the_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def compare(runs: list[Tensor], references: list[Tensor], labels: Tensor, of: int | None) -> list[Record]:
+    def compare(
+        runs: list[Tensor], references: list[Tensor], labels: Tensor, of: int | None, units: Tensor | None
+    ) -> list[Record]:
+        assert units is images.test.units
         asked.append((runs[0], references[0], labels, of))
         return []
 
