@@ -280,7 +280,7 @@ def test_what_a_script_declares_of_a_row_is_what_the_report_gets() -> None:
     found = commands._declared(Paper("toy", "A toy", "nobody", rows, []))
     assert found == {
         "toy/table-1/a": Declared("Table 1", "a", 0, "imagenet", False, 2.0, {"top1_acc": ("r", "m")}, (3,)),
-        "toy/table-2/b": Declared("Table 2", "b", 1, "cifar10", True, None, {}, (0, 1, 2), {"clutter": (0,)}),
+        "toy/table-2/b": Declared("Table 2", "b", 1, "cifar10", True, None, {}, (0, 1, 2), seeds_at={"clutter": (0,)}),
     }
 
 

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from bench.data.images import Split
 from bench.measure.statistics import (
+    exact_ends,
     interval_of_change,
     interval_of_mean,
     interval_of_ratio,
@@ -63,8 +64,7 @@ def records(
     found = []
     for k in (1, 5) if outputs.shape[1] > 5 else (1,):
         right, count = hits(outputs, labels, k), len(labels)
-        _, *ends = interval_of_share(right[None], units)
-        low, high = (100.0 * end for end in widened((ends[0], ends[1]), count, of, *SHARE))
+        low, high = (100.0 * end for end in widened(exact_ends(right, units), count, of, *SHARE))
         value = 100.0 * int(right.sum()) / count
         found.append(Record(f"top{k}_acc", value, "%", low, high, count, seed, of=of, units=number(units)))
     return found

@@ -99,11 +99,14 @@ def interval_of_share(values: Tensor, units: Tensor | None = None) -> tuple[floa
     """
     if len(values) > 1:
         return interval_of_mean(values, SHARES, units)
-    images = values.shape[1]
-    ends = proportion(int(values.sum()), images)
-    if units is not None:
-        ends = effective_proportion(by_unit(values, units)[0], images)
-    return float(values.double().mean()), *ends
+    return float(values.double().mean()), *exact_ends(values[0], units)
+
+
+def exact_ends(values: Tensor, units: Tensor | None = None) -> tuple[float, float]:
+    """The 95 % interval of one network's share of ones in ``values`` (images)."""
+    if units is None:
+        return proportion(int(values.sum()), len(values))
+    return effective_proportion(by_unit(values[None], units)[0], len(values))
 
 
 def interval_of_change(values: Tensor, units: Tensor | None = None) -> tuple[float, float, float]:

@@ -90,6 +90,12 @@ class Moments:
         other.count, other._waiting = self.count, list(self._waiting)
         return other
 
+    def rows(self) -> tuple[Tensor, Tensor] | None:
+        """X and Y (float64) while none of the rows were multiplied, else None."""
+        if self._flushed or not self._waiting:
+            return None
+        return tuple(torch.cat(part).to(torch.float64) for part in zip(*self._waiting, strict=True))  # type: ignore
+
     def of(self, columns: Tensor) -> Moments:
         """A copy with these inputs alone; the ridge's unit stays that of all of them."""
         if self._flushed or not self._waiting:

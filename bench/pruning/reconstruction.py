@@ -57,16 +57,14 @@ class Sampled:
         return (judge.transient() for judge in self.judges if judge.count)
 
     def pairs(self, columns: Tensor) -> Iterator[tuple[Moments, Moments]]:
-        """What to fit, of the inputs ``columns`` alone, and what to judge it by.
+        """What to fit, of the inputs ``columns`` alone, and what to judge it by, of all inputs.
 
-        The held-out rows, of all inputs; or, of these inputs too, each fold in turn by the others.
+        The held-out rows; or each fold in turn by the others.
         """
         for judge in self.judges:
-            if judge.count and self.crossed:
-                fold = judge.of(columns)
-                yield self.fitted.of(columns).remove(fold), fold
-            elif judge.count:
-                yield self.fitted.of(columns), judge.transient()
+            if judge.count:
+                train = self.fitted.of(columns)
+                yield train.remove(judge.of(columns)) if self.crossed else train, judge.transient()
 
     def shares(self, weight: Tensor, bias: Tensor, kept: Sequence[int] | Tensor) -> tuple[float, float | None]:
         """Errors of given weights on the fitted rows and on all judges' rows, as fractions of their variance."""
@@ -104,10 +102,10 @@ def solve(
 def _solve(matrix: Tensor, target: Tensor, amount: float, least: float) -> Tensor:
     """(matrix + amount I)^-1 target; the amount grows where rounding has left the matrix indefinite."""
     while True:
-        shifted = matrix.clone()
-        shifted.diagonal().add_(amount)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        del shifted
+        factor = matrix.mT.contiguous().mT  # a copy in LAPACK's order of memory, in which it is factorised in place
+        factor.diagonal().add_(amount)
+        info = torch.empty((), dtype=torch.int32, device=matrix.device)
+        torch.linalg.cholesky_ex(factor, out=(factor, info))
         if int(info) == 0:
             return torch.cholesky_solve(target, factor)
         amount = max(10.0 * amount, least)
@@ -134,12 +132,14 @@ def error(moments: Moments, kept: Sequence[int] | Tensor, solution: Tensor, bias
 
     ``solution`` is c'*k x n, ``bias`` n.  In units of YY (a sum of squares).
     """
-    columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), moments.xx.device)
+    columns = columns_of(kept, len(solution) // len(torch.as_tensor(kept)), solution.device)
+    if (rows := moments.rows()) is not None:  # few rows, not multiplied: X'X would be much larger than they are
+        return float((rows[1] - rows[0][:, columns] @ solution - bias).square().sum())
     xy, x_sum = moments.xy[columns], moments.x_sum[columns]
     quadratic = solution.new_zeros(())
     for first in range(0, len(columns), _BLOCK_ROWS):  # some rows of XX at a time
-        rows = slice(first, first + _BLOCK_ROWS)
-        quadratic += (solution[rows] * (moments.xx[columns[rows][:, None], columns] @ solution)).sum()
+        part = slice(first, first + _BLOCK_ROWS)
+        quadratic += (solution[part] * (moments.xx[columns[part][:, None], columns] @ solution)).sum()
     fitted = quadratic - 2.0 * (solution * xy).sum() + moments.yy.sum()
     shift = 2.0 * (bias * (x_sum @ solution - moments.y_sum)).sum() + moments.count * bias.square().sum()
     return max(float(fitted + shift), 0.0)
@@ -162,6 +162,8 @@ def response_statistics(moments: Moments, kept: Sequence[int] | Tensor, weight: 
 
 def variance(moments: Moments) -> float:
     """The responses' sum of squares about their means."""
+    if (rows := moments.rows()) is not None:
+        return float((rows[1] - rows[1].mean(0)).square().sum())
     return max(float((moments.yy - moments.y_sum.square() / max(moments.count, 1)).sum()), 0.0)
 
 
@@ -204,7 +206,6 @@ def reconstruct(
     size = kernel[0] * kernel[1]
     old = None if weight is None else weight[:, torch.as_tensor(kept, dtype=torch.long, device=weight.device)]
     columns = columns_of(kept, size, sampled.fitted.y_sum.device)
-    judged_channels = range(len(columns) // size) if sampled.crossed else kept  # as the judges' inputs are counted
     told = sampled if reported is None else reported
     totals = dict.fromkeys(ridges, 0.0)
     shares = dict.fromkeys(ridges, 0.0)
@@ -216,7 +217,7 @@ def reconstruct(
         regression = _Regression(train, size, old)
         for ridge in ridges:
             solution, bias = regression.at(ridge)
-            totals[ridge] += error(judge, judged_channels, solution, bias)
+            totals[ridge] += error(judge, kept, solution, bias)
             shares[ridge] += error(other, kept, solution, bias) if other is not None else 0.0
         spread += variance(judge if other is None else other)
         judges += 1

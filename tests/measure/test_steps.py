@@ -213,7 +213,7 @@ def test_units_go_with_the_evaluation_into_every_comparison(monkeypatch: pytest.
     """Two images of two scans each: what is compared later takes the scans from the first evaluation."""
     data, units = lookup_set(DENSE, OF_SEED_0), torch.tensor([4, 9, 9, 4])
     data.test.units = units
-    monkeypatch.setattr(measuring, "network", lambda parent: (Lookup(), None))
+    monkeypatch.setattr(measuring, "network", lambda parent: (Lookup(), Recipe("lookup", {}, (3, 4, 4))))
     evaluation = measuring.run_evaluated(context(data), [Result()], measuring.Evaluation(0))
     assert torch.equal(evaluation.arrays["units"], units)
     other = result(DENSE)
