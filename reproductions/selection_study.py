@@ -67,7 +67,7 @@ def instead() -> list[Row]:
         full = partial(inner, selection="exact", allocation="error-driven", full=True, speedup=speedup)
         rows.append(_row(f"{speedup}x LASSO, uniform", partial(chain, prune=lasso, tune=False)))
         name = f"{speedup}x exact, error-driven, full reconstruction"
-        rows.append(_row(name, partial(chain, prune=full, tune=False)))
+        rows.append(_row(name, partial(chain, prune=full, tune=False), release=True))
         for importance, everywhere, renewed in PEERS:
             prune = partial(by_peer, importance=importance, everywhere=everywhere, renewed=renewed, speedup=speedup)
             words = [f"{speedup}x torch-pruning", importance, "global" if everywhere else "uniform"]
@@ -76,8 +76,9 @@ def instead() -> list[Row]:
     return rows
 
 
-def _row(name: str, row_chain: Callable[[Setting, Recipe], Chain]) -> Row:
-    return Row(TABLE, name, "cifar10", dense=resnet56, chain=row_chain, scales=("cifar10",), ours=True)
+def _row(name: str, row_chain: Callable[[Setting, Recipe], Chain], release: bool = False) -> Row:
+    scales = ("cifar10",)
+    return Row(TABLE, name, "cifar10", dense=resnet56, chain=row_chain, scales=scales, ours=True, release=release)
 
 
 def paper() -> Paper:

@@ -59,6 +59,11 @@ def test_torch_pruning_gets_the_dense_network_and_the_images_of_the_other_method
             assert [reference.parents for reference in chain.references] == [(dense,)] * 3
 
 
+def test_the_best_networks_are_kept() -> None:
+    kept = {name for name, row in ROWS.items() if row.release}
+    assert kept == {f"{speedup}x exact, error-driven, full reconstruction" for speedup in (2, 3, 4)}
+
+
 def test_the_paper_s_method_and_the_best_of_ours() -> None:
     for speedup in (2, 3, 4):
         for step, seed in zip(chain_of(f"{speedup}x LASSO, uniform").networks, (0, 1, 2), strict=True):
