@@ -50,6 +50,8 @@ DEVIATIONS = [
     "the absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
     "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how "
     "the basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
+    "Filter pruning (the paper's own implementation is not published): Li et al. 2017 on the same inner channels, the "
+    "filters of the smallest absolute weight sum go, nothing is reconstructed.",
     "On CIFAR-10 VGG-16 is the CIFAR form (one linear layer), half as wide, with batch norm, trained here for 16 "
     "epochs: its rows of Table 1 and Figure 4 are analogues. Fine-tuning takes two epochs there.",
     "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one "

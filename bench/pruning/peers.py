@@ -27,8 +27,9 @@ IMPORTANCES = {
     "magnitude": torch_pruning.importance.GroupMagnitudeImportance,  # L2 norms over the coupled weights
     "taylor": torch_pruning.importance.GroupTaylorImportance,  # |w dL/dw|, Molchanov et al. (2019)
 }
-# the pruner takes so many equal steps towards no channel at all, and is stopped on the way
-_STEPS = 400
+# the pruner takes so many equal steps towards no channel at all, and is stopped on the way, as soon as the MACs are
+# those asked for to within 1 %: half of the channels everywhere is 1.993x
+_STEPS, _NEAR = 400, 0.99
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def run_peer(context: Context, parents: list[Result], params: Peer) -> Result:
         ignored_layers=[m for n, m in model.named_modules() if isinstance(m, _PRUNABLE) and n not in producers],
     )
     for _ in range(_STEPS):
-        if cost.speedup({producers[name]: count for name, count in kept().items()}) >= params.speedup:
+        if cost.speedup({producers[name]: count for name, count in kept().items()}) >= _NEAR * params.speedup:
             break
         pruner.step()
     else:
