@@ -22,8 +22,8 @@ DEVIATIONS = [
     "A study of ours: no paper prints these values. The network, the weights and the data are those of Channel "
     "Pruning's Table 8; the inner channels of the blocks are pruned, those of the residual stream stay.",
     "torch-pruning prunes by its own importance, globally or the same share of each layer, in 400 small steps until "
-    "the conv MACs are those asked for to within 1 %; nothing is reconstructed. Renewed: batch norm statistics taken again on the "
-    "calibration images, 64 at a time.",
+    "the conv MACs are those asked for to within 1 %; nothing is reconstructed. Renewed: batch norm statistics taken "
+    "again on the calibration images, 64 at a time.",
     "Magnitude looks at no image: without renewed statistics it gives one network, whatever the seed.",
     "LASSO, uniform: Channel Pruning, half of the channels at 2x (1.993x). Exact, error-driven, full reconstruction: "
     "ours, as on Channel Pruning's page.",
