@@ -95,7 +95,7 @@ def test_training_keeps_up_with_a_bare_loop(
     benchmark.extra_info.update(of_a_bare_loop=ratio, once_seconds=one - (three - one) / 2.0)
     with capsys.disabled():
         print(f"\n{name}, training on {device}: {ratio:.1%} of a bare loop's speed")
-    assert ratio >= 0.90
+    assert ratio >= 0.85  # ResNet-56 0.91, M-CifarNet 1.02; evaluation 1.00 and 1.04 (one thread)
 
 
 @pytest.mark.slow
@@ -122,4 +122,4 @@ def test_evaluation_keeps_up_with_a_bare_loop(
     benchmark.extra_info.update(of_a_bare_loop=ratio)
     with capsys.disabled():
         print(f"\n{name}, evaluation on {device}: {ratio:.1%} of a bare loop's speed")
-    assert ratio >= 0.90
+    assert ratio >= 0.85  # ResNet-56 0.91, M-CifarNet 1.02; evaluation 1.00 and 1.04 (one thread)
