@@ -83,7 +83,8 @@ def _places(scale: str, root: Path) -> list[Path]:
 
 def normalisation(scale: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation (of red, green, blue, in 0 to 1) by which :func:`load` normalises labelled images."""
-    return ((0.5,) * 3, (0.5,) * 3) if scale == "digits" else (IMAGENET_MEAN, IMAGENET_STD)
+    own = {"digits": 0.5, "clutter": 0.25}
+    return ((0.5,) * 3, (own[scale],) * 3) if scale in own else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def check_scale(scale: str) -> None:

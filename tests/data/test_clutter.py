@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 import bench.data
 from bench.data.clutter import Hardness, clutter_images, draw
 from bench.data.identity import value_of
-from bench.data.images import MemorySplit
+from bench.data.images import ImageSet, MemorySplit
 from bench.errors import UserError
 from bench.measure import accuracy
 from bench.train.fit import fit, seed_everything
@@ -132,3 +132,12 @@ def test_the_dense_resnet_leaves_room_for_methods_to_differ(tmp_path: Path) -> N
     fit(net, data.train, channel_pruning.dense_schedule("clutter", recipe), 0, tmp_path, "cpu", progress=False)
     (top1, _) = accuracy.records(accuracy.logits(net, data.test, "cpu", progress=False), data.test.labels, 0)
     assert 88.0 <= top1.value <= 96.0
+
+
+@pytest.mark.parametrize(("scale", "size"), [("digits", 16), ("clutter", 32)])
+def test_what_is_said_of_the_normalisation_is_what_the_images_get(scale: str, size: int) -> None:
+    """A network that is kept is evaluated by it."""
+    images = bench.data.load(scale, Path(), size)
+    assert isinstance(images, ImageSet)
+    for split in (images.train, images.test):
+        assert (split.mean, split.std) == bench.data.normalisation(scale)
