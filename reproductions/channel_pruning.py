@@ -3,8 +3,8 @@
 Layer by layer, the input channels of a convolution are selected by LASSO so that the original network's responses can
 still be computed from them, and the weights are rebuilt by least squares.  Inputs come from the network as pruned so
 far, responses from the original one.  Reproduced here: Table 1 (VGG-16 at 2x, 4x, 5x), Table 4 (the same shapes from
-scratch), Table 6 (ResNet-50), Table 8 (ResNet-56 on CIFAR-10), Figure 4 (single layers); beyond the paper: exact
-selection, error-driven widths and the fuller reconstruction, each measured for what it is worth.
+scratch), Table 6 (ResNet-50), Table 8 (ResNet-56 on CIFAR-10), Figure 4 (single layers).  What selection, widths and
+reconstruction are worth on their own is a study beside it (``selection_study.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from bench.chains import Prune, evaluations, gmacs, loaded, measured, measured_chain, trained, worth
+from bench.chains import evaluations, gmacs, loaded, measured, measured_chain, trained
 from bench.cli import main
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
@@ -98,8 +98,6 @@ TABLE4 = "Table 4 (vs training from scratch, 4x)"
 TABLE6 = "Table 6 (ResNet-50 2x)"
 TABLE8 = "Table 8 (ResNet-56 CIFAR-10 2x)"
 FIGURE = "Figure 4 (single layers of VGG-16)"
-OURS = "Selection and widths (ResNet-56)"
-WORTH = "What each part is worth (ResNet-56)"
 CRITERIA = "Criteria (VGG-16 on CIFAR-10)"
 
 
@@ -421,11 +419,13 @@ def table6() -> list[Row]:
 
 def table8() -> list[Row]:
     """ResNet-56 on CIFAR-10, half of the inner channels: LASSO and filter pruning (Li et al., ICLR 2017: the filters of
-    the smallest weight sum go, the rest stays), before and after fine-tuning, and from scratch.
+    the smallest weight sum go, the rest stays), before and after fine-tuning, and from scratch.  Beside them the best
+    of ours: exact selection, error-driven widths, the full reconstruction.
     """
     half = shape_of(RESNET56_SHAPE, _half(RESNET56_SHAPE))
     lasso = partial(inner, selection="lasso", allocation="uniform", speedup=2)
     filters = partial(inner, selection="weight sum", allocation="uniform", speedup=2, reconstruct=False)
+    best = partial(inner, selection="exact", allocation="error-driven", speedup=2, full=True)
     untouched = partial(chain, prune=None, tune=False)
     base = {"top1_acc": ("baseline", "top1_acc")}
     rows = [Row(TABLE8, "ResNet-56 dense", "cifar10", RESNET56_SHAPE, None, resnet56, untouched, base)]
@@ -441,6 +441,10 @@ def table8() -> list[Row]:
         # from scratch needs the full training set
         scales = ("digits", "cifar10") if name == "From scratch" else None
         rows.append(Row(TABLE8, name, "cifar10", half, 2.0, resnet56, row_chain, link, scales=scales))
+    for tune in (False, True):
+        name = f"Exact, error-driven, full reconstruction{' (fine-tuned)' if tune else ''}"
+        row_chain = partial(chain, prune=best, tune=tune)
+        rows.append(Row(TABLE8, name, "cifar10", dense=resnet56, chain=row_chain, ours=True))
     return rows
 
 
@@ -462,66 +466,6 @@ def criteria() -> list[Row]:
                 prune = partial(by_ratio, speedup=speedup, selection=selection)
                 rows.append(Row(CRITERIA, name, "cifar10", dense=vgg16, chain=partial(chain, prune=prune, tune=tune)))
     return [replace(row, ours=True, scales=("cifar10",)) for row in rows]
-
-
-def selection_and_widths() -> list[Row]:
-    """Every selection with every allocation of widths at 2x, LASSO and exact also at 3x and 4x; tuned and untuned."""
-    rows = [_resnet56_row(OURS, "dense", partial(chain, prune=None, tune=False))]
-    rows.append(_resnet56_row(OURS, "dense, fine-tuned", partial(chain, prune=None, tune=True)))
-    for tune, speedups in ((False, (2, 3, 4)), (True, (2,))):
-        for speedup in speedups:
-            selections = ("first k", "max response", "lasso", "exact") if speedup == 2 else ("lasso", "exact")
-            methods = [(selection, widths, False) for widths in ("uniform", "error-driven") for selection in selections]
-            for method in (*methods, LASSO_FULL, EXACT_FULL):
-                name = f"{speedup}x {_described(method)}{', fine-tuned' if tune else ''}"
-                row_chain = partial(chain, prune=_inner(method, speedup), tune=tune)
-                rows.append(_resnet56_row(OURS, name, row_chain, on_digits=speedup == 2 and not tune))
-    return rows
-
-
-# selection, allocation of widths, full reconstruction
-LASSO, EXACT = ("lasso", "uniform", False), ("exact", "uniform", False)
-LASSO_DRIVEN, EXACT_DRIVEN = ("lasso", "error-driven", False), ("exact", "error-driven", False)
-LASSO_FULL, EXACT_FULL = ("lasso", "error-driven", True), ("exact", "error-driven", True)
-COMPARISONS = [
-    ("exact selection, at uniform widths", EXACT, LASSO),
-    ("exact selection, at error-driven widths", EXACT_DRIVEN, LASSO_DRIVEN),
-    ("exact selection, at full reconstruction", EXACT_FULL, LASSO_FULL),
-    ("error-driven widths, with LASSO", LASSO_DRIVEN, LASSO),
-    ("error-driven widths, with exact", EXACT_DRIVEN, EXACT),
-    ("full reconstruction, with LASSO", LASSO_FULL, LASSO_DRIVEN),
-    ("full reconstruction, with exact", EXACT_FULL, EXACT_DRIVEN),
-    ("exact + full against LASSO, both error-driven", EXACT_FULL, LASSO_DRIVEN),
-]
-
-
-def what_each_part_is_worth() -> list[Row]:
-    """Exact selection, error-driven widths and the full reconstruction, each against the choice without it."""
-    return [
-        _resnet56_row(
-            WORTH,
-            f"{speedup}x: {name}",
-            partial(worth, dense=dense, first=_inner(a, speedup), second=_inner(b, speedup)),
-            on_digits=speedup == 2,
-        )
-        for speedup in (2, 3, 4)
-        for name, a, b in COMPARISONS
-    ]
-
-
-def _inner(method: tuple[str, str, bool], speedup: int) -> Prune:
-    return partial(inner, selection=method[0], allocation=method[1], full=method[2], speedup=speedup)
-
-
-def _described(method: tuple[str, str, bool]) -> str:
-    selection, allocation, full = method
-    return f"{selection.replace('lasso', 'LASSO')}, {allocation}{', full reconstruction' if full else ''}"
-
-
-def _resnet56_row(table: str, name: str, row_chain: Callable[[Setting, Recipe], Chain], on_digits: bool = True) -> Row:
-    """A row beyond the paper; on digits, where all methods come out alike, only some run."""
-    scales = None if on_digits else ("cifar10",)
-    return Row(table, name, "cifar10", dense=resnet56, chain=row_chain, scales=scales, ours=True)
 
 
 def _vgg_row(
@@ -575,12 +519,12 @@ def not_yet() -> list[Row]:
 
 
 def seeds_on_clutter(row: Row) -> tuple[int, ...]:
-    """Five for the first of the claims, which need no training but the dense network's; one for the rest.
+    """Five where the study of the selection takes five, whose networks these are; one for the rest.
 
     So that the whole job takes less than ten minutes on two cores.
     """
-    first = (OURS, "2x LASSO, uniform"), (OURS, "2x first k, uniform"), (TABLE8, "ResNet-56 dense"), (TABLE8, "Ours")
-    return (0, 1, 2, 3, 4) if (row.table, row.name) in first else (0,)
+    shared = (TABLE8, "ResNet-56 dense"), (TABLE8, "Ours")
+    return (0, 1, 2, 3, 4) if (row.table, row.name) in shared else (0,)
 
 
 def paper() -> Paper:
@@ -592,8 +536,6 @@ def paper() -> Paper:
         *table8(),
         *figure4(),
         *criteria(),
-        *selection_and_widths(),
-        *what_each_part_is_worth(),
         *released_code(),
         *not_yet(),
     ]
