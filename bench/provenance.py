@@ -108,6 +108,6 @@ def _processor() -> str:
     return f"{models[0] if models else platform.machine()} ({os.cpu_count()} cores)"
 
 
-def today() -> str:
-    """The date (UTC), ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
+def now() -> str:
+    """Date and time (UTC) to the second, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bench.runner import Planned
 
 RAN = "ran"
+# what a row file repeats of a step's header; the roots, because one function's code differs with its parameters' types
+_OF_A_STEP = ("step", "kind", "run", "roots", "code", "seconds", "provenance")
 
 
 def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
@@ -22,7 +24,7 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
     steps, records, history = {}, _size_records(entry, store), {}
     for step in dict.fromkeys([*entry.chain.networks, *entry.chain.records]):
         header = _header(store, step.key)
-        steps[step.key] = {name: header[name] for name in ("step", "kind", "run", "code", "seconds", "provenance")}
+        steps[step.key] = {name: header[name] for name in _OF_A_STEP}
         records += [{**record, "step": step.key} for record in header["records"]]
     for key in _trained(store, list(steps)):
         header = _header(store, key)

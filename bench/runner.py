@@ -356,7 +356,7 @@ class Engine:
                 "versions": provenance.versions(),
                 "hardware": {**provenance.hardware(self.job.device), "processes": processes.launched()},
                 "data": self._data(entry),
-                "date": provenance.today(),
+                "date": provenance.now(),
             },
         }
 

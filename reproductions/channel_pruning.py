@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from bench.chains import evaluations, gmacs, loaded, measured, measured_chain, trained
+from bench.chains import Prune, evaluations, gmacs, loaded, measured, measured_chain, trained
 from bench.cli import main
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe

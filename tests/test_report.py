@@ -739,6 +739,20 @@ def test_rows_that_older_code_measured_are_marked(runs: Runs) -> None:
     assert "Measured by older code than the newest row of this table: old." in runs.table().notes
 
 
+def test_code_is_compared_with_code_that_begins_in_the_same_places(runs: Runs) -> None:
+    """A training of another network reaches other code on the same day; a later hour's code is newer."""
+
+    def steps(code: str, root: str, hour: int) -> dict[str, Any]:
+        made = {**PROVENANCE, "date": f"2025-02-01T{hour:02}:00:00+00:00"}
+        about = {"step": "s", "run": "m:run", "roots": ["m:run", root], "code": code, "seconds": 1.0}
+        return {"key": {**about, "provenance": made}}
+
+    runs.row("vgg", accuracies(90.0), steps=steps("9", "m:vgg", 1))
+    runs.row("resnet, morning", accuracies(91.0), steps=steps("8", "m:resnet", 9))
+    runs.row("resnet, evening", accuracies(92.0), steps=steps("1", "m:resnet", 21))
+    assert [line.name for line in runs.lines() if line.older] == ["resnet, morning"]
+
+
 @pytest.mark.parametrize(
     ("scale", "setting", "expected"),
     [

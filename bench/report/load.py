@@ -321,19 +321,22 @@ def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bo
 
 
 def _marked(lines: Sequence[Line]) -> list[Line]:
-    """The lines, with those marked that were measured by other code than the newest line of their table was."""
-    newest: dict[tuple[str, str, str], tuple[str, str]] = {}
+    """The lines, with those marked that were measured by other code than the newest line of their table was.
+
+    Code is compared with code that begins in the same places: a function whose parameters hold another network reaches
+    other code, and is none the older for it.
+    """
+
+    def place(line: Line, step: Mapping[str, Any]) -> tuple[str, ...]:
+        return (line.scale, line.table, step.get("run", ""), *step.get("roots", ()))
+
+    newest: dict[tuple[str, ...], tuple[str, str]] = {}
     for line in lines:
         for step in line.steps.values():
-            place, made = (line.scale, line.table, step.get("run", "")), (step["provenance"]["date"], step["code"])
-            newest[place] = max(newest.get(place, made), made)
+            made = step["provenance"]["date"], step["code"]
+            newest[place(line, step)] = max(newest.get(place(line, step), made), made)
     return [
-        replace(
-            line,
-            older=any(
-                newest[line.scale, line.table, step.get("run", "")][1] != step["code"] for step in line.steps.values()
-            ),
-        )
+        replace(line, older=any(newest[place(line, step)][1] != step["code"] for step in line.steps.values()))
         for line in lines
     ]
 

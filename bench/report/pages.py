@@ -125,7 +125,7 @@ def _provenance(lines: Sequence[Line]) -> list[str]:
     if not sources:
         return []
     data = [source["data"] for source in sources if source["data"] is not None]
-    dates = sorted({source["date"] for source in sources})
+    dates = sorted({source["date"][:10] for source in sources})
     versions: dict[str, set[str]] = {}
     for source in sources:
         for name, version in source["versions"].items():

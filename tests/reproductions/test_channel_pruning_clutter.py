@@ -27,18 +27,22 @@ SEEDS = {
     ("Table 8", "Filter pruning"): (0,),
     ("Table 8", "Ours (fine-tuned)"): (0,),
     ("Figure 4", "conv2_1"): (0,),
-    ("Selection and widths", "dense"): (0,),
-    ("Selection and widths", "2x first k, uniform"): (0, 1, 2, 3, 4),
-    ("Selection and widths", "2x LASSO, uniform"): (0, 1, 2, 3, 4),
-    ("Selection and widths", "2x max response, uniform"): (0,),
-    ("Selection and widths", "2x exact, error-driven, full reconstruction"): (0,),
-    ("Selection and widths", "dense, fine-tuned"): (0,),
+}
+# the study's rows, on the same networks
+STUDY = {
+    ("ResNet-56 at 2x", "dense"): (0,),
+    ("ResNet-56 at 2x", "first k, uniform"): (0, 1, 2, 3, 4),
+    ("ResNet-56 at 2x", "LASSO, uniform"): (0, 1, 2, 3, 4),
+    ("ResNet-56 at 2x", "max response, uniform"): (0,),
+    ("ResNet-56 at 2x", "exact, error-driven, full reconstruction"): (0,),
     ("What each part is worth", "2x: error-driven widths, with LASSO"): (0,),
     ("Claims", "cp-lasso-beats-first-k"): (0, 1, 2, 3, 4),
     ("Claims", "cp-lasso-beats-max-response"): (0,),
 }
 ROWS: dict[tuple[str, str], Row] = {
-    (row.table.partition(" (")[0], row.name): row for row in runner.papers()["channel_pruning"].rows
+    (row.table.partition(" (")[0], row.name): row
+    for paper in ("channel_pruning", "selection_study")
+    for row in runner.papers()[paper].rows
 }
 WHERE = Setting("clutter", DataValue("plain", "training"), 10, 4191, 2000, "cpu", (0,), None)
 
@@ -66,10 +70,10 @@ def test_fine_tuning_and_calibration() -> None:
     assert network.parents[0].params.images == 720
 
 
-@pytest.mark.parametrize("place", list(SEEDS), ids=lambda place: f"{place[0]}: {place[1]}")
+@pytest.mark.parametrize("place", list(SEEDS | STUDY), ids=lambda place: f"{place[0]}: {place[1]}")
 def test_seeds(place: tuple[str, str]) -> None:
     """On clutter only: the same rows take their own seeds anywhere else."""
     row = ROWS[place]
-    assert row.seeds_on("clutter") == SEEDS[place]
+    assert row.seeds_on("clutter") == (SEEDS | STUDY)[place]
     assert row.seeds_on("cifar10") == row.seeds_on("digits") == row.seeds
     assert row.scales is None or "clutter" in row.scales
