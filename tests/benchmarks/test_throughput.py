@@ -21,7 +21,7 @@ from bench.models.recipe import Recipe
 from bench.train.fit import fit
 from bench.train.schedule import Schedule
 
-ROUNDS, BATCH = 3, 128
+ROUNDS, BATCH, CIFAR = 3, 128, 50_000
 NETWORKS = {
     "ResNet-56": Recipe("cifar_resnet56", {"num_classes": 10}, (3, 32, 32)),
     "M-CifarNet": Recipe("mcifarnet", {"num_classes": 10}, (3, 32, 32)),
@@ -66,10 +66,14 @@ def prepared(name: str, split: MemorySplit, device: str) -> tuple[nn.Module, Ten
 def test_training_keeps_up_with_a_bare_loop(
     name: str, device: str, tmp_path: Path, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Augmentation, schedule, checks and checkpoint included; the loop has none of them."""
+    """Augmentation, schedule, checks and checkpoint included; the loop has none of them.
+
+    What an epoch of CIFAR-10 takes, from what a further batch takes and what a further epoch of the same batches does.
+    """
     torch.manual_seed(0)
-    split = images(640 if device == "cpu" else 25_600)
-    model, inputs, labels = prepared(name, split, device)
+    few = 256 if device == "cpu" else 12_800
+    splits = {count: images(count) for count in (few, 3 * few)}
+    model, inputs, labels = prepared(name, splits[3 * few], device)
     optimiser = torch.optim.SGD(model.parameters(), 0.01, 0.9, weight_decay=1e-4)
 
     def loop() -> None:
@@ -79,23 +83,31 @@ def test_training_keeps_up_with_a_bare_loop(
             F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
-    def harness(epochs: int = 1) -> None:
+    def harness(count: int = few, epochs: int = 1) -> None:
         schedule = Schedule(epochs=epochs, lr=0.01, batch=BATCH, weight_decay=1e-4, shape="cosine")
         work = tmp_path / str(time.monotonic_ns())
         work.mkdir()
-        fit(NETWORKS[name].build(), split, schedule, 0, work, device, progress=False)
+        fit(NETWORKS[name].build(), splits[count], schedule, 0, work, device, progress=False)
 
     harness()
     turns = [
-        (seconds(loop, device), seconds(harness, device), seconds(lambda: harness(3), device)) for _ in range(ROUNDS)
+        (
+            seconds(loop, device),
+            seconds(harness, device),
+            seconds(lambda: harness(3 * few), device),
+            seconds(lambda: harness(epochs=3), device),
+        )
+        for _ in range(ROUNDS)
     ]
-    bare, one, three = (min(column) for column in zip(*turns, strict=True))
-    ratio = 2.0 * bare / (three - one)  # of an epoch: what a training costs once is in neither
+    bare, one, longer, repeated = (min(column) for column in zip(*turns, strict=True))
+    image = (longer - one) / (2 * few)
+    epoch = (repeated - one) / 2 - few * image  # its checkpoint, its seeds, its loader
+    ratio = bare / (3 * few) * CIFAR / (image * CIFAR + max(0.0, epoch))
     benchmark.pedantic(harness, rounds=1)
-    benchmark.extra_info.update(of_a_bare_loop=ratio, once_seconds=one - (three - one) / 2.0)
+    benchmark.extra_info.update(of_a_bare_loop=ratio, seconds_an_epoch_beside_its_images=epoch)
     with capsys.disabled():
-        print(f"\n{name}, training on {device}: {ratio:.1%} of a bare loop's speed")
-    assert ratio >= 0.85  # ResNet-56 0.91, M-CifarNet 1.02; evaluation 1.00 and 1.04 (one thread)
+        print(f"\n{name}, training on {device}: {ratio:.1%} of a bare loop's speed; {epoch:.2f} s more an epoch")
+    assert ratio >= 0.9  # ResNet-56 0.99, M-CifarNet 1.02 (one thread)
 
 
 @pytest.mark.slow
@@ -122,4 +134,4 @@ def test_evaluation_keeps_up_with_a_bare_loop(
     benchmark.extra_info.update(of_a_bare_loop=ratio)
     with capsys.disabled():
         print(f"\n{name}, evaluation on {device}: {ratio:.1%} of a bare loop's speed")
-    assert ratio >= 0.85  # ResNet-56 0.91, M-CifarNet 1.02; evaluation 1.00 and 1.04 (one thread)
+    assert ratio >= 0.9  # ResNet-56 1.00, M-CifarNet 1.04 (one thread)
