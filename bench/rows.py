@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.data import LABELS
+from bench.metrics import Metric
 from bench.models.recipe import Recipe
 from bench.steps import DataValue, Step
 
@@ -90,13 +91,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Paper:
-    """One publication: its key (the script's name), title, reference, tables in order, rows, numbered deviations."""
+    """One publication: its key (the script's name), title, reference, tables in order, rows, numbered deviations.
+
+    ``metrics`` are declared here where nothing else measures them.
+    """
 
     key: str
     title: str
     reference: str
     rows: list[Row]
     deviations: list[str]
+    metrics: Sequence[Metric] = ()
 
     @property
     def ids(self) -> dict[str, Row]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import claims, contrasts, processes, provenance, rowfile
+from bench import claims, contrasts, metrics, processes, provenance, rowfile
 from bench.data.annotations import DetectionSet
 from bench.data.identity import value_of
 from bench.data.images import ImageSet
@@ -111,6 +111,7 @@ def papers() -> dict[str, Paper]:
     for module in pkgutil.iter_modules(package.__path__):
         if not module.ispkg:
             paper = importlib.import_module(f"reproductions.{module.name}").paper()
+            metrics.declare(paper.metrics)
             found[paper.key] = paper
     registry = Path(package.__path__[0]) / "registry"
     known = claims.load(registry) if (registry / claims.FILE).exists() else []

@@ -16,10 +16,18 @@ from torch import nn
 
 from bench.gating.builder import original
 from bench.measure import dynamic, macs
+from bench.metrics import Metric
 from bench.models.recipe import Recipe
 from bench.registry import UNITS, OtherConvention, Published, converted, find
 from bench.rows import Paper, Row
 from bench.verdict import OTHER_CONVENTION, Verdict
+
+METRICS = (
+    Metric("macs", "MACs", "", None, "Multiply-accumulates of the convolutions, one image.", "lower", count=True),
+    Metric("params", "params", "", None, "Parameters of the network.", "lower", count=True),
+    Metric("speedup", "speed-up", "x", 3, "MACs of the dense network divided by those of this one.", "higher"),
+)
+
 
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 # the modules behind which the masks of a gated network are lost, by convention

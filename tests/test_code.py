@@ -30,7 +30,7 @@ WORDS: list[Edit] = [
     ("bench/train/fit.py", '"""Trains a classifier on ``split``', '"""Trains on ``split``'),
     ("bench/train/fit.py", "lower the learning rate", "choose a lower learning rate"),
     ("bench/pruning/selection.py", "raise UserError(", "raise UserError('Note: ' + "),
-    ("bench/report/glossary.py", '"top-1', '"Top-1'),
+    ("bench/measure/accuracy.py", '"top-1', '"Top-1'),
     ("bench/store.py", "free some and run", "make room and run"),
     ("reproductions/localization_aware_ssd.py", 'CRITERIA = "Criteria at equal', 'CRITERIA = "Methods at equal'),
     ("reproductions/localization_aware_ssd.py", '"alpha, m and the size', '"The values of alpha, m and the size'),

@@ -16,10 +16,11 @@ import pytest
 from bench.claims import COLUMNS as CLAIM_COLUMNS
 from bench.claims import Claim
 from bench.errors import UserError
+from bench.metrics import size
 from bench.registry import COLUMNS
 from bench.report import figures, render
 from bench.report.accept import accept
-from bench.report.glossary import metric, size
+from bench.report.glossary import metric
 from bench.report.load import Cell, Declared, Line, _sigma, decide, read
 from bench.report.pages import About, write
 from bench.report.tables import Table, build_all, raw

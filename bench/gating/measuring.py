@@ -17,9 +17,47 @@ from bench.measure import accuracy, dynamic, memory
 from bench.measure.statistics import proportion
 from bench.measure.steps import missing_of
 from bench.measure.units import firsts
+from bench.metrics import Metric
 from bench.models.checkpoint import network
 from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Record, Result
+
+METRICS = (
+    Metric(
+        "winner_flips",
+        "winners flipped",
+        "%",
+        2,
+        "Share of test images for which rounding (float32) makes another channel win in some layer, skipped against "
+        "masked execution.",
+        "lower",
+    ),
+    Metric(
+        "skipped_top1_change",
+        "top-1, skipped minus masked",
+        "pp",
+        2,
+        "Top-1 accuracy of the skipped execution minus that of the masked one.",
+        "higher",
+        signed=True,
+    ),
+    Metric(
+        "skipped_agreement",
+        "agreement, skipped and masked",
+        "%",
+        2,
+        "Share of test images for which both executions predict the same.",
+        "higher",
+    ),
+    Metric(
+        "skipped_float64_difference",
+        "difference in float64",
+        "",
+        None,
+        "Largest difference of the logits of both executions in float64, relative to the largest logit.",
+        "lower",
+    ),
+)
 
 # masks of so many images are looked at for memory accesses
 _MEMORY_IMAGES = 1280

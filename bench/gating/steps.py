@@ -14,6 +14,7 @@ from bench.gating.builder import gated_recipe, original
 from bench.gating.convert import convert
 from bench.gating.layer import PAPER, GateOptions, saliency_l1, set_density
 from bench.measure import dynamic, macs
+from bench.metrics import Metric
 from bench.models.checkpoint import checkpoint, network
 from bench.models.recipe import Recipe
 from bench.pruning.slimming import gamma_l1, slim
@@ -21,6 +22,27 @@ from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Record, Result
 from bench.train.fit import History, fit, seed_everything
 from bench.train.schedule import Schedule
+
+METRICS = (
+    Metric(
+        "expected_macs",
+        "MACs from the densities",
+        "",
+        None,
+        "MACs that the densities alone tell, independent masks, without gates.",
+        "lower",
+        count=True,
+    ),
+    Metric("expected_macs_gates", "with gates", "", None, "The same with the gates.", "lower", count=True),
+    Metric(
+        "expected_speedup",
+        "MAC speed-up from the densities",
+        "x",
+        3,
+        "MACs of the dense network divided by those that the densities tell, gates included.",
+        "higher",
+    ),
+)
 
 
 @dataclass(frozen=True)

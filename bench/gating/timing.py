@@ -18,11 +18,89 @@ from bench.gating.layer import GateOptions, gated_layers
 from bench.gating.skip import SkippedNetwork
 from bench.gating.skipped import SkippedConv
 from bench.measure import dynamic, latency
+from bench.metrics import Metric
 from bench.models.checkpoint import network
 from bench.models.recipe import Recipe
 from bench.steps import Context
 from bench.store import Record, Result
 from bench.train.fit import seed_everything
+
+METRICS = (
+    *(
+        Metric(
+            f"latency_{name}",
+            heading,
+            "ms",
+            3,
+            f"Median time of the {meaning}, interleaved with the others.",
+            "lower",
+            of="calls",
+        )
+        for name, heading, meaning in (
+            ("dense", "dense", "dense network"),
+            (
+                "folded",
+                "dense, folded",
+                "dense network in channels-last layout, its batch norms folded into the filters",
+            ),
+            ("masked", "masked", "gated network that multiplies by zero"),
+            ("skipped", "skipped", "gated network that computes the winners only"),
+        )
+    ),
+    Metric(
+        "theoretical_speedup",
+        "theoretical",
+        "x",
+        2,
+        "MACs of the dense network divided by those of the gated one on the images that were timed.",
+        "higher",
+    ),
+    Metric(
+        "realised_speedup",
+        "realised",
+        "x",
+        2,
+        "Time of the dense network divided by that of the skipped one, paired in interleaved rounds.",
+        "higher",
+        of="calls",
+    ),
+    Metric(
+        "realised_over_folded",
+        "realised, over folded",
+        "x",
+        2,
+        "The same over the dense network in channels-last layout with its batch norms folded.",
+        "higher",
+        of="calls",
+    ),
+    Metric(
+        "realised_share",
+        "realised / theoretical",
+        "%",
+        1,
+        "Realised speed-up divided by the theoretical one.",
+        "higher",
+        of="calls",
+    ),
+    *(
+        Metric(f"time_share_{part}", heading, "%", 1, f"Share of the skipped network's time {meaning}.")
+        for part, heading, meaning in (
+            ("gates", "time: gates", "spent on saliencies and winners"),
+            ("gather", "time: gather", "spent on gathering the active weights and scaling them by their saliencies"),
+            ("convolution", "time: convolutions", "spent on convolutions and ReLU"),
+            ("rest", "time: rest", "spent outside of gated layers"),
+        )
+    ),
+    Metric(
+        "machine_load",
+        "load",
+        "",
+        2,
+        "Runnable processes for each processor around the timing (one minute's mean, this one included): above 1 the "
+        "times are disturbed.",
+        "lower",
+    ),
+)
 
 
 @dataclass(frozen=True)

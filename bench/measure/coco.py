@@ -10,10 +10,28 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.measure.detection import Detections, Truth, quiet
+from bench.metrics import Metric
 from bench.store import Record
 
 # the first six of COCOeval.stats
 _NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
+
+
+METRICS = (
+    Metric("coco_ap", "COCO AP", "%", 2, "COCO's AP, the mean over IoU 0.50 to 0.95.", "higher"),
+    Metric("coco_ap50", "AP50", "%", 2, "COCO's AP at IoU 0.50.", "higher"),
+    Metric("coco_ap75", "AP75", "%", 2, "COCO's AP at IoU 0.75.", "higher"),
+    *(
+        Metric(
+            f"coco_ap_{size[0]}", f"AP {size}", "%", 2, f"COCO's AP of objects {pixels} pixels.", "higher", shown=False
+        )
+        for size, pixels in (
+            ("small", "below 32x32 pixels"),
+            ("medium", "of 32x32 to 96x96 pixels"),
+            ("large", "above 96x96 pixels"),
+        )
+    ),
+)
 
 
 def coco_ap(

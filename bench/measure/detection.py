@@ -31,12 +31,68 @@ from torch import Tensor
 
 from bench.errors import UserError
 from bench.measure.statistics import interval_of_statistic, spread
+from bench.metrics import Metric, controlled
 from bench.store import Record
 
 Array = npt.NDArray[Any]
 
 _YEARS = {"11points": "voc07", "area": "voc12"}
 _RESAMPLES = 1000
+
+
+_CHANGES = tuple(
+    Metric(
+        f"map_{year}_change",
+        f"mAP change ({year.upper()})",
+        "pp",
+        2,
+        f"mAP ({year.upper()}) minus that of the dense network, paired by image.",
+        "higher",
+        signed=True,
+        # the two averages of AP move alike: the readable table keeps one
+        beside=("map_voc07_change",) if year == "voc12" else (),
+        panel=1 if year == "voc07" else 0,
+    )
+    for year in ("voc07", "voc12")
+)
+METRICS = (
+    Metric(
+        "map_voc07",
+        "mAP (VOC07)",
+        "%",
+        2,
+        "Mean over the classes of AP at IoU 0.5 by VOC 2007's eleven points; difficult objects do not count.",
+        "higher",
+    ),
+    Metric(
+        "map_voc12",
+        "mAP (VOC12)",
+        "%",
+        2,
+        "Mean over the classes of AP at IoU 0.5 by the area (VOC 2010 and later).",
+        "higher",
+    ),
+    *_CHANGES,
+    *(controlled(metric, 2 if metric.name == "map_voc07_change" else 0) for metric in _CHANGES),
+    *(
+        Metric(
+            f"map_{year}_difference",
+            f"mAP difference ({year.upper()})",
+            "pp",
+            2,
+            f"mAP ({year.upper()}), first method minus second, paired by image and seed.",
+            "higher",
+            signed=True,
+            beside=("map_voc07_difference",) if year == "voc12" else (),
+            panel=1 if year == "voc07" else 0,
+        )
+        for year in ("voc07", "voc12")
+    ),
+    *(
+        Metric(f"ap_{year} *", f"AP ({year.upper()})", "%", 2, "AP of one class.", "higher", shown=False)
+        for year in ("voc07", "voc12")
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,55 @@ from tqdm import tqdm
 from bench.data.images import Split
 from bench.gating.flow import Flow, module_of
 from bench.gating.layer import GatedConv2d, gated_layers
+from bench.metrics import Metric
 from bench.store import Record
 
 CONVENTION = "conv+fc+gates"
 PERCENTILES = (5, 50, 95)
+
+
+METRICS = (
+    Metric(
+        "dynamic_macs",
+        "MACs per image",
+        "",
+        None,
+        "Multiply-accumulates for one image, mean over the test images: the layers at the masks applied to it, "
+        "and the gates.",
+        "lower",
+        count=True,
+    ),
+    *(
+        Metric(
+            f"dynamic_macs_p{percentile}",
+            f"MACs, {words}",
+            "",
+            None,
+            f"The same, {words}.",
+            "lower",
+            count=True,
+            shown=percentile == 95,
+        )
+        for percentile, words in ((5, "5th percentile"), (50, "median"), (95, "95th percentile"))
+    ),
+    Metric(
+        "dynamic_speedup",
+        "MAC speed-up",
+        "x",
+        2,
+        "MACs of the dense network divided by the mean MACs per image of this one, gates included.",
+        "higher",
+    ),
+    Metric("gate_share", "gates", "%", 2, "Share of the gates in the MACs per image.", "lower"),
+    Metric(
+        "weight_reduction",
+        "weight reduction",
+        "x",
+        2,
+        "Weights of the dense network divided by those between channels that some test image uses.",
+        "higher",
+    ),
+)
 
 
 @dataclass(frozen=True)

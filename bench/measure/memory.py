@@ -17,9 +17,21 @@ from torch import Tensor, fx, nn
 
 from bench.gating.flow import Flow, is_addition, is_flatten, keeps_zeros, module_of
 from bench.gating.layer import GatedConv2d
+from bench.metrics import Metric
 from bench.store import Record
 
 _BYTES = 4
+
+
+METRICS = tuple(
+    Metric(f"memory_{part}_batch{size}", f"{heading}, batch {size}", "MB", 2, f"{meaning} {size}.", "lower")
+    for size in (1, 128)
+    for part, heading, meaning in (
+        ("weights", "weights read", "Bytes (1e6) of weights that must be read for one image, in batches of"),
+        ("activations", "activations", "Bytes (1e6) of activations read and written for one image, in batches of"),
+        ("peak", "peak memory", "Largest sum of live activations and the weights of one layer, for a batch of"),
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from bench.data.images import ImageSet
 from bench.data.stream import ImageStream
 from bench.measure import accuracy, macs
 from bench.measure.steps import missing_of
+from bench.metrics import Metric
 from bench.models.checkpoint import checkpoint, network, takes_channels_last
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
@@ -26,6 +27,19 @@ from bench.pruning.walk import Walk
 from bench.pruning.widths import MacModel, error_driven, scaled
 from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Record, Result, digest
+
+METRICS = (
+    Metric(
+        "held_out_error",
+        "held-out error",
+        "%",
+        2,
+        "Share of the responses' variance that the layers which lose channels miss, on training rows held out from the "
+        "fit; mean over these layers.",
+        "lower",
+        of="rows",
+    ),
+)
 
 # the ridge of the exact elimination, in units of the mean diagonal of XX; the reconstruction's is chosen per layer
 ELIMINATION_RIDGE = 1e-4

@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench import metrics
 from bench.report import render
 from bench.report.glossary import metric
 from bench.report.load import Cell, Line
 from bench.report.tables import Table, cell_text
 from bench.verdict import ANALOGUE
-
-# differences in points, which can be compared with one another: of a row and its dense network, and of two rows
-EFFECTS = ("top1_change", "top1_difference", "map_voc07_change", "map_voc07_difference")
 
 
 def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
@@ -34,7 +32,9 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
 
 def largest_effect(lines: Iterable[Line]) -> str:
     """The difference in points that is largest in size, among those whose 95 % interval excludes zero."""
-    found = [(line, line.cells[name]) for line in lines if line.ran for name in EFFECTS if _clear(line.cells.get(name))]
+    # of a row and its dense network, and of two rows: they can be compared with one another
+    effects = [m.name for m in metrics.declared().values() if m.panel == 1 and not m.name.endswith(metrics.CONTROL)]
+    found = [(line, line.cells[name]) for line in lines if line.ran for name in effects if _clear(line.cells.get(name))]
     if not found:
         return "Largest effect: none, every interval of a difference holds zero."
     line, cell = max(found, key=lambda pair: abs(pair[1].value))

@@ -10,22 +10,20 @@ from typing import Any
 import pandas as pd
 
 from bench import claims
+from bench.metrics import size
 from bench.registry import Published
-from bench.report.glossary import metric, position, size
+from bench.report.glossary import metric, position
 from bench.report.load import CONTRASTS, Cell, Line
 
 DAGGER = "†"
 ROW, VERDICT = "row", "verdict"
 CLAIMED, REAL = "claimed", "real (own shape)"
 OWN_MACS, OWN_PARAMS = "MACs (own shape)", "params (own shape)"
-_NOT_IMAGES = ("held_out_error",)
-# AP of single classes and sizes: in the CSV file, too many for a readable table
-_LONG = ("ap_voc", "coco_ap_")
 
 
-def _timed(metric: str) -> bool:
-    """Whether the metric's n counts calls or rounds of a timing."""
-    return metric.startswith(("latency_", "realised_"))
+def _counts(name: str, what: str) -> bool:
+    """Whether the metric's n counts ``what``: test images, rows of a fit, calls of a timing."""
+    return metric(name).of == what
 
 
 @dataclass(frozen=True)
@@ -93,27 +91,15 @@ def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
 def columns(lines: Sequence[Line]) -> dict[str, str]:
     """The metrics that a readable table of these lines shows, with their headings, in the glossary's order.
 
-    What says the same twice is left out unless a published value is linked to it: an error beside the accuracy, an
-    error's increase beside the accuracy's change, the lower percentiles of the MACs, beside the change of top-1 all of
-    top-5 and the controls of agreement and KL, beside changes of VOC07's mAP those of VOC12's; so is the AP of single
-    classes and sizes.
+    Left out is what its declaration leaves to the CSV file, always or beside what says the same or more, unless a
+    published value is linked to it.
     """
     present = {name: line.cells[name].unit for line in lines for name in line.cells}
     linked = {name for line in lines for name in line.links}
 
     def wanted(name: str) -> bool:
-        if name in linked:
-            return True
-        if "err_increase" in name and name.replace("err_increase", "change") in present:
-            return False
-        if name.endswith("_err") and name.replace("_err", "_acc") in present:
-            return False
-        if name in ("dynamic_macs_p5", "dynamic_macs_p50"):
-            return False
-        if name.startswith(_LONG) or ("voc12_" in name and name.replace("voc12", "voc07") in present):
-            return False
-        second = name.startswith("top5_") or name in ("agreement_control", "kl_control")
-        return not (second and "top1_change" in present)
+        known = metric(name)
+        return name in linked or (known.shown and not any(other in present for other in known.beside))
 
     return {name: metric(name, present[name]).title for name in sorted(present, key=position) if wanted(name)}
 
@@ -220,9 +206,7 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         )
     if any(not found.verified for found in verdicts):
         notes.append("[verdict]: on a published value that nobody could verify; it enters no count.")
-    images = sorted(
-        {cell.n for cell in cells if cell.n is not None and cell.metric not in _NOT_IMAGES and not _timed(cell.metric)}
-    )
+    images = sorted({cell.n for cell in cells if cell.n is not None and _counts(cell.metric, "images")})
     if images:
         notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")
     for n, units in sorted({(cell.n, cell.units) for cell in cells if cell.n and cell.units}):
@@ -255,7 +239,7 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
 
 def _interval_notes(cells: Sequence[Cell]) -> list[str]:
     """What the intervals are about."""
-    networks = sorted({cell.seeds for cell in cells if cell.low is not None and not _timed(cell.metric)})
+    networks = sorted({cell.seeds for cell in cells if cell.low is not None and not _counts(cell.metric, "calls")})
     notes = []
     if 1 in networks:
         notes.append("[low, high]: 95 % interval for new images, of one network.")
