@@ -3,7 +3,8 @@
 At 2x, 3x and 4x, nothing fine-tuned: six criteria of selection, each at uniform and at error-driven widths and with the
 paper's least squares; the full reconstruction (every reader refitted, targets rectified) with LASSO and with the exact
 selection; and what a user would pick instead, torch-pruning's pruners (magnitude and Taylor, global and uniform), as
-they come and with the batch norms' statistics renewed. All on the same weights and images, at equal conv MACs.
+they come and with the batch norms' statistics renewed. All on the same weights and images, at equal conv MACs. At last,
+which reading of what the paper leaves open about the basic block comes near its own number.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from bench.chains import Prune, gmacs, worth
 from bench.cli import main
 from bench.models.recipe import Recipe
 from bench.pruning import peers
+from bench.pruning import steps as pruning
 from bench.rows import Chain, Paper, Row, Setting
 from bench.steps import Step
-from reproductions.channel_pruning import calibration, chain, dense, inner, resnet56
+from reproductions.channel_pruning import calibration, chain, dense, inner, pruned, resnet56
 
 DEVIATIONS = [
     "A study of ours: no paper prints these values. The network, the weights and the data are those of Channel "
@@ -35,12 +37,18 @@ DEVIATIONS = [
     "the conv MACs are those asked for to within 1 %; nothing is reconstructed. Renewed: batch norm statistics taken "
     "again on the calibration images, 64 at a time.",
     "Magnitude looks at no image: without renewed statistics it gives one network, whatever the seed.",
+    "Readings of Table 8: LASSO with least squares at 2x in six ways that the paper leaves open for the basic block.",
 ]
 
 SPEEDUPS = (2, 3, 4)
 SELECTIONS = ("first k", "max response", "weight sum", "thinet", "lasso", "exact")
 UNIFORM, DRIVEN = "uniform", "error-driven"
 WORTH = "What each part is worth (ResNet-56)"
+READINGS = "Readings of Table 8 (ResNet-56 at 2x)"
+# a network's layers and how much each keeps beside the others
+Reading = Callable[[Recipe], dict[str, float]]
+# the blocks that change the number of channels, and the first
+STAGE_FIRST = ("layer1.0", "layer2.0", "layer3.0")
 
 
 def table(speedup: int) -> str:
@@ -62,7 +70,7 @@ class Method:
         written = self.selection.replace("lasso", "LASSO").replace("thinet", "ThiNet")
         return f"{written}, {self.widths}{', full reconstruction' if self.full else ''}"
 
-    def pruning(self, speedup: int) -> Prune:
+    def prune(self, speedup: int) -> Prune:
         """The step that prunes by it."""
         return partial(inner, selection=self.selection, allocation=self.widths, full=self.full, speedup=speedup)
 
@@ -96,6 +104,27 @@ PEERS = [
 ]
 
 
+def alike(recipe: Recipe) -> dict[str, float]:
+    """The inner channels of all blocks, the same share of each."""
+    producers, _ = pruning.prunable(recipe)
+    return dict.fromkeys(producers, 1.0)
+
+
+def spared(recipe: Recipe, blocks: tuple[str, ...]) -> dict[str, float]:
+    """The same, but for ``blocks``, which keep all."""
+    return {name: share for name, share in alike(recipe).items() if name.rpartition(".")[0] not in blocks}
+
+
+def by_stage(recipe: Recipe, factor: float) -> dict[str, float]:
+    """The last stage keeps ``factor`` times the share of the first, the middle one the geometric mean."""
+    return {name: factor ** ((int(name[len("layer")]) - 1) / 2) for name in alike(recipe)}
+
+
+def sampled(recipe: Recipe) -> dict[str, float]:
+    """The blocks' inputs too, through channel samplers, as the released ResNet-50 has them (section 3.3)."""
+    return {f"{name}:in": 1.0 for name in alike(recipe)} | alike(recipe)
+
+
 def by_peer(
     setting: Setting,
     recipe: Recipe,
@@ -121,13 +150,44 @@ def at(speedup: int) -> list[Row]:
     scales = None if speedup == 2 else ("cifar10",)
     rows = [_row(speedup, "dense", None, scales)]
     for method in METHODS:
-        row = _row(speedup, method.name, method.pruning(speedup), scales)
+        row = _row(speedup, method.name, method.prune(speedup), scales)
         rows.append(replace(row, release=method == EXACT_FULL))
     for importance, everywhere, renewed in PEERS:
         prune = partial(by_peer, importance=importance, everywhere=everywhere, renewed=renewed, speedup=speedup)
         words = ["torch-pruning", importance, "global" if everywhere else UNIFORM, *(["renewed"] if renewed else [])]
         rows.append(_row(speedup, ", ".join(words), prune, ("cifar10",)))
     return rows
+
+
+def by_reading(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, reading: Reading) -> Step:
+    """LASSO at 2x under one reading of what the paper leaves open about the basic block."""
+    ratios = reading(recipe)
+    samplers = tuple(name.removesuffix(":in") for name in ratios if name.endswith(":in"))
+    widths = pruning.Ratios(ratios, 2.0)
+    return pruned(setting, recipe, parent, seed, "lasso", widths, samplers)
+
+
+def readings() -> list[Row]:
+    """Which reading of the paper's Table 8 comes near the 2.0 points that it reports before fine-tuning."""
+    return [
+        Row(
+            READINGS,
+            name,
+            "cifar10",
+            dense=resnet56,
+            chain=partial(chain, prune=partial(by_reading, reading=reading), tune=False),
+            scales=("cifar10",),
+            ours=True,
+        )
+        for name, reading in (
+            ("all inner channels alike", alike),
+            ("first block of each stage spared", partial(spared, blocks=STAGE_FIRST)),
+            ("first and last block spared", partial(spared, blocks=("layer1.0", "layer3.8"))),
+            ("the last stage keeps 1.5 times as much", partial(by_stage, factor=1.5)),
+            ("the first stage keeps 1.5 times as much", partial(by_stage, factor=1 / 1.5)),
+            ("samplers in front of the blocks too", sampled),
+        )
+    ]
 
 
 def what_each_part_is_worth() -> list[Row]:
@@ -138,7 +198,7 @@ def what_each_part_is_worth() -> list[Row]:
             f"{speedup}x: {name}",
             "cifar10",
             dense=resnet56,
-            chain=partial(worth, dense=dense, first=a.pruning(speedup), second=b.pruning(speedup)),
+            chain=partial(worth, dense=dense, first=a.prune(speedup), second=b.prune(speedup)),
             scales=None if speedup == 2 else ("cifar10",),
             ours=True,
         )
@@ -160,7 +220,7 @@ def seeds_on_clutter(row: Row) -> tuple[int, ...]:
 
 def paper() -> Paper:
     """The study as the harness sees it."""
-    rows = [*(row for speedup in SPEEDUPS for row in at(speedup)), *what_each_part_is_worth()]
+    rows = [*(row for speedup in SPEEDUPS for row in at(speedup)), *what_each_part_is_worth(), *readings()]
     rows = [replace(row, seeds_at={"clutter": seeds_on_clutter(row)}) for row in rows]
     title = "What selection, widths and reconstruction are worth"
     return Paper("selection_study", title, "a study of ours", rows, DEVIATIONS)

@@ -103,6 +103,7 @@ def test_a_table_for_each_speed_up_and_one_of_comparisons() -> None:
         "ResNet-56 at 3x": each,
         "ResNet-56 at 4x": each,
         "What each part is worth (ResNet-56)": comparisons,
+        "Readings of Table 8 (ResNet-56 at 2x)": list(READINGS),
     }
 
 
@@ -140,6 +141,35 @@ def test_torch_pruning_gets_the_dense_network_and_the_images_of_the_other_method
             assert (step.run, step.parents, run.parents) == (peers.run_peer, (dense,), (step,))
         assert [reference.parents for reference in chain.references] == [(dense,)] * 3
         assert not row.release
+
+
+# names of blocks: layer1.0 ... layer3.8
+BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(9)]
+MIDDLE = 1.5**0.5
+READINGS = {
+    "all inner channels alike": {f"{block}.conv1": 1.0 for block in BLOCKS},
+    "first block of each stage spared": {f"{block}.conv1": 1.0 for block in BLOCKS if not block.endswith(".0")},
+    "first and last block spared": {f"{block}.conv1": 1.0 for block in BLOCKS[1:-1]},
+    "the last stage keeps 1.5 times as much": {
+        f"{block}.conv1": {"1": 1.0, "2": MIDDLE, "3": 1.5}[block[5]] for block in BLOCKS
+    },
+    "the first stage keeps 1.5 times as much": {
+        f"{block}.conv1": {"1": 1.0, "2": 1 / MIDDLE, "3": 1 / 1.5}[block[5]] for block in BLOCKS
+    },
+    "samplers in front of the blocks too": {f"{block}.conv1{tail}": 1.0 for block in BLOCKS for tail in ("", ":in")},
+}
+
+
+def test_readings_of_the_paper_s_table() -> None:
+    table = "Readings of Table 8 (ResNet-56 at 2x)"
+    assert [name for where, name in ROWS if where == table] == list(READINGS)
+    for name, ratios in READINGS.items():
+        for step, seed in zip(chain_of(ROWS[table, name]).networks, (0, 1, 2), strict=True):
+            assert step.params.widths.speedup == 2.0
+            assert step.params.widths.ratios == pytest.approx(ratios), name
+            assert step.params.method == Method("lasso") and step.params.sampling == Sampling(positions=10, seed=seed)
+            readers = {f"{block}.conv1" for block in BLOCKS} if "samplers" in name else set()
+            assert set(step.params.samplers) == readers
 
 
 def test_what_each_part_is_worth_is_the_choice_with_it_minus_the_one_without() -> None:
