@@ -187,7 +187,7 @@ def tables(options: argparse.Namespace) -> Output:
     if not found:
         raise UserError(f"no measured rows in {source}: run `bench run` first, or name a folder with --from")
     forms = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
-    value = [{"paper": t.paper, "table": t.name, "scale": t.scale, "rows": building.raw(t)} for t in found]
+    value = [{"paper": t.paper, "table": t.name, "scale": t.scale, "rows": building.long(t)} for t in found]
     return value, "\n\n".join(forms[options.format](table) for table in found), 0
 
 

@@ -37,7 +37,8 @@ class Metric:
     name, ``unit`` that of its values as it is shown, ``decimals`` those of a printed value (None: four digits; counts
     are printed with k, M or G).  ``better`` is ``higher``, ``lower`` or empty where neither is; ``signed`` values print
     their plus.  ``of`` says what the records' n counts.  A readable table leaves the metric out, to the CSV file, where
-    it is not ``shown`` or where one of ``beside`` stands in it too, which says the same or more.  Dot plots show it in
+    it is not ``shown`` or where one of ``beside`` stands in it too, which says the same or more; a ``minor`` one is the
+    first to go where columns are too many.  Dot plots show it in
     the ``panel`` 1 (changes in points) or 2, not at all for 0.
     """
 
@@ -51,6 +52,7 @@ class Metric:
     count: bool = False
     of: str = "images"
     shown: bool = True
+    minor: bool = False
     beside: tuple[str, ...] = ()
     panel: int = 0
 

@@ -24,7 +24,7 @@ from bench.verdict import OTHER_CONVENTION, Verdict
 
 METRICS = (
     Metric("macs", "MACs", "", None, "Multiply-accumulates of the convolutions, one image.", "lower", count=True),
-    Metric("params", "params", "", None, "Parameters of the network.", "lower", count=True),
+    Metric("params", "params", "", None, "Parameters of the network.", "lower", count=True, minor=True),
     Metric("speedup", "speed-up", "x", 3, "MACs of the dense network divided by those of this one.", "higher"),
 )
 

@@ -37,7 +37,7 @@ def claimed(first: str, second: str, cells: list[Cell], decision: Verdict | None
 
 def table(*lines: Line, name: str = "Table 1 (a toy)") -> Table:
     frame = pd.DataFrame([{"row": one.name, "verdict": "; ".join(one.outcomes)} for one in lines])
-    return Table("toy", name, lines[0].scale, lines, frame, ["a note."], ())
+    return Table("toy", name, lines[0].scale, lines, frame, frame, ["a note."], ())
 
 
 def test_the_largest_effect_is_the_largest_that_excludes_zero() -> None:

@@ -81,7 +81,10 @@ BESIDE = {
     "kl_control": {"top1_change"},
     "map_voc12_change_control": {"map_voc07_change_control"},
 }
-HIDDEN = {"dynamic_macs_p5", "dynamic_macs_p50", "coco_ap_s", "coco_ap_m", "coco_ap_l", "ap_voc07 *", "ap_voc12 *"}
+HIDDEN = {
+    "dynamic_macs_p5", "dynamic_macs_p50", "dynamic_macs_p95", "gate_share", "weight_reduction",
+    "coco_ap_s", "coco_ap_m", "coco_ap_l", "ap_voc07 *", "ap_voc12 *",
+}  # fmt: skip
 PANELS = {
     "top1_change": 1, "top1_change_control": 1, "top1_difference": 1, "map_voc07_change": 1, "map_voc07_difference": 1,
     "kl": 2, "kl_ratio": 2, "map_voc07_change_control": 2,

@@ -23,7 +23,7 @@ from bench.report.accept import accept
 from bench.report.glossary import metric
 from bench.report.load import Cell, Declared, Line, _sigma, decide, read
 from bench.report.pages import About, write
-from bench.report.tables import Table, build_all, raw
+from bench.report.tables import Table, build_all, long
 from bench.rows import slug
 from bench.store import row_path
 
@@ -185,8 +185,8 @@ def runs(tmp_path: Path) -> Runs:
 
 
 def text_of(table: Table, row: str, column: str) -> str:
-    """One cell of the printed table."""
-    frame = table.frame
+    """One cell of the table of all metrics."""
+    frame = table.full
     return str(frame.loc[frame["row"] == row, column].item())
 
 
@@ -379,15 +379,15 @@ def test_an_analogue_is_quoted_in_its_own_column_and_never_judged(runs: Runs) ->
     """However close the values are."""
     runs.row("ours", accuracies(92.5), scale="digits", published={"top1_acc": ["ours 2x", "top1_acc"]})
     table = runs.table()
-    assert "published" not in table.frame.columns
+    assert "published" not in table.full.columns
     assert text_of(table, "ours", "published (imagenet)") == "top-1 92.5 %†"
     assert text_of(table, "ours", "verdict") == "analogue"
     assert "<span" not in render.html_page(table)
     quoted = "analogue: measured on digits, not on imagenet; the published value is quoted, not compared."
     assert quoted in table.notes
-    (row,) = raw(table)
-    assert row["published_top1_acc_imagenet"] == 92.5
-    assert "published_top1_acc" not in row
+    (row,) = long(table)
+    assert (row["published"], row["quoted"], row["published_unit"], row["verified"]) == (None, 92.5, "%", False)
+    assert "verdict" not in table.frame.columns
 
 
 def test_another_label_is_an_analogue_whatever_the_file_says(runs: Runs) -> None:
@@ -406,12 +406,12 @@ def test_the_csv_is_unrounded(runs: Runs) -> None:
     """Every digit of the record comes back, and no thousands are shortened."""
     value, low = 91.23456789012345, 89.98765432109876
     runs.row("ours", [record("top1_acc", value, low=low, high=93.5, n=360, seed=0), record("params", 1_472_001, "")])
-    (row,) = csv.DictReader(io.StringIO(render.csv_text(runs.table())))
-    assert float(row["top1_acc"]) == value
-    assert float(row["top1_acc_low"]) == low
-    assert row["top1_acc_n"] == "360"
-    assert row["params"] == "1472001"
-    assert row["params_low"] == ""
+    size_, accuracy = csv.DictReader(io.StringIO(render.csv_text(runs.table())))
+    assert (accuracy["row"], accuracy["metric"], accuracy["unit"]) == ("ours", "top1_acc", "%")
+    assert float(accuracy["value"]) == value
+    assert float(accuracy["low"]) == low
+    assert (accuracy["n"], accuracy["seeds"], accuracy["seeds_of_the_run"]) == ("360", "1", "0 1 2")
+    assert (size_["metric"], size_["value"], size_["low"]) == ("params", "1472001", "")
 
 
 def test_latex_is_escaped(runs: Runs) -> None:
@@ -461,10 +461,10 @@ def test_columns_that_say_the_same_twice_are_left_out(runs: Runs) -> None:
         record("top5_acc", 99.0),
     ]
     runs.row("a", [*both, record("kl_control", 0.1, "nats")])
-    assert list(runs.table().frame.columns) == ["row", "top-1 change (pp)", "verdict"]
-    assert raw(runs.table())[0]["kl_control"] == 0.1
+    assert list(runs.table().full.columns) == ["row", "top-1 change (pp)", "verdict"]
+    assert {value["metric"]: value["value"] for value in long(runs.table())}["kl_control"] == 0.1
     runs.row("b", both, published={"top1_err_increase": ["ours 4x", "top1_err_increase"]})
-    assert "top-1 error increase (pp)" in runs.table().frame.columns
+    assert "top-1 error increase (pp)" in runs.table().full.columns
     assert text_of(runs.table(), "b", "verdict") == "reproduced (one run)"
 
 
@@ -587,7 +587,8 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
     pages = [path for path in written if path.name == "README.md"]
     assert len(pages) == 2
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)]+)\)", page.read_text())]
-    assert len(links) == 2 + 2 * 6
+    # of each scale four formats, a picture and its points; and in the index the paper, by its findings and by its rows
+    assert len(links) == 2 * 6 + 3
     for page, link in links:
         assert (page.parent / unquote(link)).is_file(), link
     for path in written:

@@ -56,6 +56,7 @@ METRICS = (
         None,
         "Largest difference of the logits of both executions in float64, relative to the largest logit.",
         "lower",
+        minor=True,
     ),
 )
 

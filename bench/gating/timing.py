@@ -35,6 +35,7 @@ METRICS = (
             f"Median time of the {meaning}, interleaved with the others.",
             "lower",
             of="calls",
+            minor=name in ("folded", "masked"),
         )
         for name, heading, meaning in (
             ("dense", "dense", "dense network"),
@@ -80,10 +81,11 @@ METRICS = (
         1,
         "Realised speed-up divided by the theoretical one.",
         "higher",
+        minor=True,
         of="calls",
     ),
     *(
-        Metric(f"time_share_{part}", heading, "%", 1, f"Share of the skipped network's time {meaning}.")
+        Metric(f"time_share_{part}", heading, "%", 1, f"Share of the skipped network's time {meaning}.", minor=True)
         for part, heading, meaning in (
             ("gates", "time: gates", "spent on saliencies and winners"),
             ("gather", "time: gather", "spent on gathering the active weights and scaling them by their saliencies"),
@@ -99,6 +101,7 @@ METRICS = (
         "Runnable processes for each processor around the timing (one minute's mean, this one included): above 1 the "
         "times are disturbed.",
         "lower",
+        minor=True,
     ),
 )
 

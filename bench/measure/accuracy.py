@@ -62,6 +62,7 @@ _COMPARED = (
         2,
         "Share of test images for which the prediction equals that of the dense network.",
         "higher",
+        minor=True,
     ),
     Metric(
         "kl",
@@ -70,6 +71,7 @@ _COMPARED = (
         3,
         "KL divergence of the network's outputs from those of the dense network.",
         "lower",
+        minor=True,
         panel=2,
     ),
 )

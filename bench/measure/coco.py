@@ -19,8 +19,8 @@ _NAMES = ("AP", "AP50", "AP75", "AP_S", "AP_M", "AP_L")
 
 METRICS = (
     Metric("coco_ap", "COCO AP", "%", 2, "COCO's AP, the mean over IoU 0.50 to 0.95.", "higher"),
-    Metric("coco_ap50", "AP50", "%", 2, "COCO's AP at IoU 0.50.", "higher"),
-    Metric("coco_ap75", "AP75", "%", 2, "COCO's AP at IoU 0.75.", "higher"),
+    Metric("coco_ap50", "AP50", "%", 2, "COCO's AP at IoU 0.50.", "higher", minor=True),
+    Metric("coco_ap75", "AP75", "%", 2, "COCO's AP at IoU 0.75.", "higher", minor=True),
     *(
         Metric(
             f"coco_ap_{size[0]}", f"AP {size}", "%", 2, f"COCO's AP of objects {pixels} pixels.", "higher", shown=False

@@ -46,7 +46,7 @@ METRICS = (
             f"The same, {words}.",
             "lower",
             count=True,
-            shown=percentile == 95,
+            shown=False,
         )
         for percentile, words in ((5, "5th percentile"), (50, "median"), (95, "95th percentile"))
     ),
@@ -58,7 +58,7 @@ METRICS = (
         "MACs of the dense network divided by the mean MACs per image of this one, gates included.",
         "higher",
     ),
-    Metric("gate_share", "gates", "%", 2, "Share of the gates in the MACs per image.", "lower"),
+    Metric("gate_share", "gates", "%", 2, "Share of the gates in the MACs per image.", "lower", shown=False),
     Metric(
         "weight_reduction",
         "weight reduction",
@@ -66,6 +66,7 @@ METRICS = (
         2,
         "Weights of the dense network divided by those between channels that some test image uses.",
         "higher",
+        shown=False,
     ),
 )
 

@@ -10,7 +10,8 @@ from bench import metrics
 from bench.report import render
 from bench.report.glossary import metric
 from bench.report.load import Cell, Line
-from bench.report.tables import Table, cell_text
+from bench.report.readable import cell_text
+from bench.report.tables import Table
 from bench.verdict import ANALOGUE
 
 
@@ -20,7 +21,7 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
     ``failed`` says which rows failed, where some did; it stands before these three.
     """
     ran = [table for table in tables if any(line.ran for line in table.lines)]
-    parts = [f"## {table.name}: {table.scale}\n\n{render.markdown(table).rstrip()}" for table in ran]
+    parts = [f"## {table.title}\n\n{render.markdown(table).rstrip()}" for table in ran]
     if left_out := [table for table in tables if table not in ran]:
         reasons = [f"{table.name}: {', '.join(_statuses(table))}" for table in left_out]
         parts.append(f"Left out: {'; '.join(reasons)}")
@@ -31,10 +32,15 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
 
 
 def largest_effect(lines: Iterable[Line]) -> str:
-    """The difference in points that is largest in size, among those whose 95 % interval excludes zero."""
-    # of a row and its dense network, and of two rows: they can be compared with one another
+    """The difference of two methods, in points, that is largest in size, of those whose 95 % interval excludes zero.
+
+    Where there is none, that of a row and its dense network.
+    """
     effects = [m.name for m in metrics.declared().values() if m.panel == 1 and not m.name.endswith(metrics.CONTROL)]
-    found = [(line, line.cells[name]) for line in lines if line.ran for name in effects if _clear(line.cells.get(name))]
+    ran = [line for line in lines if line.ran]
+    clear = [(line, line.cells[name]) for name in effects for line in ran if _clear(line.cells.get(name))]
+    # of two methods first: a row that prunes badly is as far from its dense network as one likes
+    found = [pair for pair in clear if pair[1].metric.endswith("_difference")] or clear
     if not found:
         return "Largest effect: none, every interval of a difference holds zero."
     line, cell = max(found, key=lambda pair: abs(pair[1].value))

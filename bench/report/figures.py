@@ -20,7 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from bench import metrics
 from bench.report.glossary import metric, position
 from bench.report.load import Cell, Line, Point
-from bench.report.tables import DAGGER, Table
+from bench.report.readable import DAGGER
+from bench.report.tables import Table
 from bench.store import disk_errors, write_text
 
 STYLE: Any = {  # matplotlib types it by every single key

@@ -11,11 +11,12 @@ from urllib.parse import quote
 
 from bench import registry
 from bench.report import coverage as covering
-from bench.report import figures, networks, render
+from bench.report import figures, findings, networks, render
 from bench.report.coverage import Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
-from bench.report.tables import DAGGER, Table, build_all
+from bench.report.readable import DAGGER
+from bench.report.tables import Table, build_all
 from bench.store import disk_errors, write_text
 
 _FORMATS = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
@@ -24,6 +25,9 @@ _OUTCOMES = (
     *("exact", "wrong", "reproduced", "better", "not reproduced", "inconclusive"),
     *("holds", "does not hold", "undecided", "analogue", "not run"),
 )
+_CALLED = {"md": "Markdown", "csv": "every value (csv)", "tex": "LaTeX", "html": "all metrics (html)"}
+_OWN, _NOT_RUN = "Measured", "Not run"
+_ANALOGUES = "Analogues: on other data than the paper's, without verdicts"
 _GENERATED = "This page is generated from the row files; edits are overwritten."
 
 
@@ -51,7 +55,8 @@ def write(
     for paper in papers:
         if paper in found:
             tables = build_all(found[paper], registry.load(paper, registry_folder))
-            files = _paper(root / paper, papers[paper], tables)
+            sizes = coverages[paper].decided("size") if coverages and paper in coverages else Counter()
+            files = _paper(root / paper, papers[paper], tables, sizes)
             _remove_stale(root / paper, set(files))
             written += files
     index = root / "README.md"
@@ -69,23 +74,36 @@ def _remove_stale(folder: Path, current: set[Path]) -> None:
                         path.unlink()
 
 
-def _paper(folder: Path, about: About, tables: Sequence[Table]) -> list[Path]:
-    """Writes all files of one paper; returns them."""
+def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[str, int]) -> list[Path]:
+    """Writes all files of one paper; returns them.  ``sizes`` are the verdicts on its printed sizes."""
     files: list[Path] = []
+    lines = [line for table in tables for line in table.lines]
     text = [f"# {about.title}", "", about.reference, "", _GENERATED, ""]
+    text += [
+        "## Findings",
+        "",
+        *(f"{n}. {said}" for n, said in enumerate(findings.sentences(lines, sizes), start=1)),
+        "",
+    ]
+    for heading, here in (
+        (_OWN, [table for table in tables if table.ran and not table.analogue]),
+        (_ANALOGUES, [table for table in tables if table.ran and table.analogue]),
+        (_NOT_RUN, [table for table in tables if not table.ran]),
+    ):
+        if here:
+            text += [f"## {heading}", ""]
+        for table in here:
+            text += _section(folder, table, files)
+    text += networks.markdown(folder)
     if about.deviations:
         text += ["## Deviations from the paper", ""]
         text += [f"{number}. {deviation}" for number, deviation in enumerate(about.deviations, start=1)]
         text.append("")
+    text += _commands(tables)
     for scale in dict.fromkeys(table.scale for table in tables):
-        here = [table for table in tables if table.scale == scale]
-        text += [f"## {scale}", ""]
-        for table in here:
-            text += _section(folder, table, files)
-        text += _provenance([line for table in here for line in table.lines])
-    text += networks.markdown(folder)
-    used = {name for table in tables for line in table.lines for name in line.cells}
-    used |= {point.cell.metric for table in tables for line in table.lines for point in line.points}
+        text += _provenance(scale, [line for line in lines if line.scale == scale])
+    used = {name for line in lines for name in line.cells}
+    used |= {point.cell.metric for line in lines for point in line.points}
     if used:
         text += ["## Metrics", "", *(f"- {meaning}" for meaning in meanings(used)), ""]
     page = folder / "README.md"
@@ -100,26 +118,28 @@ def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
         path = folder / "tables" / table.scale / f"{table.slug}.{ending}"
         write_text(path, give(table))
         files.append(path)
-        links.append(f"[{ending}]({_link(path, folder)})")
-    text = [f"### {table.name}", "", render.markdown(table)]
+        links.append(f"[{_CALLED[ending]}]({_link(path, folder)})")
+    text = [f"### {table.title}", "", render.markdown(table)]
     for path in figures.draw(table, folder / "figures" / table.scale):
         files.append(path)
         if path.suffix == ".png":
             text += [f"![{table.name}, {table.scale}]({_link(path, folder)})", ""]
         else:
             links.append(f"[points of the curves]({_link(path, folder)})")
-    text += [f"Files: {', '.join(links)}", ""]
-    commands = dict.fromkeys(line.table_command for line in table.lines if line.ran)
-    if commands:
-        text += ["Run by:", "", "```sh", *commands, "```", ""]
-    return text
+    return [*text, f"Files: {', '.join(links)}", ""]
+
+
+def _commands(tables: Sequence[Table]) -> list[str]:
+    """What measures the tables again."""
+    commands = dict.fromkeys(line.table_command for table in tables for line in table.lines if line.ran)
+    return ["## Commands", "", "```sh", *commands, "```", ""] if commands else []
 
 
 def _link(path: Path, folder: Path) -> str:
     return quote(path.relative_to(folder).as_posix())
 
 
-def _provenance(lines: Sequence[Line]) -> list[str]:
+def _provenance(scale: str, lines: Sequence[Line]) -> list[str]:
     """What made the lines' numbers: data, hardware, versions, code, dates; empty where nothing ran."""
     sources = [step["provenance"] for line in lines for step in line.steps.values()]
     if not sources:
@@ -138,7 +158,12 @@ def _provenance(lines: Sequence[Line]) -> list[str]:
         "Date": [dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"],
     }
     texts = {name: "; ".join(dict.fromkeys(values)) for name, values in facts.items()}
-    return ["### How these numbers were made", "", *(f"- {name}: {text}" for name, text in texts.items() if text), ""]
+    return [
+        f"## How the numbers on {scale} were made",
+        "",
+        *(f"- {name}: {text}" for name, text in texts.items() if text),
+        "",
+    ]
 
 
 def _problems(data: Mapping[str, Any]) -> str:
@@ -165,8 +190,19 @@ def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]], cov
     if coverages:
         titles = {name: render.markdown_text(about.title) for name, about in papers.items()}
         text += ["## What of the published values is decided", "", *covering.markdown(coverages, titles), ""]
-        text += ["## What ran", ""]
+    if found:
+        decided = {p: coverages[p].decided("size") if p in coverages else Counter[str]() for p in found}
+        text += ["## Findings", ""]
+        for paper in papers:
+            if paper in found:
+                title = f"[{render.markdown_text(papers[paper].title)}]({quote(paper)}/README.md)"
+                text += [
+                    f"- {title}",
+                    *(f"    - {said}" for said in findings.sentences(found[paper], decided[paper])),
+                    "",
+                ]
     if counts:
+        text += ["## What ran", ""]
         head = ["paper", "scale", "rows", *present]
         text += ["| " + " | ".join(head) + " |", "| :-- | :-- |" + " --: |" * (len(head) - 2)]
         for (paper, scale), count in counts.items():

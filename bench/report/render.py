@@ -8,7 +8,10 @@ import io
 import re
 from collections.abc import Sequence
 
-from bench.report.tables import VERDICT, Table, raw
+import pandas as pd
+
+from bench.report.readable import VERDICT
+from bench.report.tables import Table, long
 
 UNLINKED = "Published, not run here"
 _GOOD = ("reproduced", "better", "exact", "holds")
@@ -55,8 +58,8 @@ def markdown_text(text: str) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """All measured metrics, unrounded; empty where there is no value."""
-    rows = raw(table)
+    """Every measured value, unrounded, one a line; empty where there is none."""
+    rows = long(table)
     file = io.StringIO()
     writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -86,25 +89,30 @@ def tex(text: str) -> str:
 
 
 def html_page(table: Table) -> str:
-    """A page of its own without scripts or other files; verdicts are coloured, analogues never."""
-    frame = table.frame
+    """A page of its own without scripts or other files: the readable table, then every metric of every row.
+
+    Verdicts are coloured, analogues never.
+    """
+    title = html.escape(f"{table.name} ({table.scale})")
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{title}</h1>",
+        _html_table(table.frame),
+        _html_list(table.notes),
+        f"<p>{UNLINKED}:</p>\n{_html_list(table.unlinked)}" if table.unlinked else "",
+        f"<h2>All metrics</h2>\n{_html_table(table.full)}" if not table.full.equals(table.frame) else "",
+        "</body>\n</html>",
+    ]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _html_table(frame: pd.DataFrame) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in frame.columns)
     body = []
     for row in frame.to_dict("records"):
         cells = [_verdict(str(text)) if name == VERDICT else html.escape(str(text)) for name, text in row.items()]
         body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    title = html.escape(f"{table.name} ({table.scale})")
-    parts = [
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{title}</h1>",
-        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>",
-        *body,
-        "</tbody>\n</table>",
-        _html_list(table.notes),
-        f"<p>{UNLINKED}:</p>\n{_html_list(table.unlinked)}" if table.unlinked else "",
-        "</body>\n</html>",
-    ]
-    return "\n".join(part for part in parts if part) + "\n"
+    return "\n".join([f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>", *body, "</tbody>\n</table>"])
 
 
 def _html_list(texts: Sequence[str]) -> str:

@@ -14,9 +14,8 @@ from bench.metrics import size
 from bench.registry import Published
 from bench.report.glossary import metric, position
 from bench.report.load import CONTRASTS, Cell, Line
+from bench.report.readable import DAGGER, ROW, VERDICT, cell_text, columns, printed, readable, row_name
 
-DAGGER = "†"
-ROW, VERDICT = "row", "verdict"
 CLAIMED, REAL = "claimed", "real (own shape)"
 OWN_MACS, OWN_PARAMS = "MACs (own shape)", "params (own shape)"
 
@@ -30,8 +29,8 @@ def _counts(name: str, what: str) -> bool:
 class Table:
     """The rows of one published table at one scale.
 
-    ``frame`` holds text only, one row for each line; ``notes`` are its footnotes and ``unlinked`` the published rows of
-    the same table that no line quotes.
+    ``frame`` is the table that people read, text only, and ``full`` one row for each line with every metric of them;
+    ``notes`` are the footnotes and ``unlinked`` the published rows of the same table that no line quotes.
     """
 
     paper: str
@@ -39,8 +38,24 @@ class Table:
     scale: str
     lines: Sequence[Line]
     frame: pd.DataFrame
+    full: pd.DataFrame
     notes: Sequence[str]
     unlinked: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        """The table's name with the data that it was measured on."""
+        return f"{self.name}: {self.scale}"
+
+    @property
+    def ran(self) -> bool:
+        """Whether any of its rows did."""
+        return any(line.ran for line in self.lines)
+
+    @property
+    def analogue(self) -> bool:
+        """Whether all that ran did so on other data than the paper's."""
+        return all(line.analogue for line in self.lines)
 
     @property
     def slug(self) -> str:
@@ -66,12 +81,13 @@ def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
     first = lines[0]
     if first.table == claims.TABLE:
         return _claims(lines)
-    chosen = columns(lines)
+    present = {name: line.cells[name].unit for line in lines for name in line.cells}
+    chosen = {name: metric(name, present[name]).title for name in columns(lines)}
     mixed = len({line.recipe for line in lines if line.ran}) > 1
     all_ours = all(line.ours for line in lines)
     body = []
     for line in lines:
-        text = {ROW: line.name if all_ours or not line.ours else f"{line.name} [beyond the paper]"}
+        text = {ROW: row_name(line, all_ours)}
         text["network"] = line.recipe if mixed else ""
         text |= _own_sizes(line)
         for name, title in chosen.items():
@@ -85,23 +101,7 @@ def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
     filled = [name for name in frame.columns if name in (ROW, VERDICT) or bool((frame[name] != "").any())]
     notes = _notes(lines, chosen, all_ours)
     unlinked = _unlinked(lines, published)
-    return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], notes, unlinked)
-
-
-def columns(lines: Sequence[Line]) -> dict[str, str]:
-    """The metrics that a readable table of these lines shows, with their headings, in the glossary's order.
-
-    Left out is what its declaration leaves to the CSV file, always or beside what says the same or more, unless a
-    published value is linked to it.
-    """
-    present = {name: line.cells[name].unit for line in lines for name in line.cells}
-    linked = {name for line in lines for name in line.links}
-
-    def wanted(name: str) -> bool:
-        known = metric(name)
-        return name in linked or (known.shown and not any(other in present for other in known.beside))
-
-    return {name: metric(name, present[name]).title for name in sorted(present, key=position) if wanted(name)}
+    return Table(first.paper, first.table, first.scale, tuple(lines), readable(lines), frame[filled], notes, unlinked)
 
 
 def _claims(lines: Sequence[Line]) -> Table:
@@ -138,23 +138,7 @@ def _claims(lines: Sequence[Line]) -> Table:
     notes += _interval_notes([cell for line in ran for cell in line.cells.values()])
     frame = pd.DataFrame(body, dtype=object)
     filled = [name for name in frame.columns if name == VERDICT or bool((frame[name] != "").any())]
-    return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], notes, ())
-
-
-def cell_text(cell: Cell) -> str:
-    """A value with its interval; mean ± standard deviation over seeds where no interval is known."""
-    shown = metric(cell.metric, cell.unit)
-    if cell.low is not None and cell.high is not None:
-        return f"{shown.number(cell.value)} [{shown.number(cell.low)}, {shown.number(cell.high)}]"
-    if cell.sd is not None:
-        return f"{shown.number(cell.value)} ± {shown.number(cell.sd, plus=False)}"
-    return shown.number(cell.value)
-
-
-def printed(entry: Published) -> str:
-    """A published value as printed, with its unit, and a dagger where nobody checked it."""
-    text = f"{entry.printed or '(unread)'} {entry.unit}".strip()
-    return text if entry.verified else text + DAGGER
+    return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], frame[filled], notes, ())
 
 
 def _own_sizes(line: Line) -> dict[str, str]:
@@ -225,10 +209,21 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
             f"MACs and speed-ups count multiply-accumulates by the convention `{counted}` (conv: convolutions only)."
         )
     if any(line.shape for line in lines):
-        notes.append("own shape: the network of the paper at its full size, whatever the data of the run.")
-    recipes = {line.recipe for line in ran if line.recipe}
+        notes.append("Sizes of rows that did not run, and own shapes, are those of the paper's network at full size.")
+    recipes: dict[str, list[str]] = {}
+    for line in ran:
+        if line.recipe:
+            recipes.setdefault(line.recipe, []).append(line.name)
     if len(recipes) == 1:
-        notes.append(f"Network of the run: {recipes.pop()}.")
+        notes.append(f"Network of the run: {next(iter(recipes))}.")
+    elif recipes:
+        told = (f"{recipe} ({', '.join(names)})" for recipe, names in recipes.items())
+        notes.append(f"Networks of the run: {'; '.join(told)}.")
+    absent: dict[str, list[str]] = {}
+    for line in lines:
+        if not line.ran:
+            absent.setdefault(line.status, []).append(line.name)
+    notes += [f"{status[:1].upper()}{status[1:]}: {', '.join(names)}." for status, names in absent.items() if ran]
     older = [line.name for line in ran if line.older]
     if older:
         notes.append(f"Measured by older code than the newest row of this table: {', '.join(older)}.")
@@ -267,16 +262,16 @@ def _unlinked(lines: Sequence[Line], published: Sequence[Published]) -> list[str
     ]
 
 
-def raw(table: Table) -> list[dict[str, Any]]:
-    """The lines with every measured metric, unrounded, with interval, spread, counts, and what was published.
+def long(table: Table) -> list[dict[str, Any]]:
+    """Every measured value of the table, unrounded, one a row: with its interval, counts, setting, what was published.
 
-    An analogue's published values are in columns that end with the paper's data set.  None where there is no value.
+    An analogue's published value is in a column of its own, ``quoted``, never in ``published``.  A row that did not run
+    has one line with its status; the sizes at the paper's own shape are metrics that begin with ``own_shape_``.
     """
-    measured = sorted({name for line in table.lines for name in line.cells}, key=position)
-    links = sorted({name for line in table.lines for name in line.links}, key=position)
     rows = []
     for line in table.lines:
-        row: dict[str, Any] = {
+        seeds = line.setting.get("seeds", [])
+        about = {
             "paper": line.paper,
             "table": line.table,
             "row": line.name,
@@ -285,25 +280,36 @@ def raw(table: Table) -> list[dict[str, Any]]:
             "analogue": line.analogue,
             "beyond_the_paper": line.ours,
             "status": line.status,
-            "network": line.recipe,
-            "claimed_speedup": line.claimed,
+            "seeds_of_the_run": " ".join(map(str, seeds)),
         }
-        shape = line.shape or {"macs": {}, "dense_macs": {}}
-        row |= {f"own_shape_{name}": shape.get(name) for name in ("recipe", "speedup", "params", "dense_params")}
-        for kind in ("macs", "dense_macs"):
-            row |= {f"own_shape_{kind}_{c}": shape[kind].get(c) for c in ("conv", "conv+fc", "2x")}
-        for name in measured:
-            cell = line.cells.get(name)
-            row[name] = None if cell is None else cell.value
-            row |= {f"{name}_{part}": getattr(cell, part, None) for part in ("unit", "low", "high", "sd", "seeds", "n")}
-        for heading in dict.fromkeys(_published_heading(other) for other in table.lines):
-            where = heading.replace("published", "").strip(" ()")
-            for name in links:
-                entry = line.links.get(name) if heading == _published_heading(line) else None
-                column = f"published_{name}" + (f"_{where}" if where else "")
-                row[column] = None if entry is None else entry.value
-                row[f"{column}_unit"] = None if entry is None else entry.unit
-                row[f"{column}_verified"] = None if entry is None else entry.verified
-        row |= {f"verdict_{name}": str(line.verdicts[name]) if name in line.verdicts else None for name in links}
-        rows.append({**row, "verdict": "; ".join(line.outcomes)})
+        empty = dict.fromkeys(("metric", *_OF_A_CELL, "published", "quoted", "published_unit", "verified", "verdict"))
+        found = []
+        for name in sorted({*line.cells, *line.links}, key=position):
+            cell, entry = line.cells.get(name), line.links.get(name)
+            value = {**empty, "metric": name}
+            value |= {part: getattr(cell, part, None) for part in _OF_A_CELL}
+            if entry is not None:
+                value |= {"quoted" if line.analogue else "published": entry.value, "published_unit": entry.unit}
+                value["verified"] = entry.verified
+            if name in line.verdicts:
+                value["verdict"] = str(line.verdicts[name])
+            found.append(value)
+        if line.decision is not None:
+            found = [{**value, "verdict": "; ".join(line.outcomes)} for value in found]
+        for name, value_ in _own_shape(line).items():
+            found.append({**empty, "metric": f"own_shape_{name}", "value": value_})
+        rows += [{**about, **value} for value in found or [empty]]
     return rows
+
+
+_OF_A_CELL = ("value", "unit", "low", "high", "sd", "seeds", "n", "of", "convention")
+
+
+def _own_shape(line: Line) -> dict[str, float]:
+    """Sizes of the network of the paper at its full size; nothing where the row has none."""
+    if line.shape is None:
+        return {}
+    counts = {
+        f"{kind}_{c}": line.shape[kind].get(c) for kind in ("macs", "dense_macs") for c in ("conv", "conv+fc", "2x")
+    }
+    return {**counts, **{name: line.shape[name] for name in ("params", "dense_params", "speedup")}}

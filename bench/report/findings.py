@@ -1,0 +1,64 @@
+"""What a page says first: three sentences made from verdicts and claims; no value that nobody verified is in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bench.report.ending import largest_effect
+from bench.report.load import Line
+from bench.report.render import markdown_text
+
+# so many rows or claims of one verdict are named; of more the number
+_NAMED = 3
+_SIZES = {"exact": "come out exactly", "wrong": "come out otherwise"}
+
+
+def sentences(lines: Sequence[Line], sizes: Mapping[str, int]) -> list[str]:
+    """On published values, on claims, and the largest effect, measured on the paper's own data where anything was.
+
+    ``sizes`` are the verdicts on printed sizes that could be verified, with their numbers.
+    """
+    own = [line for line in lines if line.ran and not line.analogue]
+    ran = own or [line for line in lines if line.ran]
+    where = "" if own or not ran else "On other data than the paper's: "
+    return [_values(own, sizes), _claims(own), f"{where}{largest_effect(ran)}" if ran else "Nothing was run."]
+
+
+def _values(lines: Sequence[Line], sizes: Mapping[str, int]) -> str:
+    """Which published values came out, which did not; printed sizes apart, in numbers."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.decision is None:
+            for verdict in line.verdicts.values():
+                if verdict.verified:
+                    found.setdefault(verdict.word, []).append(f"{line.name} ({line.table.partition(' (')[0]})")
+    values = {word: names for word, names in found.items() if word not in _SIZES and not word.startswith("check")}
+    counted = [f"{sizes[word]} {_SIZES[word]}" for word in _SIZES if sizes.get(word)]
+    said = [f"{word}: {_named(names)}" for word, names in values.items()]
+    if not said:
+        said = ["no published accuracy that could be verified has been measured on the paper's data yet"]
+    text = "; ".join([*said, *(["printed sizes: " + ", ".join(counted)] if counted else [])])
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _claims(lines: Sequence[Line]) -> str:
+    """Which of the paper's claims hold on its own data."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.claim is not None and line.decision is not None and line.decision.verified:
+            found.setdefault(line.decision.word, []).append(line.claim.statement)
+    if not found:
+        return "None of its claims that could be verified has been decided on its own data yet."
+    return " ".join(f"{'Claim' if len(names) == 1 else 'Claims'} that {_verb(word, names)}: {_named(names)}."
+                    for word, names in found.items())  # fmt: skip
+
+
+def _verb(word: str, names: Sequence[str]) -> str:
+    plural = {"holds": "hold", "does not hold": "do not hold", "undecided": "stay undecided"}
+    single = {"undecided": "stays undecided"}
+    return (plural if len(names) > 1 else single).get(word, word)
+
+
+def _named(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return "; ".join(map(markdown_text, names[:_NAMED])) + (f" and {rest} more" if rest > 0 else "")

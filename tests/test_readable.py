@@ -1,0 +1,181 @@
+"""The tables and pages that people read: columns, differences, findings; a value traced through every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import commands
+from bench.claims import Claim
+from bench.registry import Published
+from bench.report import findings, render
+from bench.report.load import Cell, Line, Point
+from bench.report.readable import difference, macs_text, readable
+from bench.report.tables import build
+from bench.verdict import Verdict
+
+ROOT = Path(__file__).parent.parent
+
+
+def published(metric: str, value: str, unit: str, verified: bool = True) -> Published:
+    """A value of a toy's registry."""
+    cells = {
+        **dict.fromkeys(Published.__dataclass_fields__, ""),
+        **{"paper": "toy", "table": "T", "row": "r", "metric": metric, "unit": unit, "kind": "accuracy"},
+    }
+    return Published(**{**cells, "value": float(value), "printed": value, "tolerance": None, "verified": verified})
+
+
+def cell(name: str, value: float, unit: str, half: float | None = None) -> Cell:
+    return Cell(name, value, unit, *((None, None) if half is None else (value - half, value + half)), seeds=3, n=9980)
+
+
+def line(name: str, cells: Sequence[Cell] = (), scale: str = "cifar10", **fields: Any) -> Line:
+    """A row whose own scale is CIFAR-10."""
+    common = {
+        "paper": "toy", "table": "T", "order": 0, "own_scale": "cifar10", "analogue": scale != "cifar10", "ours": False,
+        "claimed": None, "recipe": "net", "command": "", "shape": None, "steps": {}, "points": [], "links": {},
+        "status": "ran",
+    }  # fmt: skip
+    return Line(**{**common, "name": name, "scale": scale, "cells": {one.metric: one for one in cells}, **fields})
+
+
+SIZES = [cell("macs", 62_980_000, "MACs"), cell("speedup", 1.993, "x"), cell("params", 428_000, "")]
+TOP1 = cell("top1_acc", 93.39, "%", 0.5)
+INCREASE = cell("top1_err_increase", 3.71, "pp", 0.7)
+CHANGE = cell("top1_change", -3.71, "pp", 0.7)
+
+
+def test_beside_published_values_there_is_a_line_for_each() -> None:
+    """Sizes, metric, ours, theirs, the difference in the published unit, the verdict; ours where nothing is printed."""
+    dense = published("top1", "92.8", "%")
+    lines = [
+        line("dense", [TOP1], links={"top1_acc": dense}, verdicts={"top1_acc": Verdict("reproduced", "one run")}),
+        line(
+            "pruned",
+            [*SIZES, TOP1, CHANGE, INCREASE],
+            links={"top1_err_increase": published("increase", "2.0", "pp", verified=False)},
+            verdicts={"top1_err_increase": Verdict("not reproduced", verified=False)},
+            claimed=2.0,
+        ),
+        line("other", [*SIZES, TOP1, CHANGE, INCREASE], links={"top1_err_increase": published("increase", "4", "pp")}),
+        line("best", [*SIZES, TOP1, CHANGE, INCREASE], ours=True),
+        line("absent", status="not run (needs imagenet)", links={"top1_err_increase": published("i", "9", "pp")}),
+    ]
+    frame = readable(lines)
+    assert list(frame.columns) == ["row", "MACs (speed-up)", "metric", "ours", "published", "difference", "verdict"]
+    assert frame.to_numpy().tolist() == [
+        ["dense", "", "top-1 (%)", "93.39 [92.89, 93.89]", "92.8 %", "+0.59", "reproduced (one run)"],
+        [
+            "pruned", "63.0 M (1.99x; claimed 2x)", "top-1 error increase (pp)", "+3.71 [+3.01, +4.41]", "2.0 pp†",
+            "+1.71", "[not reproduced]",
+        ],
+        ["other", "63.0 M (1.99x)", "top-1 error increase (pp)", "+3.71 [+3.01, +4.41]", "4 pp", "-0.29", ""],
+        ["best [beyond the paper]", "63.0 M (1.99x)", "top-1 error increase (pp)", "+3.71 [+3.01, +4.41]", "", "", ""],
+        ["absent", "", "top-1 error increase (pp)", "", "9 pp", "", "not run (needs imagenet)"],
+    ]  # fmt: skip
+
+
+def test_an_analogue_has_no_verdicts_and_eight_columns_at_most() -> None:
+    many = [*SIZES, TOP1, CHANGE, INCREASE, cell("top1_change_control", -3.0, "pp"), cell("agreement", 92.0, "%")]
+    many += [cell("kl", 0.25, "nats"), cell("held_out_error", 39.0, "%"), cell("top5_acc", 99.0, "%")]
+    many += [cell("latency_dense", 3.0, "ms"), cell("latency_skipped", 2.0, "ms")]
+    lines = [line("a", many, "digits", links={"top1_err_increase": published("increase", "2.0", "pp")})]
+    assert list(readable(lines).columns) == [
+        "row", "MACs (speed-up)", "top-1 (%)", "top-1 change (pp)", "top-1 change, tuned dense (pp)",
+        "held-out error (%)", "dense (ms)", "skipped (ms)",
+    ]  # fmt: skip
+    absent = line("b", [], "digits", status="not run (runs at cifar10)")
+    assert readable([*lines, absent])["row"].tolist() == ["a"]
+    assert "Not run (runs at cifar10): b." in build([*lines, absent], []).notes
+
+
+def test_curves_are_read_at_the_middle_of_their_speed_ups() -> None:
+    points = [
+        Point(series, x, cell("top1_err_increase", factor * x, "pp", 0.5))
+        for series, factor in (("first k", 2.0), ("lasso", 1.0))
+        for x in (1.25, 2.0, 4.0)
+    ]
+    frame = readable([line("conv1_2", points=points)])
+    assert frame.to_dict("records") == [
+        {"row": "conv1_2", "first k at 2x": "+4.00 [+3.50, +4.50] pp", "lasso at 2x": "+2.00 [+1.50, +2.50] pp"}
+    ]
+
+
+def test_differences_need_one_unit() -> None:
+    assert difference(INCREASE, published("increase", "2.0", "points")) == pytest.approx(1.71)
+    assert difference(TOP1, published("top1", "0.928", "")) == pytest.approx(0.0059)
+    assert difference(cell("kl", 0.25, "nats"), published("x", "2.0", "pp")) is None
+
+
+def test_sizes_of_rows_that_did_not_run_are_the_paper_s() -> None:
+    shape = {"macs": {"conv": 3_391_000_000}, "speedup": 4.5257}
+    assert macs_text(line("a", shape=shape, claimed=5.0, status="not run")) == "3.39 G (4.53x; claimed 5x)"
+    gated = [cell("macs", 1e9, "MACs"), cell("dynamic_macs", 44_280_000, "MACs"), cell("dynamic_speedup", 3.94, "x")]
+    assert macs_text(line("b", gated)) == "44.3 M (3.94x)"
+
+
+def claim(statement: str, verified: bool = True) -> Claim:
+    return Claim("c", "toy", statement, "T", "A", "B", "T", "top1", None, 0.5, "p. 1", verified)
+
+
+def test_findings_are_three_sentences_without_what_nobody_verified() -> None:
+    contrast = cell("top1_difference", 3.6, "pp", 0.8)
+    lines = [
+        line("dense", [TOP1], verdicts={"top1_acc": Verdict("reproduced")}),
+        line("half", [CHANGE], verdicts={"top1_err_increase": Verdict("not reproduced", verified=False)}),
+        line("a", [contrast], claim=claim("A beats B"), decision=Verdict("holds")),
+        line("b", [contrast], claim=claim("C beats D", False), decision=Verdict("does not hold", verified=False)),
+        line("elsewhere", [cell("top1_change", -50.0, "pp", 1.0)], "digits"),
+    ]
+    assert findings.sentences(lines, {"exact": 13, "wrong": 1}) == [
+        "Reproduced: dense (T); printed sizes: 13 come out exactly, 1 come out otherwise.",
+        "Claim that holds: A beats B.",
+        "Largest effect: top-1 difference +3.60 [+2.80, +4.40] pp, A against B (T, cifar10).",
+    ]
+    assert findings.sentences(lines[4:], {}) == [
+        "No published accuracy that could be verified has been measured on the paper's data yet.",
+        "None of its claims that could be verified has been decided on its own data yet.",
+        "On other data than the paper's: Largest effect: top-1 change -50.00 [-51.00, -49.00] pp, "
+        "elsewhere (T, digits).",
+    ]
+
+
+def test_one_value_is_the_same_in_every_format() -> None:
+    links = {"top1_acc": published("top1", "92.8", "%")}
+    table = build([line("dense", [TOP1], links=links, verdicts={"top1_acc": Verdict("reproduced")})], [])
+    shown = "93.39 [92.89, 93.89]"
+    assert f"| dense | {shown} | 92.8 % | +0.59 | reproduced |" in render.markdown(table)
+    assert r"dense & 93.39 {[}92.89, 93.89{]} & 92.8 \% & +0.59 & reproduced \\" in render.latex(table)
+    assert f"<td>dense</td><td>{shown}</td><td>92.8 %</td><td>+0.59</td>" in render.html_page(table)
+    (row,) = csv.DictReader(io.StringIO(render.csv_text(table)))
+    assert (row["metric"], float(row["value"]), row["published"], row["verdict"]) == (
+        "top1_acc", 93.39, "92.8", "reproduced",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> None:
+    """Written again from the row files they are the same to the byte; no table has more than eight columns."""
+    results = tmp_path / "results"
+    for path in (ROOT / "results").glob("*/*"):
+        if path.name in ("rows", "networks"):
+            shutil.copytree(path, results / path.relative_to(ROOT / "results"))
+    written = commands._write_pages(results)
+    assert len(written) > 40
+    for path in written:
+        committed = ROOT / "results" / path.relative_to(results)
+        if path.suffix == ".png":  # the picture depends on the machine's fonts; what it shows is in the csv
+            assert committed.is_file(), committed
+            continue
+        assert committed.read_text() == path.read_text(), committed
+        if path.suffix == ".md" and path != results / "README.md":
+            rows = [row for row in path.read_text().splitlines() if row.startswith("|")]
+            assert max((len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows), default=0) <= 8, path
