@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 
 from bench.errors import UserError
 from bench.pruning import thinet
+from bench.pruning.apoz import counted
 from bench.pruning.calibration import Calibration, Sampling, calibrate
+from bench.pruning.graph import trace
 from bench.pruning.layerwise import Method, prune
 from bench.pruning.moments import Moments, output_size, patches, sample_positions
 from bench.pruning.reconstruction import Sampled
@@ -20,6 +23,7 @@ from bench.pruning.selection import Layer, select
 from bench.pruning.steps import Fixed, Pruning
 from bench.pruning.surgery import convolution
 from bench.pruning.thinet import ChannelMoments, Draws
+from bench.pruning.walk import Walk
 from bench.steps import canonical
 
 Array = NDArray[np.float64]
@@ -544,6 +548,13 @@ def test_apoz_counts_zeros_behind_the_relu_of_the_pruned_network(budget: int) ->
     second = plain_apoz(calibration, F.relu(seen(half, x, "middle_norm")[1]))
     assert reports[1].kept == sorted(np.argsort(second)[:4].tolist())
     assert len({*first}) == 7 and len({*second}) == 8  # no ties, so nothing is left to chance
+    walk = Walk(half, trace(half), calibration.batches, "cpu", budget)
+    with counted(calibration, walk, "last") as zeros:
+        assert len([*walk.visit("last")]) == len(calibration.batches)
+    assert zeros.shares.tolist() == pytest.approx(second)
+    others = replace(calibration, fitted=~calibration.fitted)
+    assert second != plain_apoz(others, F.relu(seen(half, x, "middle_norm")[1]))
+    assert not walk.watched
 
 
 class Branches(nn.Module):
