@@ -24,6 +24,7 @@ from bench.pruning.moments import Moments, output_size, patches, sample_position
 from bench.pruning.reconstruction import Sampled, columns_of
 from bench.pruning.rows import Rows, Spool, squares_about_mean
 from bench.pruning.surgery import convolution
+from bench.pruning.thinet import Draws
 from bench.pruning.walk import Walk
 
 _CHECKED = 8  # images on which the traced network is compared with the given one
@@ -252,15 +253,19 @@ def _sampled(calibration: Calibration, moments: Sequence[Moments]) -> Sampled:
     return Sampled(moments[0], tuple(moments[1:]), calibration.crossed)
 
 
-def accumulate(calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, compensate: bool) -> Sampled:
+def accumulate(
+    calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d, compensate: bool, draws: Draws | None = None
+) -> Sampled:
     """Moments of the site's inputs in the network that ``walk`` runs, against the original responses.
 
     With ``compensate`` the target at the end of a residual branch is Y1 - Y1' + Y2 (CP, 3.3): the branch also makes up
-    for the error that has come down the shortcut.
+    for the error that has come down the shortcut.  ``draws`` are given the same rows.
     """
     found = calibration.moments(conv)
     for inputs, wanted, added, groups in sampled_rows(calibration, walk, site, conv, compensate):
         target = wanted if added is None else wanted - added
+        if draws is not None:
+            draws.add(inputs, target, groups)
         for moments, mask in zip(found, groups, strict=True):
             if bool(mask.any()):
                 moments.add(inputs[mask], target[mask])
@@ -268,7 +273,9 @@ def accumulate(calibration: Calibration, walk: Walk, site: Site, conv: nn.Conv2d
     return _sampled(calibration, found)
 
 
-def accumulate_shared(calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d]) -> list[Sampled]:
+def accumulate_shared(
+    calibration: Calibration, walk: Walk, site: Site, convs: Sequence[nn.Conv2d], draws: Sequence[Draws | None] = ()
+) -> list[Sampled]:
     """The moments of all readers of a site, as :func:`accumulate` gives them for one, in one pass."""
     device = calibration.device
     found = [calibration.moments(conv) for conv in convs]
@@ -276,10 +283,13 @@ def accumulate_shared(calibration: Calibration, walk: Walk, site: Site, convs: S
     for inputs, _ in walk.visit_all([reader.reader for reader in site.readers]):
         last = first + len(inputs[0])
         groups = calibration.groups(first, last)
-        for x, conv, reader, own in zip(inputs, convs, site.readers, found, strict=True):
+        each = draws or [None] * len(convs)
+        for x, conv, reader, own, drawn in zip(inputs, convs, site.readers, found, each, strict=True):
             stored = calibration.responses[reader.reader]
             rows = patches(x, stored.positions[first:last], conv)
             wanted = stored.response[first * per_image : last * per_image].to(device)
+            if drawn is not None:
+                drawn.add(rows, wanted, groups)
             for moments, mask in zip(own, groups, strict=True):
                 if bool(mask.any()):
                     moments.add(rows[mask], wanted[mask])

@@ -9,25 +9,30 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench import memory
+from bench.errors import UserError
 from bench.pruning import surgery
+from bench.pruning.apoz import counted, rectifier
 from bench.pruning.calibration import Calibration, accumulate, accumulate_shared, norm_behind, rectify
 from bench.pruning.faithful import copied
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import Site, trace
 from bench.pruning.reconstruction import RIDGES, Reconstruction, judged, reconstruct, response_statistics
 from bench.pruning.selection import Layer, select
+from bench.pruning.thinet import OUTPUTS, Draws, rescale
 from bench.pruning.walk import Walk
 from bench.stages import Stages
 
 _ROWS_PER_UNKNOWN = 10
+LEAST_SQUARES, RESCALE = "least squares", "rescale"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Method:
     of new targets follow the least squares wherever a ReLU comes next (ours).  Without ``reconstruct`` the weights stay
     what they were (criteria that only rank channels: random, weight sum).  Channels with several readers end no
     residual branch: there ``compensate`` and ``rectify`` do nothing.
+
+    ``rebuild`` says how: "least squares" of all weights (CP's), or "rescale" with one factor for each kept channel
+    (ThiNet's; bias and batch norm stay).  ``outputs`` says what ThiNet's criteria and factors look at: "all" output
+    filters at each sampled position, or "one" that is drawn for each, as published; the others always look at all.
+    Raises :class:`UserError` for options that do not go together.
     """
 
     selection: str = "lasso"
@@ -69,6 +79,18 @@ class Method:
     ridges: tuple[float, ...] = RIDGES
     options: tuple[tuple[str, str], ...] = ()
     reconstruct: bool = True
+    rebuild: str = LEAST_SQUARES
+    outputs: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.rebuild not in (LEAST_SQUARES, RESCALE):
+            raise UserError(f"unknown rebuild {self.rebuild!r}: choose one of {LEAST_SQUARES}, {RESCALE}")
+        if self.outputs not in OUTPUTS:
+            raise UserError(f"unknown outputs {self.outputs!r}: choose one of {', '.join(OUTPUTS)}")
+        if self.rebuild == RESCALE and self.rectify:
+            raise UserError("rectify follows the least squares of all weights: leave it out with rebuild='rescale'")
+        if self.rebuild == RESCALE and not self.reconstruct:
+            raise UserError("without reconstruct nothing is rebuilt: leave one of reconstruct=False and rebuild out")
 
 
 def few_images(calibration: Calibration, reports: Sequence[LayerReport]) -> list[str]:
@@ -110,6 +132,10 @@ def prune(
     shared = [p for m in original.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
     model = copied(original, {id(p): p for p in shared}).to(calibration.device).eval()
     graph = trace(model)
+    if method.selection == "apoz":
+        for site in calibration.sites:
+            if site.reader in keep:
+                rectifier(model, graph, site.reader)  # raises where there is none, before the walk
     done, reports = _restore(model, calibration, stages) if stages is not None else (0, [])
     walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
     for place, site in enumerate(tqdm(calibration.sites, desc=method.selection, disable=not progress, leave=False)):
@@ -175,9 +201,11 @@ def _prune_site(
     """One layer of the walk; the moments live no longer than this call."""
     conv, norm = surgery.convolution(model, site.reader), norm_behind(model, site)
     channels = conv.in_channels
-    sampled = accumulate(calibration, walk, site, conv, method.compensate)
-    moments = sampled.fitted
     weight, bias = folded(conv, norm)
+    draws = _draws(calibration, method, weight, bias, seed)
+    with counted(calibration, walk, site.reader) if method.selection == "apoz" else nullcontext() as zeros:
+        sampled = accumulate(calibration, walk, site, conv, method.compensate, draws)
+    moments = sampled.fitted
     producer = None if site.producer is None else surgery.convolution(model, site.producer)
     layer = Layer(
         moments,
@@ -186,12 +214,19 @@ def _prune_site(
         None if producer is None else producer.weight.detach(),
         seed=seed,
         options=dict(method.options),
+        drawn=None if draws is None else draws.found[0],
+        zeros=None if zeros is None else zeros.shares,
     )
     kept = select(method.selection, layer, wanted)
     if not method.reconstruct:
         rebuilt = judged(Reconstruction(weight[:, kept], bias, math.inf, 0.0, None), sampled, kept)
         _remove(model, calibration, walk, site, channels, kept)
         return _report(site, site, channels, kept, rebuilt)
+    if method.rebuild == RESCALE:
+        factors, rebuilt = rescale(sampled, kept, weight, bias, () if draws is None else draws.found)
+        _remove(model, calibration, walk, site, channels, kept)
+        _multiply(surgery.convolution(model, site.reader), factors)
+        return _report(site, site, channels, kept, rebuilt, unknowns=len(kept))
     kernel = (conv.kernel_size[0], conv.kernel_size[1])
     rebuilt = reconstruct(sampled, kept, kernel, weight, method.ridges)
     rounds = method.rectify if site.rectified and (site.shortcut is None or method.compensate) else 0
@@ -216,10 +251,25 @@ def _remove(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, 
     walk.select([reader.reader for reader in site.readers], torch.as_tensor(kept))
 
 
-def _report(site: Site, reader: Site, channels: int, kept: list[int], rebuilt: Reconstruction) -> LayerReport:
-    unknowns = rebuilt.weight[0].numel()
+def _draws(calibration: Calibration, method: Method, weight: Tensor, bias: Tensor, seed: int) -> Draws | None:
+    """The paper's rows of a reader (n x c x kh x kw and n) where the method looks at one output filter a position."""
+    if method.outputs == "all":
+        return None
+    rows = len(calibration.fitted) * calibration.sampling.positions
+    return Draws(weight, bias, rows, 1 + len(calibration.judges), seed)
+
+
+def _multiply(conv: nn.Conv2d, factors: Tensor) -> None:
+    """Each input channel's weights times its factor (c'), in place; a batch norm behind stays, as in ThiNet."""
+    conv.weight.copy_(conv.weight.to(torch.float64) * factors[:, None, None])
+
+
+def _report(
+    site: Site, reader: Site, channels: int, kept: list[int], rebuilt: Reconstruction, unknowns: int | None = None
+) -> LayerReport:
+    inputs = rebuilt.weight[0].numel() if unknowns is None else unknowns
     return LayerReport(
-        reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error, unknowns
+        reader.reader, site.producer, channels, kept, rebuilt.ridge, rebuilt.error, rebuilt.held_out_error, inputs
     )
 
 
@@ -233,10 +283,20 @@ def _prune_shared(
     """
     readers = [(reader, surgery.convolution(model, reader.reader)) for reader in site.readers]
     channels = readers[0][1].in_channels
-    before = accumulate_shared(calibration, walk, site, [conv for _, conv in readers])
+    maps = [folded(conv, norm_behind(model, reader)) for reader, conv in readers]
+    draws = [_draws(calibration, method, *map_, seed) for map_ in maps]
+    with counted(calibration, walk, site.reader) if method.selection == "apoz" else nullcontext() as zeros:
+        before = accumulate_shared(calibration, walk, site, [conv for _, conv in readers], draws)
     layers = [
-        Layer(sampled.fitted, *folded(conv, norm_behind(model, reader)), seed=seed, options=dict(method.options))
-        for (reader, conv), sampled in zip(readers, before, strict=True)
+        Layer(
+            sampled.fitted,
+            *map_,
+            seed=seed,
+            options=dict(method.options),
+            drawn=None if drawn is None else drawn.found[0],
+            zeros=None if zeros is None else zeros.shares,
+        )
+        for map_, sampled, drawn in zip(maps, before, draws, strict=True)
     ]
     assert site.producer is not None
     filters = surgery.convolution(model, site.producer).weight.detach()
@@ -245,15 +305,20 @@ def _prune_shared(
     convs = [surgery.convolution(model, reader.reader) for reader in site.readers]
     reports = []
     every = list(range(len(kept)))
-    after = accumulate_shared(calibration, walk, site, convs)
-    for reader, conv, sampled in zip(site.readers, convs, after, strict=True):
+    maps = [folded(conv, norm_behind(model, reader)) for reader, conv in zip(site.readers, convs, strict=True)]
+    draws = [_draws(calibration, method, *map_, seed) for map_ in maps]
+    after = accumulate_shared(calibration, walk, site, convs, draws)
+    unknowns = len(kept) if method.rebuild == RESCALE else None
+    for reader, conv, sampled, (weight, bias), drawn in zip(site.readers, convs, after, maps, draws, strict=True):
         norm = norm_behind(model, reader)
-        weight, bias = folded(conv, norm)
-        if method.reconstruct:
+        if method.rebuild == RESCALE:
+            factors, rebuilt = rescale(sampled, every, weight, bias, () if drawn is None else drawn.found)
+            _multiply(conv, factors)
+        elif method.reconstruct:
             kernel = (conv.kernel_size[0], conv.kernel_size[1])
             rebuilt = reconstruct(sampled, every, kernel, weight, method.ridges)
             unfold(conv, norm, rebuilt.weight, rebuilt.bias, response_statistics(sampled.fitted, every, rebuilt.weight))
         else:
             rebuilt = judged(Reconstruction(weight, bias, math.inf, 0.0, None), sampled, every)
-        reports.append(_report(site, reader, channels, kept, rebuilt))
+        reports.append(_report(site, reader, channels, kept, rebuilt, unknowns))
     return reports

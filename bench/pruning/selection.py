@@ -1,8 +1,8 @@
 """Channel selection behind one interface: which input channels of a layer to keep, from its moments and weights.
 
 ``select(name, layer, keep)`` returns the kept channels, sorted.  Three papers compare these criteria, so they live
-here: CP's LASSO, exact elimination (ours), ThiNet's greedy, and the baselines first k, max response, weight sum and
-random.
+here: CP's LASSO, exact elimination (ours), ThiNet's greedy choices, and the baselines first k, max response, weight
+sum, random and APoZ.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from bench.errors import UserError
 from bench.pruning.exact import eliminate
 from bench.pruning.moments import Moments, channel_gram
+from bench.pruning.thinet import ChannelMoments, backward, channel_moments, forward
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Layer:
     folded); ``bias`` n of the reader, which the responses include; ``filters`` c x … of the producer, or None where the
     channels come from a stream; ``ridge`` for the exact elimination, in units of the mean diagonal of XX; ``seed`` for
     the random choice.  ``others`` are further readers of the same channels: then each reader's Gram is divided by its
-    YY and the criteria see the sum.
+    YY and the criteria see the sum.  ``drawn`` are the moments of ThiNet's rows where one output filter was drawn for
+    each position: what looks at G about zero then sees those.  ``zeros`` (c) are the shares of zeros behind the
+    channels' ReLU, for APoZ alone.
     """
 
     moments: Moments
@@ -41,9 +44,14 @@ class Layer:
     seed: int = 0
     options: dict[str, str] = field(default_factory=dict)
     others: tuple[Layer, ...] = ()
+    drawn: ChannelMoments | None = None
+    zeros: Tensor | None = None
 
     def gram(self, centred: bool) -> tuple[Tensor, Tensor]:
-        """G (c x c) and b (c) of all readers, about the means or about zero."""
+        """G (c x c) and b (c) of all readers, about the means or about zero.
+
+        About zero, b is against the responses less the reader's bias, which no channel gives.
+        """
         found = [reader._gram(centred) for reader in (self, *self.others)]
         if not self.others:
             return found[0][0], found[0][1]
@@ -54,17 +62,18 @@ class Layer:
     def _gram(self, centred: bool) -> tuple[Tensor, Tensor, float]:
         """G, b and 1 / YY of this reader alone (0 for constant responses); means are taken off G and b, not off XX."""
         moments = self.moments
+        if not centred:
+            found = self.drawn if self.drawn is not None else channel_moments(moments, self.weight, self.bias)
+            total = found.energy if self.drawn is not None else float(moments.yy.sum())
+            return found.gram, found.target, 1.0 / total if total > 0.0 else 0.0
         gram, target = channel_gram(moments.raw(), self.weight)
-        energy = moments.yy
-        if centred:
-            outputs, channels = self.weight.shape[:2]
-            w = self.weight.to(gram).reshape(outputs, channels, -1)
-            x_mean = (moments.x_sum / moments.count).reshape(channels, -1)
-            means = torch.einsum("ck,nck->cn", x_mean, w)  # of each channel's contribution to each output
-            gram = gram - moments.count * means @ means.T
-            target = target - means @ moments.y_sum
-            energy = (energy - moments.y_sum.square() / moments.count).clamp_min(0.0)
-        total = float(energy.sum())
+        outputs, channels = self.weight.shape[:2]
+        w = self.weight.to(gram).reshape(outputs, channels, -1)
+        x_mean = (moments.x_sum / moments.count).reshape(channels, -1)
+        means = torch.einsum("ck,nck->cn", x_mean, w)  # of each channel's contribution to each output
+        gram = gram - moments.count * means @ means.T
+        target = target - means @ moments.y_sum
+        total = float((moments.yy - moments.y_sum.square() / moments.count).clamp_min(0.0).sum())
         return gram, target, 1.0 / total if total > 1e-12 * float(moments.yy.sum()) else 0.0
 
     @property
@@ -117,17 +126,19 @@ def exact(layer: Layer, keep: int) -> list[int]:
 def thinet(layer: Layer, keep: int) -> list[int]:
     """ThiNet, algorithm 1: greedily add to the removed set T the channel that keeps |sum_T Z_j|^2 least.
 
-    On raw moments (no intercept), with the Gram summed over all output filters instead of one random filter per
-    position: the same in expectation, with less noise.  O(c^2) in all.
+    On raw moments (no intercept).  Where no filters were drawn (``layer.drawn``) the Gram is summed over all output
+    filters instead of one random filter per position: the same in expectation, with less noise.  O(c^2) in all.
     """
     gram, _ = layer.gram(centred=False)
-    cost = gram.diagonal().clone()
-    alive = torch.ones(layer.channels, dtype=torch.bool, device=gram.device)
-    for _ in range(layer.channels - keep):
-        removed = int(torch.where(alive, cost, torch.inf).argmin())
-        alive[removed] = False
-        cost = cost + 2.0 * gram[removed]
-    return [int(i) for i in alive.nonzero().flatten()]
+    return backward(gram, keep)
+
+
+def thinet_tpami(layer: Layer, keep: int) -> list[int]:
+    """ThiNet's journal version: greedily add to S the channel that explains most of what S leaves of the responses.
+
+    On the same moments as :func:`thinet`; all factors are fitted anew after each channel.  O(c k^2) in all.
+    """
+    return forward(*layer.gram(centred=False), keep)
 
 
 def first_k(layer: Layer, keep: int) -> list[int]:
@@ -157,6 +168,16 @@ def random(layer: Layer, keep: int) -> list[int]:
     return sorted(torch.randperm(layer.channels, generator=generator)[:keep].tolist())
 
 
+def apoz(layer: Layer, keep: int) -> list[int]:
+    """The channels that are zero least often behind their ReLU (Hu et al. 2016, average percentage of zeros).
+
+    Raises :class:`UserError` where no zeros were counted.
+    """
+    if layer.zeros is None:
+        raise UserError("apoz needs zeros that are counted while the network runs: it works within a pruning alone")
+    return _fill([], 1.0 - layer.zeros, keep)
+
+
 SELECTIONS: dict[str, Callable[[Layer, int], list[int]]] = {
     "lasso": lasso,
     "exact": exact,
@@ -165,6 +186,8 @@ SELECTIONS: dict[str, Callable[[Layer, int], list[int]]] = {
     "max response": max_response,
     "weight sum": weight_sum,
     "random": random,
+    "thinet tpami": thinet_tpami,
+    "apoz": apoz,
 }
 
 

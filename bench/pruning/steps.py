@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,10 +19,11 @@ from bench.metrics import Metric
 from bench.models.checkpoint import checkpoint, network, takes_channels_last
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
+from bench.pruning.apoz import counted
 from bench.pruning.calibration import Calibration, Sampling, accumulate, calibrate, error_curves, norm_behind
 from bench.pruning.fold import folded, unfold
 from bench.pruning.graph import Site, find_sites, trace
-from bench.pruning.layerwise import Method, prune
+from bench.pruning.layerwise import RESCALE, Method, prune
 from bench.pruning.reconstruction import reconstruct
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
@@ -81,13 +84,19 @@ class CurveMeasuring:
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a network is pruned to which ``widths``, on ``images`` training images (None: all); who gets samplers."""
+    """How a network is pruned to which ``widths``, on ``images`` training images (None: all); who gets samplers.
+
+    ``balanced`` images are spread evenly over the classes.  With ``alone`` the network is asked for the responses of
+    the layers named in ``widths`` only, where it is pruned a few layers at a time (other positions are drawn then).
+    """
 
     method: Method
     widths: Widths
     sampling: Sampling
     images: int | None
     samplers: tuple[str, ...] = ()
+    balanced: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,14 +111,31 @@ class SingleLayer:
 
 
 def calibration_images(
-    data: ImageSet, count: int | None, seed: int, batch: int, workers: int = 0, progress: bool = False
+    data: ImageSet,
+    count: int | None,
+    seed: int,
+    batch: int,
+    workers: int = 0,
+    progress: bool = False,
+    balanced: bool = False,
 ) -> ImageStream:
-    """``count`` training images (all for None) without augmentation, drawn without replacement, in batches."""
+    """``count`` training images (all for None) without augmentation, drawn without replacement, in batches.
+
+    ``balanced``: as many of each class, but for one where ``count`` is no multiple and for classes that have fewer.
+    """
     total = len(data.train)
     if count is None or count >= total:
         places = list(range(total))
     else:
-        places = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+        places = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+        if balanced:  # the first of each class that is drawn goes before the second of any, and so on
+            labels, drawn = data.train.labels.tolist(), Counter[int]()
+            turns = {}
+            for place in places:
+                turns[place] = drawn[labels[place]]
+                drawn[labels[place]] += 1
+            places.sort(key=turns.__getitem__)
+        places = places[:count]
     return ImageStream(data.train, places, batch, workers, progress)
 
 
@@ -120,14 +146,31 @@ def mac_model(model: nn.Module, recipe: Recipe, sites: list[Site]) -> MacModel:
     return MacModel(counted.conv, sites, channels)
 
 
-def _calibration(context: Context, sampling: Sampling, count: int | None, model: nn.Module) -> Calibration:
-    """The original network's responses, shared by the steps of this process that sample alike."""
+def _calibration(
+    context: Context,
+    sampling: Sampling,
+    count: int | None,
+    model: nn.Module,
+    balanced: bool = False,
+    names: tuple[str, ...] | None = None,
+) -> Calibration:
+    """The original network's responses, shared by the steps of this process that sample alike.
+
+    ``names`` (as in :class:`Fixed`) are the layers that are asked (None: all).
+    """
 
     def make() -> Calibration:
-        images = calibration_images(context.data(), count, sampling.seed, sampling.batch)
-        return calibrate(model, images, sampling, context.device, progress=context.progress)
+        images = calibration_images(context.data(), count, sampling.seed, sampling.batch, balanced=balanced)
+        wanted = (lambda site: True) if names is None else (lambda site: _name(site) in names)
+        return calibrate(model, images, sampling, context.device, wanted, context.progress)
 
-    return context.remember(("calibration", context.parents[0], sampling, count), make)  # type: ignore[no-any-return]
+    key = ("calibration", context.parents[0], sampling, count, balanced, names)
+    return context.remember(key, make)  # type: ignore[no-any-return]
+
+
+def _name(site: Site) -> str:
+    """A site in :class:`Fixed`: its producer, or its reader with ``:in`` behind."""
+    return site.producer or f"{site.reader}:in"
 
 
 def run_curves(context: Context, parents: list[Result], params: CurveMeasuring) -> Result:
@@ -141,7 +184,8 @@ def run_curves(context: Context, parents: list[Result], params: CurveMeasuring) 
 def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Result:
     """Parents: the dense network and, for error-driven widths, its curves.  A pruned, reconstructed checkpoint."""
     model, recipe = network(parents[0])
-    calibration = _calibration(context, params.sampling, params.images, model)
+    names = _names(params.widths) if params.alone else None
+    calibration = _calibration(context, params.sampling, params.images, model, params.balanced, names)
     sites = [site for site in calibration.sites if site.producer is not None or site.reader in params.samplers]
     keep = _keep(params.widths, mac_model(model, recipe, sites), sites, parents)
     pruned, reports = prune(model, calibration, keep, params.method, context.progress)
@@ -166,9 +210,16 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
     return checkpoint(pruned.cpu(), smaller, records=found, facts=facts)
 
 
+def _names(wanted: Widths) -> tuple[str, ...] | None:
+    """The layers that the widths name, or None where they are still to be chosen."""
+    if isinstance(wanted, ErrorDriven):
+        return None
+    return tuple(sorted(wanted.keep if isinstance(wanted, Fixed) else wanted.ratios))
+
+
 def _keep(wanted: Widths, model: MacModel, sites: list[Site], parents: list[Result]) -> dict[str, int]:
     """Channels kept by reader."""
-    reader_of = {site.producer or f"{site.reader}:in": site.reader for site in sites}
+    reader_of = {_name(site): site.reader for site in sites}
     if isinstance(wanted, Fixed):
         return {reader_of[name]: count for name, count in wanted.keep.items()}
     if isinstance(wanted, Ratios):
@@ -207,9 +258,17 @@ def run_single_layer(context: Context, parents: list[Result], params: SingleLaye
     assert site.producer is not None
     conv, norm = surgery.convolution(model, site.reader), norm_behind(model, site)
     walk = Walk(model, trace(model), calibration.batches, context.device, sampling.budget)
-    sampled = accumulate(calibration, walk, site, conv, compensate=False)
+    with counted(calibration, walk, site.reader) if "apoz" in params.selections else nullcontext() as zeros:
+        sampled = accumulate(calibration, walk, site, conv, compensate=False)
     weight, bias = folded(conv, norm)
-    layer = Layer(sampled.fitted, weight, bias, surgery.convolution(model, site.producer).weight, seed=sampling.seed)
+    layer = Layer(
+        sampled.fitted,
+        weight,
+        bias,
+        surgery.convolution(model, site.producer).weight,
+        seed=sampling.seed,
+        zeros=None if zeros is None else zeros.shares,
+    )
     dense = outputs_of(model)
     found = []
     for criterion in params.selections:
@@ -293,6 +352,8 @@ def pruned(
     words = [params.method.selection, target or _target(params.widths)]
     words += ["without compensation"] if not params.method.compensate else []
     words += ["full"] if params.method.rectify else []
+    words += [params.method.rebuild] if params.method.rebuild == RESCALE else []
+    words += ["one filter a position"] if params.method.outputs == "one" else []
     name = f"pruned({', '.join(words)}, seed {params.sampling.seed}, {parent.name})"
     parents = [parent] if error_curves_ is None else [parent, error_curves_]
     return make_step(Kind.PRUNE, name, run_pruned, params, parents, data=data, device=parent.device, work=work)

@@ -7,7 +7,7 @@ pass; where they do not fit, the prefix since the last kept place is run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class Walk:
         # None: only the images, which the batches hold (in whatever form they like) and give again
         self.kept: list[dict[fx.Node, Tensor] | None] = [None] * len(batches)
         self.position = self.order[self.first] + 1
+        # who is shown a node's value, batch by batch, whenever it is computed
+        self.watched: dict[fx.Node, Callable[[Tensor], None]] = {}
 
     def visit(self, reader: str, shortcut: str | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """For each batch: the input of the convolution ``reader`` and the value of the node ``shortcut``.
@@ -82,6 +84,8 @@ class Walk:
             values: dict[fx.Node, Any] = {node: value.to(self.device, copy=True) for node, value in start.items()}
             for node in self.nodes[self.position : stop]:
                 values[node] = run_node(self.model, node, values)
+                if node in self.watched:
+                    self.watched[node](values[node])
                 values = {n: v for n, v in values.items() if self.last_use[n] > self.order[node]}
             live = {node: value for node, value in values.items() if self.last_use[node] >= stop}
             if keep is None:  # one batch tells what all will need

@@ -40,6 +40,7 @@ class Problem:
             torch.from_numpy(self.bias),
             torch.from_numpy(self.filters),
             options=options,
+            zeros=torch.from_numpy((self.x == 0).reshape(len(self.x), self.channels, -1).mean((0, 2))),
         )
 
     def contributions(self) -> Array:
@@ -140,7 +141,7 @@ def test_every_count_is_met(name: str, awkward: bool) -> None:
         assert len(kept) == keep
         assert kept == sorted(set(kept))
         assert set(kept) <= set(range(8))
-    if awkward and name in ("lasso", "exact", "thinet", "max response"):
+    if awkward and name in ("lasso", "exact", "thinet", "max response", "thinet tpami", "apoz"):
         assert not {1, 4} & set(select(name, layer, 4))
 
 
@@ -149,6 +150,12 @@ def test_inputs_that_are_all_zero_still_give_the_count(name: str) -> None:
     problem = Problem(5, rows=20)
     problem.x[:] = 0.0
     assert len(select(name, problem.layer(), 3)) == 3
+
+
+def test_apoz_without_a_count_is_a_user_error() -> None:
+    layer = Problem(5).layer()
+    with pytest.raises(UserError, match="zeros that are counted"):
+        select("apoz", Layer(layer.moments, layer.weight, layer.bias), 3)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -314,7 +314,7 @@ def rows_of(layer: Layer, rows: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
 def test_gram_of_several_readers_is_the_sum_of_shares(
     seed: int, channels: int, readers: list[tuple[tuple[int, int], int, int]], centred: bool
 ) -> None:
-    """Explicit contributions Z_i = X_i W_i', each reader's products over its |Y|^2."""
+    """Explicit contributions Z_i = X_i W_i', each reader's products over its |Y|^2; about zero, Y less the bias."""
     built = [random_layer(seed + i, channels, *reader) for i, reader in enumerate(readers)]
     layers = [layer for layer, _ in built]
     first = Layer(layers[0].moments, layers[0].weight, layers[0].bias, others=tuple(layers[1:]))
@@ -325,7 +325,8 @@ def test_gram_of_several_readers_is_the_sum_of_shares(
         per_channel = x.reshape(len(x), channels, -1)
         parts = [per_channel[:, i] @ layer.weight[:, i].flatten(1).T for i in range(channels)]
         for i in range(channels):
-            target[i] += (parts[i] * y).sum() / y.square().sum()
+            wanted = y if centred else y - layer.bias
+            target[i] += (parts[i] * wanted).sum() / y.square().sum()
             for j in range(channels):
                 gram[i, j] += (parts[i] * parts[j]).sum() / y.square().sum()
     found = first.gram(centred)

@@ -115,6 +115,60 @@ def test_the_memory_keeps_the_latest_few() -> None:
     assert where.remember(4, lambda: pytest.fail("made again")) == 40
 
 
+def test_balanced_images_are_spread_over_the_classes() -> None:
+    """As many of each class whatever the count, as far as there are some; drawn by the seed, none twice."""
+    images = data()
+    images.train.labels = torch.tensor([0] * 40 + [1] * 20 + [2] * 4)
+
+    def drawn(count: int, seed: int = 0) -> list[int]:
+        stream = pruning.calibration_images(images, count, seed, 16, balanced=True)
+        return [place for chunk in stream.chunks for place in chunk]
+
+    for count, expected in [(9, [3, 3, 3]), (12, [4, 4, 4]), (30, [13, 13, 4]), (60, [36, 20, 4]), (64, [40, 20, 4])]:
+        places = drawn(count)
+        assert len(set(places)) == count
+        assert torch.bincount(images.train.labels[places], minlength=3).tolist() == expected
+    assert sorted(torch.bincount(images.train.labels[drawn(10)]).tolist()) == [3, 3, 4]
+    assert drawn(9) == drawn(9) and set(drawn(9)) != set(drawn(9, seed=1))
+
+
+def test_a_pruning_of_balanced_images_reads_them() -> None:
+    """And shares its responses with no step that draws otherwise."""
+    memory: dict[Any, Any] = {}
+    pruning.run_pruned(context(data(), memory=memory), [dense(0)], parameters(count=20))
+    images = data()
+    pruning.run_pruned(context(images, memory=memory), [dense(0)], replace(parameters(count=20), balanced=True))
+    read = torch.tensor(sorted(images.train.read))  # type: ignore[attr-defined]
+    assert torch.bincount(images.train.labels[read]).tolist() == [2] * 10
+
+
+def test_a_layer_that_is_pruned_alone_is_the_only_one_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its producer's name, by a sampler's, in ratios; error-driven widths need all."""
+    asked: list[list[str]] = []
+
+    def walk(model: Any, calibration: Any, keep: Any, method: Any, progress: bool) -> Any:
+        asked.append([site.reader for site in calibration.sites])
+        return model, []
+
+    monkeypatch.setattr(pruning, "prune", walk)
+    fixed = pruning.Fixed({"layer3.1.conv1": 7, "layer2.1.conv1:in": 3})
+    ratios = pruning.Ratios({"layer1.0.conv1": 1.0}, 1.01)
+    for widths in (fixed, ratios):
+        params = pruning.Pruning(Method("exact"), widths, SAMPLING, 40, ("layer2.1.conv1",), alone=True)
+        pruning.run_pruned(context(data()), [dense(0)], params)
+    assert asked == [["layer2.1.conv1", "layer3.1.conv2"], ["layer1.0.conv2"]]
+
+
+def test_layers_pruned_one_after_the_other_give_the_widths_of_all() -> None:
+    """A step's parent may be the network that another step has pruned."""
+    first = replace(parameters("thinet"), widths=pruning.Fixed({"layer1.0.conv1": 2}), alone=True)
+    second = replace(parameters("thinet"), widths=pruning.Fixed({"layer3.1.conv1": 7}), alone=True)
+    once = pruning.run_pruned(context(data()), [dense(0)], first)
+    twice = pruning.run_pruned(context(data(), "once"), [once], second)
+    assert twice.recipe is not None and twice.recipe["widths"] == KEEP
+    assert network_of(twice)[0](torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+
+
 def test_the_method_reaches_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 
