@@ -148,7 +148,7 @@ def edited(dense: nn.Module) -> tuple[nn.Module, Recipe]:
         layer.bias = nn.Parameter(torch.randn(layer.out_channels).to(layer.weight.dtype))
     samplers, biases = surgery.structure(dense, model)
     assert (samplers, sorted(biases)) == ({"one.0": [2, 3, 7]}, ["one.0", "two.0"])
-    return model, Recipe("", {}, (3, SIDE, SIDE), {"one.0": 7}, samplers, biases)
+    return model, Recipe("", {}, (3, SIDE, SIDE)).sampled(samplers).removed({"one.0": 7}).biased(biases)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])

@@ -45,7 +45,7 @@ def test_released_vgg_networks(speedup: float) -> None:
     """The speed-up of the convolutions, to the digits that are known."""
     names = list(CONVS.values())
     widths = dict(zip(names, VGG_WIDTHS[speedup], strict=False))
-    pruned = count(Recipe("vgg16", {}, IMAGENET, widths).build("meta"), IMAGENET).total("conv")
+    pruned = count(Recipe("vgg16", {}, IMAGENET).removed(widths).build("meta"), IMAGENET).total("conv")
     assert round(15_346_630_656 / pruned, 3) == speedup
 
 
@@ -69,8 +69,8 @@ def test_released_resnet50() -> None:
             widths[f"{name}.conv1"], widths[f"{name}.conv2"] = first, second
     arguments = {"caffe_stride": True}
     dense = count(Recipe("resnet50", arguments, IMAGENET).build("meta"), IMAGENET).total("conv")
-    pruned = count(Recipe("resnet50", arguments, IMAGENET, widths, samplers).build("meta"), IMAGENET).total("conv")
-    assert round(dense / pruned, 3) == 1.485
+    pruned = Recipe("resnet50", arguments, IMAGENET).sampled(samplers).removed(widths)
+    assert round(dense / count(pruned.build("meta"), IMAGENET).total("conv"), 3) == 1.485
 
 
 @pytest.mark.parametrize(
