@@ -74,12 +74,11 @@ def test_a_chain_from_dense_to_latency(data: ImageSet, tmp_path: Path) -> None:
     dense = checkpoint(BASE.build(), BASE)
     schedule = Schedule(epochs=1, lr=0.01, batch=32)
     at_one = steps.run_gated(context, [dense], steps.Gating(1000, schedule, 0, 1e-8, GateOptions(phi="zero")))
-    assert at_one.recipe is not None and Recipe.from_json(at_one.recipe) == BASE.edited(
-        Gate(1000, GateOptions(phi="zero"))
-    )
+    gate = Gate(1000, GateOptions(phi="zero"))
+    assert at_one.recipe is not None and Recipe.from_json(at_one.recipe) == BASE.edited(gate)
     context.work = tmp_path / "next"
     half = steps.run_gated(context, [at_one], steps.Gating(500, schedule, 0, 1e-8, GateOptions(phi="zero")))
-    assert half.recipe is not None and Recipe.from_json(half.recipe) == BASE.edited(Gate(500, GateOptions(phi="zero")))
+    assert half.recipe is not None and Recipe.from_json(half.recipe) == BASE.gated(500, GateOptions(phi="zero"))
     model = Recipe.from_json(half.recipe).build()
     model.load_state_dict(half.state)
     assert {layer.density for layer in gated_layers(model).values()} == {500}
