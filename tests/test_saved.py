@@ -162,6 +162,26 @@ def test_all_structures_at_once(tmp_path: Path, precision: torch.dtype) -> None:
     assert torch.equal(api.load(tmp_path, network(Residual, False, True, False))(x), model(x))
 
 
+def test_networks_saved_before_recipes_had_edits_are_loaded(tmp_path: Path) -> None:
+    dense = network(Residual, False, True, False)
+    model, recipe = edited(dense)
+    assert saved.save(model, recipe, tmp_path) is None
+    value = json.loads((tmp_path / "recipe.json").read_text())
+    value["recipe"] = {
+        "builder": "",
+        "arguments": {},
+        "input_shape": [3, SIDE, SIDE],
+        "widths": {"one.0": 7},
+        "samplers": {"one.0": [2, 3, 7]},
+        "biases": ["one.0", "two.0"],
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(value))
+    assert saved.recipe_of(tmp_path) == recipe
+    x = torch.randn(5, 3, SIDE, SIDE)
+    for loaded in (api.load(tmp_path), api.load(tmp_path, dense)):
+        assert torch.equal(loaded(x), model(x))
+
+
 class Tied(nn.Module):
     """Shared parameters, a buffer outside the state, and an attribute that is a function."""
 

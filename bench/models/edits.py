@@ -162,7 +162,9 @@ def simplified(edits: Iterable[Edit]) -> tuple[Edit, ...]:
         if one.is_empty:
             continue
         both = found[-1].joined(one) if found and type(found[-1]) is type(one) else None
-        found[-1:] = [*found[-1:], one] if both is None else [both]
+        if both is not None:
+            found.pop()
+        found.append(both or one)
     return tuple(found)
 
 

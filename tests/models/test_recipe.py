@@ -19,11 +19,13 @@ from bench.errors import UserError
 from bench.gating.edit import Gate, at_density
 from bench.gating.layer import GatedConv2d, GateOptions, gated_layers
 from bench.measure import macs
+from bench.models.checkpoint import network
 from bench.models.edits import Bias, Edit, Remove, ReplaceHead, Sample
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
 from bench.pruning.surgery import SampledConv2d, convolution
 from bench.steps import Kind, canonical, make_step
+from bench.store import Result, Store
 from bench.train.schedule import Schedule
 from bench.train.steps import Training, run_trained
 
@@ -102,6 +104,26 @@ def test_gated_recipes_written_as_a_builder_around_a_recipe_are_read() -> None:
     built = Recipe.from_json({**older, "arguments": full}).build("meta")
     assert {name: (layer.out_channels, layer.k) for name, layer in gated_layers(built).items()}["conv1"] == (9, 5)
     assert type(convolution(built, "conv2")) is nn.Conv2d
+
+
+def test_steps_stored_before_recipes_had_edits_are_read(tmp_path: Path) -> None:
+    """A removal, and gates in what is left, as a store holds them."""
+    torch.manual_seed(0)
+    slim = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, (3, 16, 16)).removed({"conv1": 3})
+    older: dict[str, Any] = {**slim.base.to_json(), "widths": {"conv1": 3}, "samplers": {}}
+    del older["edits"]
+    arguments = {"base": older, "density": 500, "options": {"phi": "zero"}, "ungated": []}
+    gates = {"builder": "gated", "arguments": arguments, "input_shape": [3, 16, 16], "widths": {}, "samplers": {}}
+    store = Store(tmp_path)
+    for name, recipe, value in (("a", slim, older), ("b", slim.gated(500, GateOptions(phi="zero")), gates)):
+        made = recipe.build().eval()
+        store.save(name, Result(recipe=value, state=dict(made.state_dict())), {"step": name})
+        stored = store.load(name)
+        assert stored is not None
+        model, found = network(stored)
+        assert found == recipe
+        x = torch.randn(2, 3, 16, 16)
+        assert torch.equal(model(x), made(x))
 
 
 def test_the_networks_released_beside_the_results_are_read() -> None:

@@ -157,7 +157,7 @@ def test_samplers_are_measured_pruned_and_kept(monkeypatch: pytest.MonkeyPatch) 
     params = pruning.Pruning(Method("exact"), pruning.Fixed({f"{name}:in": 3}), SAMPLING, 40, (name,))
     found = pruning.run_pruned(context(data()), [dense(0)], params)
     assert found.recipe is not None and Recipe.from_json(found.recipe).widths == {}
-    assert {reader: len(index) for reader, index in found.recipe["samplers"].items()} == {name: 3}
+    assert {reader: len(index) for reader, index in Recipe.from_json(found.recipe).samplers.items()} == {name: 3}
 
 
 def test_error_driven_widths_come_from_the_second_parent(monkeypatch: pytest.MonkeyPatch) -> None:
