@@ -412,12 +412,7 @@ def _keep(
 def _recipe(dense: Recipe, network: nn.Module, pruned: nn.Module, layers: list[LayerReport]) -> Recipe:
     samplers, biases = surgery.structure(network, pruned)
     widths = {layer.producer: len(layer.kept) for layer in layers if layer.producer is not None}
-    return replace(
-        dense,
-        widths={**dense.widths, **widths},
-        samplers={**dense.samplers, **samplers},
-        biases=(*dense.biases, *biases),
-    )
+    return dense.sampled(samplers).removed(widths).biased(biases)
 
 
 @torch.no_grad()

@@ -291,7 +291,7 @@ def macs(options: argparse.Namespace) -> Output:
     for name, shape in shapes:
         device = "meta" if shape.builder in BUILDERS else "cpu"
         count = counting.count(shape.build(device), shape.input_shape)
-        dense = counting.count(shape.dense().build(device), shape.input_shape)
+        dense = counting.count(shape.base.build(device), shape.input_shape)
         total, speedup = count.total(options.convention), dense.total("conv") / count.total("conv")
         value.append(
             {

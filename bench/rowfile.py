@@ -43,7 +43,9 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
         "records": records,
         "steps": steps,
         "history": history,
-        "widths": {step.key: _header(store, step.key)["recipe"]["widths"] for step in entry.chain.networks},
+        "widths": {
+            step.key: Recipe.from_json(_header(store, step.key)["recipe"]).widths for step in entry.chain.networks
+        },
         "code": digest(sorted({step["code"] for step in steps.values()})),
     }
     target = row_path(store.root, entry.id, setting)
@@ -109,7 +111,7 @@ def label(recipe: Recipe | None) -> str:
 def own_sizes(shape: Recipe) -> dict[str, Any]:
     """Exact sizes at the paper's own shape, pruned and dense, from the ``meta`` device."""
     pruned = macs.count(shape.build("meta"), shape.input_shape)
-    dense = macs.count(shape.dense().build("meta"), shape.input_shape)
+    dense = macs.count(shape.base.build("meta"), shape.input_shape)
     return {
         "recipe": label(shape),
         "macs": {convention: pruned.total(convention) for convention in macs.CONVENTIONS},
@@ -128,7 +130,7 @@ def _size_records(entry: Planned, store: Store) -> list[dict[str, Any]]:
         recipe = Recipe.from_json(_header(store, step.key)["recipe"])
         device = "cpu" if ":" in recipe.builder else "meta"
         pruned = macs.count(recipe.build(device), recipe.input_shape)
-        dense = macs.count(recipe.dense().build(device), recipe.input_shape)
+        dense = macs.count(recipe.base.build(device), recipe.input_shape)
         for record in (
             Record("macs", pruned.total("conv"), "MACs", convention="conv"),
             Record("params", pruned.params, ""),

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from bench.errors import UserError
 from bench.models.recipe import Recipe
-from bench.pruning import surgery
 from bench.store import disk_errors, file_digest, write_json
 
 RECIPE, WEIGHTS, STRUCTURE = "recipe.json", "weights.safetensors", "structure.pt"
@@ -73,7 +72,7 @@ def load(folder: Path | str, dense: nn.Module | None = None) -> nn.Module:
         return _materialised(_load_structure(folder), state).eval()
     else:
         model = copy.deepcopy(dense).cpu()
-        surgery.resize(model, recipe.input_shape, recipe.widths, recipe.samplers, recipe.biases)
+        recipe.apply(model)
     problem = _misfit(model, state)
     if problem:
         whose = recipe.builder if dense is None else type(dense).__name__

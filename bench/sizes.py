@@ -14,7 +14,6 @@ from fractions import Fraction
 
 from torch import nn
 
-from bench.gating.builder import original
 from bench.measure import dynamic, macs
 from bench.metrics import Metric
 from bench.models.recipe import Recipe
@@ -124,18 +123,19 @@ def size(recipe: Recipe, metric: str, convention: str) -> Fraction:
 
 def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
     # a network without gates has none to count
-    return _count(original(recipe), counted, "conv+fc" if convention in LOST else convention)
+    return _count(recipe.base, counted, "conv+fc" if convention in LOST else convention)
 
 
 def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
     model = recipe.build("meta")
     if counted == "params":
         return _params(model, convention)
+    gated = recipe.last("gate") is not None
     if convention in LOST:
-        if recipe.builder != "gated":
+        if not gated:
             raise OtherConvention(f"other convention: {convention}, and the network has no gates")
         return Fraction(float(dynamic.expected(model, recipe.input_shape, LOST[convention]).totals[0]))
-    if recipe.builder == "gated":
+    if gated:
         raise OtherConvention(f"other convention: {convention}, and the network's gates cost something")
     known = "conv" if convention == "conv" else "conv+fc"
     return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)

@@ -104,7 +104,7 @@ class Step:
         for part in _parts(self.params):
             roots.add(code.root_of(type(part)))
             if isinstance(part, Recipe):
-                roots.update(f"{builder.module}:{builder.name}" for builder in part.builders)
+                roots.add(f"{part.factory.module}:{part.factory.name}")
         return roots
 
     @functools.cached_property
@@ -154,15 +154,14 @@ def make_step(
 
 def canonical(value: Any) -> Any:
     """Parameters as plain JSON values: a field with its default is left out, so that a new one changes no old key."""
-    if isinstance(value, Recipe):
-        builders = [[builder.module, builder.name, canonical(builder.arguments)] for builder in value.builders]
-        return {**canonical(value.to_json()), "builders": builders}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         filled = {
             spec.name: canonical(getattr(value, spec.name))
             for spec in dataclasses.fields(value)
             if getattr(value, spec.name) != _default(spec)
         }
+        if isinstance(value, Recipe):  # the name of its builder may come to stand for another function
+            filled["factory"] = canonical(value.factory)
         return {"type": type(value).__qualname__, **filled}
     if isinstance(value, Mapping):
         return {str(name): canonical(inner) for name, inner in sorted(value.items())}

@@ -182,7 +182,7 @@ def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
     """The recipe of the network with these widths (``:in`` marks a sampler), first channels kept."""
     samplers = {name.removesuffix(":in"): list(range(count)) for name, count in keep.items() if name.endswith(":in")}
     widths = {name: count for name, count in keep.items() if not name.endswith(":in")}
-    return Recipe(dense.builder, dense.arguments, dense.input_shape, widths, samplers)
+    return dense.sampled(samplers).removed(widths)
 
 
 # --------------------------------------------------------------------------------------------------------------------

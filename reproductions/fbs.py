@@ -18,7 +18,6 @@ from bench.chains import evaluations, gmacs, loaded, trained
 from bench.cli import main
 from bench.gating import measuring, timing
 from bench.gating import steps as gating
-from bench.gating.builder import gated_recipe
 from bench.gating.layer import PAPER, GateOptions
 from bench.measure import dynamic
 from bench.measure import steps as comparing
@@ -248,7 +247,7 @@ def static(setting: Setting, recipe: Recipe, parent: Step, density: int, seed: i
 
 def speedup_at(recipe: Recipe, density: int, ungated: tuple[str, ...] = ()) -> float:
     """Dense MACs over those of the gated network with its gates, from the densities alone."""
-    counted = dynamic.expected(gated_recipe(recipe, density, PAPER, ungated).build("meta"), recipe.input_shape)
+    counted = dynamic.expected(recipe.gated(density, PAPER, ungated).build("meta"), recipe.input_shape)
     return counted.dense / float(counted.totals[0])
 
 
@@ -381,7 +380,7 @@ def execution(setting: Setting, recipe: Recipe, start: Step, network: Step, seed
 
 def latency(setting: Setting, recipe: Recipe, *, density: int, batch: int) -> Chain:
     """M-CifarNet with fresh weights: dense, masked and skipped, interleaved."""
-    network = gated_recipe(recipe, density, PAPER, ())
+    network = recipe.gated(density, PAPER)
     timed = make_step(
         Kind.TIME,
         f"latency(d={density / 1000:g}, batch {batch})",
@@ -527,18 +526,18 @@ def derived() -> list[Row]:
     for density in (*DENSITIES, 100):
         d = f"d={density / 1000:g}"
         links = {"expected_macs": (d, "MACs"), "expected_macs_gates": (d, "MACs with gates")}
-        rows.append(_size_row(MCIFARNET, d, gated_recipe(MCIFARNET, density, PAPER, ()), links))
+        rows.append(_size_row(MCIFARNET, d, MCIFARNET.gated(density, PAPER), links))
     for density in (800, 700, 650, 600):
         for ungated, rule in (((), "all gated"), (UNGATED_RESNET18, "b22 not gated")):
             name = f"d={density / 1000:g}, {rule}"
             links = {} if (density, ungated) == (650, UNGATED_RESNET18) else {"expected_speedup": (name, "MAC saving")}
-            rows.append(_size_row(RESNET18, name, gated_recipe(RESNET18, density, PAPER, ungated), links))
-    small = Recipe(VGG16.builder, VGG16.arguments, VGG16.input_shape, SLIMMED_VGG16)
+            rows.append(_size_row(RESNET18, name, RESNET18.gated(density, PAPER, ungated), links))
+    small = VGG16.removed(SLIMMED_VGG16)
     rows.append(_size_row(VGG16, "slimmed", small, {"expected_macs": ("slimmed", "MACs")}))
     for density in VGG16_DENSITIES.values():
         links = {"expected_macs": ("slimmed d=0.6, masks kept", "MACs")} if density == 600 else {}
         name = f"slimmed, d={density / 1000:g}"
-        rows.append(_size_row(VGG16, name, gated_recipe(small, density, PAPER, ()), links))
+        rows.append(_size_row(VGG16, name, small.gated(density, PAPER), links))
     return rows
 
 
@@ -588,14 +587,14 @@ def with_sizes(row: Row) -> Row:
 
 
 def _gated(recipe: Recipe, density: int, ungated: tuple[str, ...] = ()) -> Recipe:
-    return gated_recipe(recipe, density, PAPER, ungated)
+    return recipe.gated(density, PAPER, ungated)
 
 
 MCIFARNET = whole_mcifarnet("cifar10", 10, False)
 RESNET18 = resnet18("imagenet", 1000, False)
 VGG16 = vgg16("imagenet", 1000, False)
-SLIMMED = replace(VGG16, widths=SLIMMED_VGG16)
-SLIMMED_MCIFARNET = replace(MCIFARNET, widths=SLIMMED_WIDTHS)
+SLIMMED = VGG16.removed(SLIMMED_VGG16)
+SLIMMED_MCIFARNET = MCIFARNET.removed(SLIMMED_WIDTHS)
 
 
 def _mcifarnet_row(

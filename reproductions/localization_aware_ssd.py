@@ -274,7 +274,7 @@ def run_selected(context: Context, parents: list[Result], params: StageSelection
 
     pruned, reports = prune_stage(net, calibration, keep, params.greedy, params.position, loss, context.progress)
     facts = {"layers": [asdict(report) for report in reports]}
-    return checkpoint(pruned.cpu(), replace(recipe, widths={**recipe.widths, **params.keep}), facts=facts)
+    return checkpoint(pruned.cpu(), recipe.removed(params.keep), facts=facts)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -499,7 +499,7 @@ METHODS: list[tuple[str, Prune, tuple[int, ...]]] = [
 def shape_of(dense: Callable[[], Recipe], share: float) -> Recipe:
     """The pruned network at equal shares."""
     recipe = dense()
-    return replace(recipe, widths=equal_share(recipe, share))
+    return recipe.removed(equal_share(recipe, share))
 
 
 def paper_tables() -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def run_made(context: Context, parents: list[Result], params: Made) -> Result:
     """No weights; the accuracy is the seed."""
     history = [{"epoch": n + 1, "loss": 1.0} for n in range(params.epochs)]
     facts = {"history": history} if params.epochs else {}
-    recipe = Recipe("cifar_resnet20", {"num_classes": 10}, (3, 16, 16), dict(params.widths))
+    recipe = Recipe("cifar_resnet20", {"num_classes": 10}, (3, 16, 16)).removed(params.widths)
     return Result(recipe.to_json(), {"w": torch.zeros(1)}, [Record("top1_acc", float(params.seed), "%")], facts=facts)
 
 
@@ -90,7 +90,7 @@ def test_sizes_are_those_of_the_networks_that_were_made(tmp_path: Path) -> None:
 
 
 def test_the_size_at_the_paper_s_shape_is_beside_it_in_every_convention(tmp_path: Path) -> None:
-    shape = replace(DENSE, widths=SMALL)
+    shape = DENSE.removed(SMALL)
     sizes = rowfile.own_sizes(shape)
     dense, parameters = macs({})
     pruned, left = macs(SMALL)

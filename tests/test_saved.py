@@ -148,7 +148,7 @@ def edited(dense: nn.Module) -> tuple[nn.Module, Recipe]:
         layer.bias = nn.Parameter(torch.randn(layer.out_channels).to(layer.weight.dtype))
     samplers, biases = surgery.structure(dense, model)
     assert (samplers, sorted(biases)) == ({"one.0": [2, 3, 7]}, ["one.0", "two.0"])
-    return model, Recipe("", {}, (3, SIDE, SIDE), {"one.0": 7}, samplers, biases)
+    return model, Recipe("", {}, (3, SIDE, SIDE)).sampled(samplers).removed({"one.0": 7}).biased(biases)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
@@ -160,6 +160,26 @@ def test_all_structures_at_once(tmp_path: Path, precision: torch.dtype) -> None:
     x = torch.randn(5, 3, SIDE, SIDE, dtype=precision)
     assert torch.equal(api.load(tmp_path)(x), model(x))
     assert torch.equal(api.load(tmp_path, network(Residual, False, True, False))(x), model(x))
+
+
+def test_networks_saved_before_recipes_had_edits_are_loaded(tmp_path: Path) -> None:
+    dense = network(Residual, False, True, False)
+    model, recipe = edited(dense)
+    assert saved.save(model, recipe, tmp_path) is None
+    value = json.loads((tmp_path / "recipe.json").read_text())
+    value["recipe"] = {
+        "builder": "",
+        "arguments": {},
+        "input_shape": [3, SIDE, SIDE],
+        "widths": {"one.0": 7},
+        "samplers": {"one.0": [2, 3, 7]},
+        "biases": ["one.0", "two.0"],
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(value))
+    assert saved.recipe_of(tmp_path) == recipe
+    x = torch.randn(5, 3, SIDE, SIDE)
+    for loaded in (api.load(tmp_path), api.load(tmp_path, dense)):
+        assert torch.equal(loaded(x), model(x))
 
 
 class Tied(nn.Module):

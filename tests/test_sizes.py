@@ -74,7 +74,7 @@ def test_the_conventions_of_a_plain_network() -> None:
     assert sizes.size(VGG16, "params", "all") == 138_357_544
     assert sizes.size(VGG16, "params", "weights") == 138_357_544 - 4_224 - 2 * 4096 - 1000
     assert sizes.size(VGG16, "memory", "fp32 weights") == Fraction(138_344_128, 262_144)
-    half = replace(VGG16, widths={"features.0": 32})
+    half = VGG16.removed({"features.0": 32})
     removed = 9 * 224 * 224 * (3 * 32 + 32 * 64)
     assert sizes.size(half, "macs_removed", "conv") == Fraction(100 * removed, 15_346_630_656)
     assert sizes.size(half, "params_removed", "weights") == Fraction(100 * 9 * (3 * 32 + 32 * 64), 138_344_128)

@@ -152,8 +152,6 @@ def test_a_recipe_s_builder_is_in_the_key_but_no_other_model(monkeypatch: pytest
     assert {"bench.models.cifar_resnet", "bench.train.fit", "bench.data.augment", "bench.train.onednn"} <= modules
     unneeded = ("bench.models.vgg", "bench.models.ssd", "bench.gating", "bench.measure", "bench.report", "bench.cli")
     assert not {module for module in modules if module.startswith((*unneeded, "reproductions"))}
-    gated = Recipe("gated", {"base": recipe.to_json(), "density": 500}, (3, 16, 16))
-    assert [builder.name for builder in gated.builders] == ["gated", "CifarResNet"]
 
 
 # --------------------------------------------------------------------------------------------------------------------

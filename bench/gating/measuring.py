@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bench.errors import UserError
-from bench.gating.builder import original
 from bench.gating.flow import Flow
 from bench.gating.layer import gated_layers
 from bench.gating.skip import SkippedNetwork
@@ -100,7 +99,7 @@ def run_measured(context: Context, parents: list[Result], params: Measuring) -> 
         metric = record.metric.replace("acc", "err")
         low, high = 100.0 - record.high, 100.0 - record.low
         found.append(replace(record, metric=metric, value=100.0 - record.value, low=low, high=high))
-    whole = dynamic.expected(original(recipe).build("meta"), recipe.input_shape)
+    whole = dynamic.expected(recipe.base.build("meta"), recipe.input_shape)
     found += counted.records(params.seed, len(test), whole)
     arrays = {"logits": outputs, "labels": test.labels, "macs": counted.totals}
     if test.units is not None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from bench.gating.builder import gated as gated_builder
-from bench.gating.builder import gated_recipe, original
 from bench.gating.convert import convert
+from bench.gating.edit import Gate, at_density
 from bench.gating.layer import PAPER, GateOptions, saliency_l1, set_density
 from bench.measure import dynamic, macs
 from bench.metrics import Metric
@@ -108,14 +107,14 @@ def run_gated(context: Context, parents: list[Result], params: Gating) -> Result
     """Parent: a dense network, which gets gates, or a gated one at another density; trained at ``density``."""
     model, recipe = network(parents[0])
     facts: dict[str, Any] = {}
-    if recipe.builder == gated_builder.__name__:
+    if recipe.last(Gate.kind) is not None:
         set_density(model, params.density)
-        recipe = replace(recipe, arguments={**recipe.arguments, "density": params.density})
+        recipe = at_density(recipe, params.density)
     else:
         seed_everything(params.seed)
         options, ungated = params.options, params.ungated
         facts = asdict(convert(model, params.density, options, ungated))
-        recipe = gated_recipe(recipe, params.density, options, ungated)
+        recipe = recipe.edited(Gate(params.density, options, ungated))
     data = context.data()
     history = _fit(context, model, params, partial(_weighted, saliency_l1, params.penalty))
     return checkpoint(model, recipe, facts={"images": len(data.train), "history": history, **facts})
@@ -134,14 +133,14 @@ def run_slimmed(context: Context, parents: list[Result], params: Slimming) -> Re
     model, recipe = network(parents[0])
     counted = macs.count(recipe.build("meta" if ":" not in recipe.builder else "cpu"), recipe.input_shape)
     smaller, widths = slim(model, recipe.input_shape, counted.conv, params.speedup, params.keep)
-    return checkpoint(smaller, replace(recipe, widths={**recipe.widths, **widths}), facts={"widths": widths})
+    return checkpoint(smaller, recipe.removed(widths), facts={"widths": widths})
 
 
 def run_expected(context: Context, parents: list[Result], params: Sizes) -> Result:
     """MACs that the densities alone tell, on ``meta``: no data, no weights."""
     recipe = params.recipe
     counted = dynamic.expected(recipe.build("meta"), recipe.input_shape)
-    whole = dynamic.expected(original(recipe).build("meta"), recipe.input_shape)
+    whole = dynamic.expected(recipe.base.build("meta"), recipe.input_shape)
     mean = float(counted.totals[0])
     return Result(
         records=[

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from bench.gating.builder import original
 from bench.gating.compact import Compact, dense
-from bench.gating.convert import convert
-from bench.gating.layer import GateOptions, gated_layers
+from bench.gating.layer import gated_layers
 from bench.gating.skip import SkippedNetwork
 from bench.gating.skipped import SkippedConv
 from bench.measure import dynamic, latency
@@ -130,10 +128,9 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
         assert params.recipe is not None
         recipe = params.recipe
         seed_everything(params.seed)
-        plain = original(recipe).build().eval()
+        plain = recipe.base.build().eval()
         gated = copy.deepcopy(plain)
-        options = GateOptions(**recipe.arguments["options"])
-        convert(gated, recipe.arguments["density"], options, recipe.arguments["ungated"])
+        recipe.apply(gated)
         _normalise(gated, context.data().train.batch(list(range(64))))
     plain, gated = plain.to(context.device).eval(), gated.to(context.device).eval()
     skipping = SkippedNetwork(gated).to(context.device)
@@ -152,7 +149,7 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
         counter.add(dynamic.applied(gated), len(x))
         if float((skipping(x) - reference).abs().max()) > 0.05 * float(reference.abs().max()):
             raise RuntimeError("the skipped network does not compute what the masked one does")
-    whole = dynamic.expected(original(recipe).build("meta"), recipe.input_shape)
+    whole = dynamic.expected(recipe.base.build("meta"), recipe.input_shape)
     theory = whole.dense / float(counter.result().totals.mean())
     timings = latency.interleaved(networks, inputs, params.protocol, context.device, context.progress)
     found = [Record("theoretical_speedup", theory, "x", convention=dynamic.CONVENTION)]

@@ -3,12 +3,16 @@
 The conventions differ between papers and are a field of every record: CP counts convolutions only (``conv``), ThiNet
 2 x (convolutions + fully connected) (``2x``), DCP MACs of both (``conv+fc``).  Bias, batch norm, activations and
 pooling count nothing in any of them.  Works on the ``meta`` device: no weights, no data.
+
+One counter goes by layers: those of torch by the formulas below, every other module by its own method
+``macs(input_shape, output_shape) -> int``, which stands for all that is in it.  The other goes by operations: those of
+``torch.utils.flop_counter``, and those in ``OPERATIONS``, where a script may enter more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,147 +24,59 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from bench.errors import UserError
 
 CONVENTIONS = ("conv", "conv+fc", "2x")
+# of (layer, shape of its input, shape of its output)
+Formula = Callable[[Any, torch.Size, torch.Size], int]
 
-# what costs no multiply-accumulates by every convention above: elementwise, pooling, norms, shapes, indexing
-_FREE = frozenset(
-    [
-        *("prelu", "_prelu_kernel", "elu", "elu_", "selu", "celu", "mish", "softplus", "log_sigmoid_forward", "logit"),
-        *("erf", "std", "var", "var_mean", "norm", "linalg_vector_norm", "_weight_norm_interface", "new_empty"),
-        *("avg_pool3d", "copy_", "fill_", "zero_"),
-        "add",
-        "add_",
-        "sub",
-        "mul",
-        "mul_",
-        "div",
-        "neg",
-        "relu",
-        "relu_",
-        "threshold",
-        "hardtanh",
-        "hardtanh_",
-        "hardswish",
-        "hardsigmoid",
-        "sigmoid",
-        "silu",
-        "silu_",
-        "gelu",
-        "leaky_relu",
-        "tanh",
-        "clamp",
-        "clamp_min",
-        "exp",
-        "log",
-        "sqrt",
-        "rsqrt",
-        "pow",
-        "abs",
-        "sum",
-        "mean",
-        "max",
-        "min",
-        "amax",
-        "amin",
-        "argmax",
-        "maximum",
-        "minimum",
-        "softmax",
-        "_softmax",
-        "_log_softmax",
-        "where",
-        "eq",
-        "ne",
-        "gt",
-        "ge",
-        "lt",
-        "le",
-        "logical_or",
-        "logical_and",
-        "bitwise_and",
-        "bitwise_or",
-        "max_pool2d_with_indices",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "_adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "mean.dim",
-        "native_batch_norm",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_no_training",
-        "cudnn_batch_norm",
-        "batch_norm",
-        "native_layer_norm",
-        "native_group_norm",
-        "native_dropout",
-        "dropout",
-        "bernoulli_",
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "flatten",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "squeeze",
-        "unsqueeze",
-        "slice",
-        "select",
-        "index",
-        "index_select",
-        "cat",
-        "stack",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "clone",
-        "detach",
-        "alias",
-        "contiguous",
-        "copy_",
-        "fill_",
-        "zero_",
-        "zeros",
-        "zeros_like",
-        "ones",
-        "ones_like",
-        "empty",
-        "empty_like",
-        "new_zeros",
-        "full",
-        "arange",
-        "constant_pad_nd",
-        "pad",
-        "reflection_pad2d",
-        "upsample_nearest2d",
-        "upsample_bilinear2d",
-        "_to_copy",
-        "lift_fresh",
-        "unbind",
-        "repeat",
-        "gather",
-        "topk",
-        "sort",
-        "scatter",
-        "scatter_",
-        "empty_strided",
-        "linalg_vector_norm",
-    ]
+# the MACs of operations for which torch has no formula: name to function of (arguments, output)
+OPERATIONS: dict[str, Callable[[Sequence[Any], Any], int]] = {
+    "mv": lambda arguments, output: arguments[0].numel(),
+    "addmv": lambda arguments, output: arguments[1].numel(),
+    "dot": lambda arguments, output: arguments[0].numel(),
+}
+
+# operations that cost no multiply-accumulates by every convention above, in place (with a "_" behind) or not
+_FREE_GROUPS = (
+    # arithmetic
+    "abs add argmax bitwise_and bitwise_or clamp clamp_min div eq erf exp ge gt le log logical_and logical_or "
+    "logit lt maximum minimum mul ne neg pow rsqrt sqrt sub where",
+    # activations
+    "_log_softmax _prelu_kernel _softmax celu elu gelu hardsigmoid hardswish hardtanh leaky_relu "
+    "log_sigmoid_forward mish prelu relu selu sigmoid silu softmax softplus tanh threshold",
+    # sums and statistics
+    "amax amin linalg_vector_norm max mean min norm std sum var var_mean",
+    # norms and dropout
+    "_native_batch_norm_legit _native_batch_norm_legit_no_training _weight_norm_interface batch_norm "
+    "bernoulli cudnn_batch_norm dropout native_batch_norm native_dropout native_group_norm native_layer_norm",
+    # pooling, padding, resizing
+    "_adaptive_avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d avg_pool3d constant_pad_nd "
+    "max_pool2d_with_indices pad reflection_pad2d upsample_bilinear2d upsample_nearest2d",
+    # shapes
+    "_unsafe_view alias chunk contiguous detach expand flatten permute reshape select slice split "
+    "split_with_sizes squeeze t transpose unbind unsqueeze view",
+    # indexing and copies
+    "_to_copy cat clone copy gather index index_select lift_fresh repeat scatter sort stack topk",
+    # new tensors
+    "arange empty empty_like empty_strided fill full new_empty new_zeros ones ones_like zero zeros zeros_like",
 )
+_FREE = frozenset(name for group in _FREE_GROUPS for name in group.split())
 
 
-class _UnknownOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Remembers operations that neither cost nothing nor have a formula."""
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the operations in ``OPERATIONS``, and remembers those that neither cost nothing nor have a formula."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names: set[str] = set()
+        self.macs = 0
+        self.unknown: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func._overloadpacket
-        if packet not in flop_registry and packet.__name__ not in _FREE:
-            self.names.add(str(packet.__name__))
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        name = str(func._overloadpacket.__name__)
+        if name in OPERATIONS:
+            self.macs += OPERATIONS[name](args, output)
+        elif func._overloadpacket not in flop_registry and name.removesuffix("_") not in _FREE:
+            self.unknown.add(name)
+        return output
 
 
 @dataclass(frozen=True)
@@ -182,54 +98,89 @@ class Macs:
 def count(model: nn.Module, input_shape: Sequence[int]) -> Macs:
     """MACs of ``model`` for one input of shape (C, H, W), on the device its parameters are on.
 
-    Raises :class:`UserError` for an operation without a known cost, and where the counters disagree.
+    A module that declares its MACs is a convolution where it gives maps and a fully connected layer where it gives
+    vectors.  Raises :class:`UserError` for an operation without a known cost, and where the counters disagree.
     """
     parameters = list(model.parameters())
     device = parameters[0].device if parameters else torch.device("cpu")
     example = torch.zeros(1, *input_shape, device=device)
-    layers: dict[str, tuple[nn.Module, int]] = {}
+    conv: dict[str, int] = {}
+    fc: dict[str, int] = {}
     handles = []
 
-    def hook(name: str) -> Any:
+    def hook(name: str, formula: Formula) -> Any:
         def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            layers[name] = (module, layers.get(name, (module, 0))[1] + _layer_macs(module, inputs[0], output))
+            is_fc = isinstance(module, nn.Linear) or (_declares(module) and output.ndim < 3)
+            column = fc if is_fc else conv
+            column[name] = column.get(name, 0) + formula(module, inputs[0].shape, output.shape)
 
         return note
 
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear)):
-            handles.append(module.register_forward_hook(hook(name)))
+    for name, module, formula in _layers(model):
+        handles.append(module.register_forward_hook(hook(name, formula)))
     training = model.training
-    unknown = _UnknownOps()
+    operations = _Operations()
     try:
         model.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter, unknown:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, operations:
             model(example)
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    if unknown.names:
+    if operations.unknown:
         raise UserError(
-            f"no MAC count is known for the operation {', '.join(sorted(unknown.names))}: add its cost to "
-            "bench.measure.macs"
+            f"no MAC count is known for the operation {', '.join(sorted(operations.unknown))}: add its cost to "
+            "bench.measure.macs.OPERATIONS"
         )
-    conv = {name: macs for name, (module, macs) in layers.items() if not isinstance(module, nn.Linear)}
-    fc = {name: macs for name, (module, macs) in layers.items() if isinstance(module, nn.Linear)}
-    seen, traced = sum(conv.values()) + sum(fc.values()), counter.get_total_flops()
-    if 2 * seen != traced:
+    seen, traced = sum(conv.values()) + sum(fc.values()), counter.get_total_flops() // 2 + operations.macs
+    if seen != traced:
         raise UserError(
-            f"the two MAC counters disagree ({seen:,} by layers, {traced // 2:,} by operations): the network computes "
-            "convolutions or products outside of its layers; make them modules"
+            f"the two MAC counters disagree ({seen:,} by layers, {traced:,} by operations): the network computes "
+            "convolutions or products outside of its layers; make them modules, or give the module that computes them "
+            "a method macs(input_shape, output_shape)"
         )
     return Macs(conv, fc, sum(p.numel() for p in model.parameters()))
 
 
-def _layer_macs(module: nn.Module, x: Tensor, y: Tensor) -> int:
-    """MACs of one layer from its shapes: outputs times the products behind each."""
-    if isinstance(module, nn.Linear):
-        return y.numel() * module.in_features
-    if isinstance(module, nn.ConvTranspose2d):
-        return x.numel() * module.out_channels // module.groups * math.prod(module.kernel_size)
-    assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    return y.numel() * module.in_channels // module.groups * math.prod(module.kernel_size)
+def _linear(layer: nn.Linear, x: torch.Size, y: torch.Size) -> int:
+    """One product for each input of each output."""
+    return y.numel() * layer.in_features
+
+
+def _convolution(layer: nn.Conv2d, x: torch.Size, y: torch.Size) -> int:
+    """One product for each place of the kernel and each input channel of its group, for each output."""
+    return y.numel() * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+
+
+def _transposed(layer: nn.ConvTranspose2d, x: torch.Size, y: torch.Size) -> int:
+    """One product for each place of the kernel and each output channel of its group, for each input."""
+    return x.numel() * layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+
+
+_LAYERS: dict[type[nn.Module], Formula] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.ConvTranspose2d: _transposed,
+}
+
+
+def _declares(module: nn.Module) -> bool:
+    return callable(getattr(type(module), "macs", None))
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, Formula]]:
+    """The modules that cost something, by name, with their formulas; nothing from inside one that declares its own."""
+    declaring: list[str] = []
+    for name, module in model.named_modules():
+        if any(other == "" or name.startswith(f"{other}.") for other in declaring):
+            continue
+        if _declares(module):
+            declaring.append(name)
+            yield name, module, lambda module, x, y: int(module.macs(x, y))
+            continue
+        formula = next((formula for kind, formula in _LAYERS.items() if isinstance(module, kind)), None)
+        if formula is not None:
+            yield name, module, formula

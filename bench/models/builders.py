@@ -1,6 +1,6 @@
-"""The models by name.
+"""The models, and the edits that recipes make to them, by name.
 
-This is a table of names only: a recipe's key holds the functions behind its own name, not this table.
+These are tables of names only: a recipe's key holds what is behind its own names, not these tables.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+from bench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ BUILDERS: dict[str, Builder] = {
     "vgg16": Builder("bench.models.vgg", "vgg16"),
     "vgg16_bn": Builder("bench.models.vgg", "vgg16_bn"),
     "mcifarnet": Builder("bench.models.mcifarnet", "mcifarnet"),
-    "gated": Builder("bench.gating.builder", "gated"),
     "resnet18": Builder("bench.models.resnet", "resnet18"),
     "resnet50": Builder("bench.models.resnet", "resnet50"),
     "bottleneck_resnet": Builder("bench.models.resnet", "bottleneck_resnet"),
@@ -45,3 +46,24 @@ BUILDERS: dict[str, Builder] = {
     },
     **{name: Builder("bench.models.ssd", name) for name in ("ssd300_vgg16", "ssd300_resnet50", "narrow_ssd")},
 }
+
+# an edit's kind to the class that makes it; an edit that is not here has MODULE:CLASS for a kind
+EDITS: dict[str, str] = {
+    "remove": "bench.models.edits:Remove",
+    "sample": "bench.models.edits:Sample",
+    "bias": "bench.models.edits:Bias",
+    "replace head": "bench.models.edits:ReplaceHead",
+    "gate": "bench.gating.edit:Gate",
+}
+
+
+def find(name: str, what: str) -> Any:
+    """What stands under ``MODULE:NAME``, or None where the module has nothing of this name.
+
+    Raises :class:`UserError`, which calls it a ``what``, where the module cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot import {module!r} of {what} {name!r}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -57,6 +57,5 @@ def run_pruned(context: Context, parents: list[Result], params: DetectorPruning)
     keep = {reader_of[producer]: count for producer, count in params.keep.items()}
     pruned, reports = prune(net, calibration, keep, params.method, context.progress)
     facts = {"layers": [report.to_json() for report in reports]}
-    biases = (*recipe.biases, *surgery.structure(net, pruned)[1])
-    smaller = replace(recipe, widths={**recipe.widths, **params.keep}, biases=biases)
+    smaller = recipe.removed(params.keep).biased(surgery.structure(net, pruned)[1])
     return checkpoint(pruned.cpu(), smaller, facts=facts)

@@ -190,7 +190,10 @@ def _restore(model: nn.Module, calibration: Calibration, stages: Stages) -> tupl
         for report in reports
         if report.producer is not None and len(report.kept) < report.channels
     }
-    surgery.resize(model, tuple(calibration.batches[0].shape[1:]), widths, facts["samplers"], facts["biases"])
+    for name, channels in facts["samplers"].items():
+        surgery.sample_stream(model, name, channels)
+    surgery.shrink(model, tuple(calibration.batches[0].shape[1:]), widths)
+    surgery.add_biases(model, facts["biases"])
     model.load_state_dict(state, strict=False)
     return facts["done"], reports
 

@@ -6,7 +6,7 @@ batch norms' statistics are renewed on the calibration images afterwards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch_pruning
@@ -84,8 +84,8 @@ def run_peer(context: Context, parents: list[Result], params: Peer) -> Result:
     model.zero_grad(set_to_none=True)
     if params.renewed:
         renew(model, images, context)
-    widths = {**recipe.widths, **{name: count for name, count in kept().items() if count < full[name]}}
-    return checkpoint(model.cpu().eval(), replace(recipe, widths=widths))
+    widths = {name: count for name, count in kept().items() if count < full[name]}
+    return checkpoint(model.cpu().eval(), recipe.removed(widths))
 
 
 _PRUNABLE = (nn.Conv2d, nn.Linear)

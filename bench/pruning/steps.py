@@ -189,10 +189,11 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
     sites = [site for site in calibration.sites if site.producer is not None or site.reader in params.samplers]
     keep = _keep(params.widths, mac_model(model, recipe, sites), sites, parents)
     pruned, reports = prune(model, calibration, keep, params.method, context.progress)
-    widths = dict(recipe.widths)
-    for report in reports:
-        if len(report.kept) < report.channels and report.producer is not None:
-            widths[report.producer] = len(report.kept)
+    widths = {
+        report.producer: len(report.kept)
+        for report in reports
+        if len(report.kept) < report.channels and report.producer is not None
+    }
     samplers, biases = surgery.structure(model, pruned)  # of the stream, also where one sampler follows another
     # layers that lose channels only: a method that also refits the others would be averaged over other layers
     held_out = [
@@ -206,7 +207,7 @@ def run_pruned(context: Context, parents: list[Result], params: Pruning) -> Resu
         rows = sum(int(flags.sum()) for flags in calibration.judges) * calibration.sampling.positions
         found.append(Record("held_out_error", error, "%", n=rows, seed=calibration.sampling.seed))
     facts = {"layers": [report.to_json() for report in reports], "keep": keep}
-    smaller = replace(recipe, widths=widths, samplers=samplers, biases=(*recipe.biases, *biases))
+    smaller = recipe.sampled(samplers).removed(widths).biased(biases)
     return checkpoint(pruned.cpu(), smaller, records=found, facts=facts)
 
 
@@ -320,9 +321,9 @@ def ratio_widths(recipe: Recipe, ratios: dict[str, float], speedup: float) -> di
 
 def dense_macs(recipe: Recipe) -> int:
     """Conv and fc MACs of the recipe's dense network for one image, counted once in a process."""
-    key = digest(recipe.dense().to_json())
+    key = digest(recipe.base.to_json())
     if key not in _COUNTED:
-        _COUNTED[key] = macs.count(recipe.dense().build("meta"), recipe.input_shape).total("conv+fc")
+        _COUNTED[key] = macs.count(recipe.base.build("meta"), recipe.input_shape).total("conv+fc")
     return _COUNTED[key]
 
 
@@ -332,9 +333,9 @@ _SITES: dict[str, tuple[nn.Module, list[Site]]] = {}
 
 def _dense_sites(recipe: Recipe) -> tuple[nn.Module, list[Site]]:
     """The dense network (on ``meta`` where it is one of ours) and its sites, found once in a process."""
-    key = digest(recipe.dense().to_json())
+    key = digest(recipe.base.to_json())
     if key not in _SITES:
-        model = recipe.dense().build("meta" if ":" not in recipe.builder else "cpu")
+        model = recipe.base.build("meta" if ":" not in recipe.builder else "cpu")
         _SITES[key] = model, find_sites(model, trace(model))
     return _SITES[key]
 

@@ -27,7 +27,8 @@ class SampledConv2d(nn.Conv2d):
         """``conv`` reduced to the input channels ``index`` (of the channels that it reads from its input)."""
         if conv.groups != 1:
             raise UserError("a channel sampler needs a convolution with groups=1")
-        rows = torch.as_tensor(list(index), dtype=torch.long)
+        # indices are no weights: they have their values on ``meta`` too
+        rows = torch.as_tensor(list(index), dtype=torch.long, device="cpu")
         sampled = cls(
             len(rows),
             conv.out_channels,
@@ -43,7 +44,7 @@ class SampledConv2d(nn.Conv2d):
         if conv.bias is not None and sampled.bias is not None:
             sampled.bias.data = conv.bias.data.clone()
         read = conv.index[rows.to(conv.index.device)] if isinstance(conv, SampledConv2d) else rows
-        sampled.register_buffer("index", read.to(conv.weight.device))
+        sampled.register_buffer("index", read if conv.weight.is_meta else read.to(conv.weight.device))
         return sampled.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,6 +61,20 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 def sample_input(model: nn.Module, name: str, index: Sequence[int]) -> None:
     """Puts a channel sampler in front of the convolution ``name``; ``index`` are the input channels that it keeps."""
     replace_module(model, name, SampledConv2d.on(convolution(model, name), index))
+
+
+def sample_stream(model: nn.Module, name: str, channels: Sequence[int]) -> None:
+    """As :func:`sample_input`, but ``channels`` are those of the stream, also where a sampler stands there already.
+
+    Raises :class:`UserError` for a channel that the convolution does not read.
+    """
+    conv = convolution(model, name)
+    read = conv.index.tolist() if isinstance(conv, SampledConv2d) else range(conv.in_channels)
+    place = {channel: at for at, channel in enumerate(read)}
+    missing = [channel for channel in channels if channel not in place]
+    if missing:
+        raise UserError(f"{name}: it reads no channel {missing[0]} that a sampler could keep")
+    sample_input(model, name, [place[channel] for channel in channels])
 
 
 def convolution(model: nn.Module, name: str) -> nn.Conv2d:
@@ -124,25 +139,21 @@ def _vectors(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
     ]
 
 
-def resize(
-    model: nn.Module,
-    input_shape: Sequence[int],
-    widths: Mapping[str, int],
-    samplers: Mapping[str, Sequence[int]],
-    biases: Sequence[str] = (),
-) -> None:
-    """Shrinks a dense network to the given widths, in place, keeping the first filters of each convolution.
+def shrink(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, int]) -> None:
+    """Removes filters until the convolutions have the given widths, in place; the first of each are kept.
 
-    The convolutions in ``biases`` get a bias of zeros where they have none.
+    Raises :class:`UserError` for a width that a convolution cannot have.
     """
-    for name, index in samplers.items():
-        sample_input(model, name, index)
     for name, width in widths.items():
         filters = convolution(model, name).out_channels
         if not 1 <= width <= filters:
             raise UserError(f"{name}: width {width} is not between 1 and its {filters} filters")
         remove_filters(model, input_shape, name, range(width, filters))
-    for name in biases:
+
+
+def add_biases(model: nn.Module, names: Sequence[str]) -> None:
+    """Gives the convolutions a bias of zeros where they have none, in place."""
+    for name in names:
         conv = convolution(model, name)
         if conv.bias is None:
             conv.bias = nn.Parameter(conv.weight.detach().new_zeros(conv.out_channels))
@@ -151,7 +162,7 @@ def resize(
 def structure(original: nn.Module, pruned: nn.Module) -> tuple[dict[str, list[int]], list[str]]:
     """What pruning has added to ``original``: samplers (the stream's channels, by name) and new biases.
 
-    With the widths of the pruned convolutions it is all that :func:`resize` needs.
+    With the widths of the pruned convolutions it is all that makes one from the other.
     """
     before = dict(original.named_modules())
     samplers, biases = {}, []
@@ -162,11 +173,3 @@ def structure(original: nn.Module, pruned: nn.Module) -> tuple[dict[str, list[in
             if module.bias is not None and getattr(before.get(name), "bias", None) is None:
                 biases.append(name)
     return samplers, biases
-
-
-def set_samplers(model: nn.Module, samplers: Mapping[str, Sequence[int]]) -> None:
-    """Writes the samplers' indices again, after ``to_empty`` has emptied every buffer."""
-    for name, index in samplers.items():
-        conv = convolution(model, name)
-        if isinstance(conv, SampledConv2d):
-            conv.index.copy_(torch.as_tensor(list(index)))

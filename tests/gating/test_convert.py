@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.errors import UserError
 from bench.gating.convert import SMALLEST_GAMMA, convert, find_pairs
+from bench.gating.edit import Gate
 from bench.gating.layer import GatedConv2d, GateOptions, gated_layers
 from bench.models.cifar_resnet import CifarResNet
 from bench.models.mcifarnet import mcifarnet
@@ -126,11 +127,9 @@ def test_ungated_layers_and_mistakes() -> None:
 
 def test_a_recipe_describes_the_gated_network() -> None:
     """Built twice from JSON it has the same state names; the weights of a converted network fit into it."""
-    base = Recipe(
-        "resnet18", {"num_classes": 10, "width": 0.125, "small_input": True}, (3, 16, 16), {"layer1.0.conv1": 5}
-    )
-    arguments = {"base": base.to_json(), "density": 600, "options": {"phi": "zero"}, "ungated": ["layer2.1.conv1"]}
-    recipe = Recipe.from_json(Recipe("gated", arguments, base.input_shape).to_json())
+    arguments = {"num_classes": 10, "width": 0.125, "small_input": True}
+    base = Recipe("resnet18", arguments, (3, 16, 16)).removed({"layer1.0.conv1": 5})
+    recipe = Recipe.from_json(base.edited(Gate(600, ZERO, ("layer2.1.conv1",))).to_json())
     torch.manual_seed(0)
     model = base.build()
     convert(model, 600, ZERO, ("layer2.1.conv1",))

@@ -11,8 +11,6 @@ import torch
 
 from bench.data.images import ImageSet, MemorySplit
 from bench.gating import measuring, steps, timing
-from bench.gating.builder import gated_recipe
-from bench.gating.layer import PAPER
 from bench.measure import latency
 from bench.measure.latency import Protocol, Timing
 from bench.models.checkpoint import checkpoint
@@ -21,7 +19,7 @@ from bench.steps import Context
 from bench.store import Record, Result
 
 PLAIN = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, (3, 16, 16))
-GATED = gated_recipe(PLAIN, 500, PAPER, ())
+GATED = PLAIN.gated(500)
 # inputs, filters and output side of the eight 3x3 convolutions at an eighth of the width and 16x16
 LAYERS = [(3, 8, 14), (8, 8, 14), (8, 16, 7), (16, 16, 7), (16, 16, 7), (16, 24, 4), (24, 24, 4), (24, 24, 4)]
 SECONDS = {"dense": 0.008, "folded": 0.004, "masked": 0.016, "skipped": 0.002}
@@ -125,7 +123,7 @@ def test_slimming_goes_to_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> N
     parent = checkpoint(PLAIN.build(), PLAIN)
     for params in (steps.Slimming(1.19), steps.Slimming(None, {"conv1": 5})):
         found = steps.run_slimmed(Context(noise, "cpu", False), [parent], params)
-        assert found.recipe is not None and found.recipe["widths"] == {"conv1": 5}
+        assert found.recipe is not None and Recipe.from_json(found.recipe).widths == {"conv1": 5}
     dense = sum(9 * inputs * filters * side * side for inputs, filters, side in LAYERS)
     assert asked == [((3, 16, 16), dense, 1.19, None), ((3, 16, 16), dense, None, {"conv1": 5})]
 

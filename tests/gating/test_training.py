@@ -14,6 +14,7 @@ from bench.data.digits import digits_images
 from bench.data.images import ImageSet, MemorySplit
 from bench.gating import measuring, steps, timing
 from bench.gating.convert import convert
+from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions, gated_layers, saliency_l1
 from bench.measure.latency import Protocol
 from bench.models.checkpoint import checkpoint
@@ -73,11 +74,11 @@ def test_a_chain_from_dense_to_latency(data: ImageSet, tmp_path: Path) -> None:
     dense = checkpoint(BASE.build(), BASE)
     schedule = Schedule(epochs=1, lr=0.01, batch=32)
     at_one = steps.run_gated(context, [dense], steps.Gating(1000, schedule, 0, 1e-8, GateOptions(phi="zero")))
-    assert at_one.recipe is not None and at_one.recipe["arguments"]["density"] == 1000
+    gate = Gate(1000, GateOptions(phi="zero"))
+    assert at_one.recipe is not None and Recipe.from_json(at_one.recipe) == BASE.edited(gate)
     context.work = tmp_path / "next"
     half = steps.run_gated(context, [at_one], steps.Gating(500, schedule, 0, 1e-8, GateOptions(phi="zero")))
-    assert half.recipe is not None and half.recipe["arguments"]["base"] == BASE.to_json()
-    assert half.recipe["arguments"]["density"] == 500
+    assert half.recipe is not None and Recipe.from_json(half.recipe) == BASE.gated(500, GateOptions(phi="zero"))
     model = Recipe.from_json(half.recipe).build()
     model.load_state_dict(half.state)
     assert {layer.density for layer in gated_layers(model).values()} == {500}
@@ -118,7 +119,7 @@ def test_slimming_then_gating_counts_from_the_first_network(data: ImageSet, tmp_
     schedule = Schedule(epochs=1, lr=0.01, batch=32)
     sparse = steps.run_sparse(context, [dense], steps.Sparse(schedule, 0, 1e-4))
     small_ = steps.run_slimmed(context, [sparse], steps.Slimming(speedup=1.5))
-    assert small_.recipe is not None and small_.recipe["widths"]
+    assert small_.recipe is not None and Recipe.from_json(small_.recipe).widths
     context.work = tmp_path / "next"
     gated = steps.run_gated(context, [small_], steps.Gating(500, schedule, 0, 0.0))
     values = {

@@ -34,8 +34,7 @@ LAYERS = [
 
 
 def gated(base: Recipe, density: int, ungated: tuple[str, ...] = ()) -> nn.Module:
-    arguments = {"base": base.to_json(), "density": density, "ungated": list(ungated)}
-    return Recipe("gated", arguments, base.input_shape).build("meta")
+    return base.gated(density, ungated=ungated).build("meta")
 
 
 @pytest.mark.parametrize("density", TABLE)
@@ -90,7 +89,7 @@ def test_the_slimmed_vgg16() -> None:
     widths = dict(
         zip(batch_norm_convs().values(), (16, 48, 70, 110, 143, 170, 232, 378, 399, 413, 456, 435, 512), strict=True)
     )
-    base = Recipe("vgg16_bn", {}, (3, 224, 224), widths)
+    base = Recipe("vgg16_bn", {}, (3, 224, 224)).removed(widths)
     assert round(macs.count(base.build("meta"), base.input_shape).total("conv+fc") / 1e9, 3) == 7.905
     counted = dynamic.expected(gated(base, 600), base.input_shape)
     assert round(float(counted.macs.sum()) / 1e9, 3) == 2.905

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import UserError
+from bench.measure import macs
 from bench.measure.macs import Macs, count
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
@@ -45,7 +46,7 @@ def test_released_vgg_networks(speedup: float) -> None:
     """The speed-up of the convolutions, to the digits that are known."""
     names = list(CONVS.values())
     widths = dict(zip(names, VGG_WIDTHS[speedup], strict=False))
-    pruned = count(Recipe("vgg16", {}, IMAGENET, widths).build("meta"), IMAGENET).total("conv")
+    pruned = count(Recipe("vgg16", {}, IMAGENET).removed(widths).build("meta"), IMAGENET).total("conv")
     assert round(15_346_630_656 / pruned, 3) == speedup
 
 
@@ -69,8 +70,8 @@ def test_released_resnet50() -> None:
             widths[f"{name}.conv1"], widths[f"{name}.conv2"] = first, second
     arguments = {"caffe_stride": True}
     dense = count(Recipe("resnet50", arguments, IMAGENET).build("meta"), IMAGENET).total("conv")
-    pruned = count(Recipe("resnet50", arguments, IMAGENET, widths, samplers).build("meta"), IMAGENET).total("conv")
-    assert round(dense / pruned, 3) == 1.485
+    pruned = Recipe("resnet50", arguments, IMAGENET).sampled(samplers).removed(widths)
+    assert round(dense / count(pruned.build("meta"), IMAGENET).total("conv"), 3) == 1.485
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,103 @@ def test_products_outside_of_layers_are_not_lost() -> None:
 
     with pytest.raises((UserError, RuntimeError)):
         count(Product(), (3, 4, 4))
+
+
+class Shifted(nn.Module):
+    """A 1x1 convolution computed with a part of a larger filter: its products are in no layer of torch's."""
+
+    def __init__(self, declared: int | None = None) -> None:
+        super().__init__()
+        self.filters = nn.Conv2d(4, 6, 3)
+        self.declared = declared
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x 4 x H x W to N x 6 x H x W."""
+        return nn.functional.conv2d(x, self.filters.weight[:, :, 1:2, 1:2])
+
+
+class Declared(Shifted):
+    """The same, which says what it costs."""
+
+    def macs(self, x: torch.Size, y: torch.Size) -> int:
+        """Four products for each output."""
+        assert tuple(x) == (1, 4, 5, 7) and tuple(y) == (1, 6, 5, 7)
+        return 4 * y.numel() if self.declared is None else self.declared
+
+
+class Vectors(nn.Module):
+    """A product of vectors, which says what it costs; what is in it would count by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4 * 5 * 7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x 4 x H x W to N x 3."""
+        return self.inner(x.flatten(1)) @ torch.ones(3, 3, device=x.device)  # type: ignore[no-any-return]
+
+    def macs(self, x: torch.Size, y: torch.Size) -> int:
+        """Both products."""
+        return 3 * x[1:].numel() + 9
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_modules_say_how_they_are_counted(device: str) -> None:
+    """Maps are a convolution's, vectors a fully connected layer's; the module stands for all that is in it."""
+    model = nn.Sequential(Declared(), nn.ReLU(), nn.Conv2d(6, 2, 1)).to(device)
+    counted = count(model, (4, 5, 7))
+    assert counted.conv == {"0": 4 * 6 * 5 * 7, "2": 6 * 2 * 5 * 7} and counted.fc == {}
+    assert count(Declared().to(device), (4, 5, 7)).conv == {"": 4 * 6 * 5 * 7}
+    counted = count(nn.ModuleDict({"head": Vectors()})["head"].to(device), (4, 5, 7))
+    assert counted.fc == {"": 3 * 4 * 5 * 7 + 9} and counted.conv == {}
+
+
+def test_what_a_module_says_is_checked_by_the_operations() -> None:
+    for model in (Shifted(), Declared(declared=4 * 6 * 5 * 7 + 1)):
+        with pytest.raises(UserError, match=r"counters disagree.*840 by operations"):
+            count(model, (4, 5, 7))
+
+
+class Transformed(nn.Module):
+    """A Fourier transform, which torch has no cost for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N x C x H x W to the same."""
+        return torch.fft.fft(x)
+
+    def macs(self, x: torch.Size, y: torch.Size) -> int:
+        """Four lines of eight: 4 * 8 * log2(8)."""
+        return 96
+
+
+def test_a_script_may_say_what_an_operation_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 1, 1), Transformed())
+    with pytest.raises(UserError, match="for the operation _fft_r2c"):
+        count(model, (2, 4, 8))
+    monkeypatch.setitem(macs.OPERATIONS, "_fft_r2c", lambda arguments, output: 3 * arguments[0].numel())
+    monkeypatch.setitem(macs.OPERATIONS, "_conj_physical", lambda arguments, output: 0)
+    assert count(model, (2, 4, 8)).conv == {"0": 64, "1": 96}
+
+
+def test_products_of_vectors_are_counted() -> None:
+    class Product(nn.Module):
+        def __init__(self, operation: str) -> None:
+            super().__init__()
+            self.operation = operation
+
+        def forward(self, x: Tensor) -> Tensor:
+            matrix = x[0, 0]
+            if self.operation == "dot":
+                return torch.dot(matrix[0], matrix[1])
+            if self.operation == "mv":
+                return torch.mv(matrix, matrix[0])
+            return torch.addmv(matrix[:, 0], matrix, matrix[0])
+
+        def macs(self, x: torch.Size, y: torch.Size) -> int:
+            return 5 if self.operation == "dot" else 15
+
+    for operation, products in (("dot", 5), ("mv", 15), ("addmv", 15)):
+        assert count(Product(operation), (1, 3, 5)).total("conv+fc") == products
 
 
 def test_counting_changes_nothing() -> None:

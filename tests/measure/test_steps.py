@@ -166,7 +166,7 @@ def test_a_gated_network_is_measured_on_the_test_images(monkeypatch: pytest.Monk
         asked.append(split)
         return logits(OF_SEED_0), Counted()
 
-    recipe = Recipe("cifar_resnet20", {"num_classes": 6}, (3, 16, 16), {"layer1.0.conv1": 4})
+    recipe = Recipe("cifar_resnet20", {"num_classes": 6}, (3, 16, 16)).removed({"layer1.0.conv1": 4})
     monkeypatch.setattr(gated, "network", lambda parent: (None, recipe))
     monkeypatch.setattr(gated.dynamic, "measure", measure)
     found = values(gated.run_measured(context(data), [Result()], gated.Measuring(5)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -364,10 +363,10 @@ def test_removed_equals_masked_in_the_narrow_ssd(data: st.DataObject) -> None:
     assert len(pruned.get_submodule("neck.l2_norm").weight) == widths[SHARED_LAYER]  # type: ignore[arg-type]
     expected = outputs(reference, seed, 64)
     assert_same(outputs(pruned, seed, 64), expected)
-    again = replace(NARROW, widths=widths).build()
+    again = NARROW.removed(widths).build()
     again.load_state_dict(pruned.state_dict())
     assert_same(outputs(again, seed, 64), expected)
-    shapes = {k: v.shape for k, v in replace(NARROW, widths=widths).build("meta").state_dict().items()}
+    shapes = {k: v.shape for k, v in NARROW.removed(widths).build("meta").state_dict().items()}
     assert shapes == {k: v.shape for k, v in pruned.state_dict().items()}
 
 
@@ -380,7 +379,7 @@ def test_removed_equals_masked_at_conv4_3_of_ssd300() -> None:
     assert convolution(pruned, "backbone.features.24").in_channels == 507
     assert convolution(pruned, "bbox_head.cls_convs.0.0").in_channels == 507
     assert_same(outputs(pruned, 1, 300), outputs(reference, 1, 300))
-    rebuilt = replace(VGG, widths={"backbone.features.21": 507}).build("meta")
+    rebuilt = VGG.removed({"backbone.features.21": 507}).build("meta")
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in pruned.state_dict().items()}
 
 

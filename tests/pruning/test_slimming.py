@@ -74,7 +74,7 @@ def test_fixed_widths_and_the_recipe_of_the_result() -> None:
     conv = macs.count(model.float(), SHAPE).conv
     smaller, widths = slim(model, SHAPE, conv, keep={"conv0": 5, "conv3": 9})
     assert widths == {"conv0": 5, "conv3": 9}
-    recipe = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, SHAPE, widths)
+    recipe = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, SHAPE).removed(widths)
     recipe.build().load_state_dict(smaller.state_dict())
 
 

@@ -74,7 +74,7 @@ def test_calibration_sees_training_images_without_augmentation() -> None:
     found = pruning.run_pruned(context(images), [dense(0)], parameters())
     first = images.train.read  # type: ignore[attr-defined]
     assert len(first) == 40 and not images.test.read  # type: ignore[attr-defined]
-    assert found.recipe is not None and found.recipe["widths"] == KEEP
+    assert found.recipe is not None and Recipe.from_json(found.recipe).widths == KEEP
     other = data()
     pruning.run_pruned(context(other), [dense(0)], parameters(seed=1))
     assert other.train.read != first  # type: ignore[attr-defined]
@@ -210,8 +210,8 @@ def test_samplers_are_measured_pruned_and_kept(monkeypatch: pytest.MonkeyPatch) 
     assert asked == [(1e-4, (name,))]
     params = pruning.Pruning(Method("exact"), pruning.Fixed({f"{name}:in": 3}), SAMPLING, 40, (name,))
     found = pruning.run_pruned(context(data()), [dense(0)], params)
-    assert found.recipe is not None and found.recipe["widths"] == {}
-    assert {reader: len(index) for reader, index in found.recipe["samplers"].items()} == {name: 3}
+    assert found.recipe is not None and Recipe.from_json(found.recipe).widths == {}
+    assert {reader: len(index) for reader, index in Recipe.from_json(found.recipe).samplers.items()} == {name: 3}
 
 
 def test_error_driven_widths_come_from_the_second_parent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_error_driven_widths_come_from_the_second_parent(monkeypatch: pytest.Mon
     found = pruning.run_pruned(context(data()), [dense(0), curves], params)
     # a reader of the stream has no producer, so no width is its own
     assert asked == [({"layer1.0.conv2": [1.0, 0.0]}, 2.5)]
-    assert found.recipe is not None and found.recipe["widths"] == {"layer1.0.conv1": 3}
+    assert found.recipe is not None and Recipe.from_json(found.recipe).widths == {"layer1.0.conv1": 3}
 
 
 def test_a_single_layer_s_curve_has_the_criterion_and_the_layer_s_speed_up() -> None:
@@ -289,7 +289,7 @@ def test_a_detector_is_calibrated_on_training_images_that_are_resized_only(monke
         return torch.nn.Identity(), []
 
     net = SimpleNamespace(size=160, normalised=lambda pixels: pixels + 7.0)
-    recipe = Recipe("narrow_ssd", {}, (3, 160, 160), {"z": 1})
+    recipe = Recipe("narrow_ssd", {}, (3, 160, 160)).removed({"z": 1})
     monkeypatch.setattr(detection_steps, "detector", lambda result: (net, recipe))
     monkeypatch.setattr(detection_steps, "batches", batches)
     monkeypatch.setattr(detection_steps, "calibrate", calibrate)
@@ -306,4 +306,4 @@ def test_a_detector_is_calibrated_on_training_images_that_are_resized_only(monke
         (7.0, sampling, [True, False, True], True),
         ({"after a": 5, "after c": 6}, method),
     ]
-    assert found.recipe is not None and found.recipe["widths"] == {"a": 5, "c": 6, "z": 1}
+    assert found.recipe is not None and Recipe.from_json(found.recipe).widths == {"a": 5, "c": 6, "z": 1}

@@ -22,6 +22,7 @@ from bench.models.resnet import bottleneck_resnet
 from bench.pruning.calibration import Calibration, Sampling, calibrate, error_curves
 from bench.pruning.layerwise import Method, prune
 from bench.pruning.rows import RowFile, squares_about_mean
+from bench.pruning.surgery import sample_input
 from bench.stages import Stages
 
 
@@ -149,16 +150,18 @@ def test_a_calibration_goes_on_behind_what_it_has_left(
             assert torch.equal(found.shortcut[:], expected.shortcut[:])
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_pruning_goes_on_behind_the_last_layer(tmp_path: Path, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the reconstruction has added biases; the result is that of a run without a stop.
+@pytest.mark.parametrize("kind", ["plain", "biases", "sampled"])
+def test_a_pruning_goes_on_behind_the_last_layer(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the reconstruction has added biases or a sampler was there before; as a run without a stop.
 
     Up to rounding: values behind pruned layers are computed again by the smaller layers, instead of cut from the
     larger.
     """
     torch.manual_seed(1)
     model: nn.Module = network()
-    if bias:
+    if kind == "sampled":
+        sample_input(model, "layer2.0.conv1", range(1, 16, 2))
+    if kind == "biases":
         layers = [nn.Conv2d(c, d, 3, bias=False) for c, d in ((3, 8), (8, 9), (9, 10), (10, 6))]
         relus = [part for layer in layers for part in (layer, nn.ReLU())]
         model = nn.Sequential(*relus, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).eval()

@@ -280,23 +280,21 @@ def test_replace_module_reaches_nested_names() -> None:
 
 
 RECIPES = {
-    "vgg16 for 224": Recipe(
-        "vgg16", {"num_classes": 5, "width": 1 / 32}, (3, 32, 32), {"features.0": 1, "features.10": 3, "features.28": 7}
+    "vgg16 for 224": Recipe("vgg16", {"num_classes": 5, "width": 1 / 32}, (3, 32, 32)).removed(
+        {"features.0": 1, "features.10": 3, "features.28": 7}
     ),
-    "vgg16 for cifar": Recipe(
-        "vgg16", {"num_classes": 5, "form": "cifar", "width": 1 / 16}, (3, 32, 32), {"features.2": 3, "features.28": 1}
+    "vgg16 for cifar": Recipe("vgg16", {"num_classes": 5, "form": "cifar", "width": 1 / 16}, (3, 32, 32)).removed(
+        {"features.2": 3, "features.28": 1}
     ),
-    "resnet18": Recipe(
-        "resnet18", {"num_classes": 5, "width": 1 / 16, "small_input": True}, SHAPE, {"layer2.0.conv1": 3}
+    "resnet18": Recipe("resnet18", {"num_classes": 5, "width": 1 / 16, "small_input": True}, SHAPE).removed(
+        {"layer2.0.conv1": 3}
     ),
-    "cifar_resnet20": Recipe("cifar_resnet20", {"width": 0.25}, SHAPE, {"layer1.0.conv1": 2, "layer3.2.conv1": 5}),
-    "bottleneck_resnet": Recipe(
-        "bottleneck_resnet",
-        {"num_classes": 5, "width": 1 / 16, "blocks": [1, 2, 1, 1]},
-        SHAPE,
-        {"layer2.1.conv1": 3, "layer2.1.conv2": 5, "layer3.0.conv2": 2},
-        {"layer2.1.conv1": [1, 2, 8, 30], "layer3.0.conv1": [0, 31]},
+    "cifar_resnet20": Recipe("cifar_resnet20", {"width": 0.25}, SHAPE).removed(
+        {"layer1.0.conv1": 2, "layer3.2.conv1": 5}
     ),
+    "bottleneck_resnet": Recipe("bottleneck_resnet", {"num_classes": 5, "width": 1 / 16, "blocks": [1, 2, 1, 1]}, SHAPE)
+    .sampled({"layer2.1.conv1": [1, 2, 8, 30], "layer3.0.conv1": [0, 31]})
+    .removed({"layer2.1.conv1": 3, "layer2.1.conv2": 5, "layer3.0.conv2": 2}),
 }
 
 
@@ -350,7 +348,7 @@ def test_meta_build_allocates_nothing(name: str) -> None:
 
 def test_full_size_vgg16_on_meta_is_quick_to_prune() -> None:
     """A 138-million-parameter network loses filters without any memory for weights."""
-    meta = Recipe("vgg16", {}, (3, 224, 224), {"features.28": 100}).build("meta")
+    meta = Recipe("vgg16", {}, (3, 224, 224)).removed({"features.28": 100}).build("meta")
     first = meta.get_submodule("classifier.0")
     assert isinstance(first, nn.Linear)
     assert first.weight.is_meta
@@ -360,11 +358,11 @@ def test_full_size_vgg16_on_meta_is_quick_to_prune() -> None:
 def test_impossible_widths_are_user_errors() -> None:
     for width in (0, 65):
         with pytest.raises(UserError, match="not between 1 and its 64 filters"):
-            Recipe("vgg16", {}, (3, 32, 32), {"features.0": width}).build("meta")
+            Recipe("vgg16", {}, (3, 32, 32)).removed({"features.0": width}).build("meta")
 
 
 def test_dense_recipe_forgets_every_removal() -> None:
     recipe = RECIPES["bottleneck_resnet"]
-    model = recipe.dense().build("meta")
+    model = recipe.base.build("meta")
     dense = BUILDERS[recipe.builder](**recipe.arguments)
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in dense.state_dict().items()}

@@ -378,7 +378,7 @@ def test_from_scratch_the_shape_is_trained_as_long_as_the_dense_network(scale: s
     chain, recipe = chain_of(ROWS["Table 8", "From scratch"], setting(scale))
     blocks = 9 if scale == "cifar10" else 3
     half = {f"layer{stage}.{block}.conv1": 8 * 2 ** (stage - 1) for stage in (1, 2, 3) for block in range(blocks)}
-    small = Recipe(recipe.builder, recipe.arguments, recipe.input_shape, half, {})
+    small = recipe.removed(half)
     for network, reference, seed in zip(chain.networks, chain.references, (0, 1, 2), strict=True):
         assert (network.parents, network.params) == ((), training.Training(DENSE[scale, "resnet56"], seed, small))
         assert reference.parents[0].params == training.Training(DENSE[scale, "resnet56"], seed, recipe)

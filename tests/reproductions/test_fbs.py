@@ -80,12 +80,10 @@ def test_published_speed_ups_of_the_shapes() -> None:
     assert round(fbs.speedup_at(fbs.MCIFARNET, 500), 2) == 3.94
     assert round(fbs.speedup_at(fbs.RESNET18, 700, fbs.UNGATED_RESNET18), 2) == 1.62
     assert round(fbs.speedup_at(fbs.RESNET18, 600, fbs.UNGATED_RESNET18), 2) == 1.98
-    small = Recipe("vgg16_bn", fbs.VGG16.arguments, fbs.VGG16.input_shape, fbs.SLIMMED_VGG16)
+    small = fbs.VGG16.removed(fbs.SLIMMED_VGG16)
     found = []
     for density in fbs.VGG16_DENSITIES.values():
-        counted = gating.dynamic.expected(
-            fbs.gated_recipe(small, density, fbs.PAPER, ()).build("meta"), small.input_shape
-        )
+        counted = gating.dynamic.expected(small.gated(density, fbs.PAPER).build("meta"), small.input_shape)
         found.append(round(15_470_264_320 / float(counted.totals[0]), 2))
     assert found == [3.02, 3.91, 5.31]
 

@@ -8,6 +8,7 @@ import pytest
 
 from bench.gating import measuring, timing
 from bench.gating import steps as gating
+from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions
 from bench.measure import steps as comparing
 from bench.models.recipe import Recipe
@@ -318,8 +319,7 @@ def test_latency_is_of_the_whole_mcifarnet_with_fresh_weights() -> None:
         (step,) = chain.records
         assert recipe == Recipe("mcifarnet", {"num_classes": 10}, (3, 32, 32))
         assert (step.kind, step.parents, step.params.batch) == (Kind.TIME, (), batch)
-        assert step.params.recipe.arguments["density"] == density
-        assert step.params.recipe.arguments["base"]["arguments"] == {"num_classes": 10}
+        assert step.params.recipe == recipe.edited(Gate(density))
 
 
 def test_sizes_are_of_the_density_that_the_row_names() -> None:
@@ -328,11 +328,10 @@ def test_sizes_are_of_the_density_that_the_row_names() -> None:
         if table.startswith("Derived"):
             chain, _ = chain_of(row, setting("digits"))
             (step,) = in_order(chain.records)
-            arguments = step.params.recipe.arguments
-            base = arguments.get("base", step.params.recipe.to_json())
-            found[table, name] = (arguments.get("density"), tuple(arguments.get("ungated", ())), base["builder"])
-            widths = tuple(base["widths"].values())
-            assert sorted(widths) == (sorted(VGG_WIDTHS) if "VGG" in table else [])
+            shape = step.params.recipe
+            gate = shape.last("gate")
+            found[table, name] = (gate and gate.density, gate.ungated if gate else (), shape.builder)
+            assert sorted(shape.widths.values()) == (sorted(VGG_WIDTHS) if "VGG" in table else [])
     expected = {("Derived: M-CifarNet", name): (round(1000 * float(name[2:])), (), "mcifarnet") for name in DERIVED}
     for d in (800, 700, 650, 600):
         expected["Derived: ResNet-18", f"d={d / 1000:g}, all gated"] = (d, (), "resnet18")
@@ -346,6 +345,5 @@ def test_sizes_are_of_the_density_that_the_row_names() -> None:
 def test_the_official_widths_of_the_slimmed_mcifarnet() -> None:
     row = ROWS["Baselines of Figure 3a", "NS + FBS at d=0.6, official widths"]
     assert row.sized is not None
-    base = row.sized.arguments["base"]
-    assert base["widths"] == {f"conv{i}": width for i, width in enumerate(CIFARNET_WIDTHS)}
-    assert row.sized.arguments["density"] == 600
+    assert row.sized.widths == {f"conv{i}": width for i, width in enumerate(CIFARNET_WIDTHS)}
+    assert row.sized.last("gate") == Gate(600)

@@ -124,7 +124,7 @@ def test_the_selection_reads_images_with_objects_and_the_trained_auxiliary_netwo
     assert asked["batches"] == (SIZE, places, 2, True)
     assert asked["keep"] == {"after backbone.features.7": 3, "after backbone.features.10": 4}
     assert (asked["greedy"], asked["end"]) == (greedy, POSITION)
-    assert found.recipe is not None and found.recipe["widths"] == keep
+    assert found.recipe is not None and Recipe.from_json(found.recipe).widths == keep
     # the loss of a mini-batch is the sum of the terms on its own images, by the network that was trained, frozen
     for batch, expected in ((0, places[:2]), (1, places[2:])):
         assert float(asked["loss"](batch, torch.ones(1, 2))) == 2.0 + 20.0

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from bench.data.augment import PadCropAndMirror
 from bench.data.images import ImageSet, MemorySplit
 from bench.gating import steps as gating
+from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions, gated_layers
 from bench.models import weights
 from bench.models.checkpoint import checkpoint
@@ -122,19 +123,17 @@ def test_lambda_times_the_saliencies_is_what_gating_adds(calls: list[tuple[Any, 
     layers = [module for module in net.modules() if getattr(module, "l1", None) is not None]
     assert len(layers) == 7 and {layer.options for layer in layers} == {options}
     assert first.recipe is not None
-    assert first.recipe["arguments"]["ungated"] == ["conv2"]
-    assert first.recipe["arguments"]["options"]["subsample"] == "mean"
+    assert Recipe.from_json(first.recipe) == GATES.edited(Gate(500, options, ("conv2",)))
     expected = 1e-3 * sum(float(layer.l1.detach()) for layer in layers)
     assert float(penalty(net).detach()) == pytest.approx(expected, rel=1e-5)
     # gates are drawn from the seed, whatever was drawn before; at another density the same gates go on
     torch.manual_seed(9)
     assert torch.equal(state(gating.run_gated(context(), [parent], params)), before)
-    assert first.recipe["arguments"]["density"] == 500
     assert {layer.density for layer in layers} == {500}
     lower = gating.run_gated(context(), [first], gating.Gating(300, SCHEDULE, 2, 1e-3))
     assert {layer.density for layer in gated_layers(calls[-1][0]).values()} == {300}
-    assert lower.recipe is not None and lower.recipe["arguments"]["density"] == 300
-    assert lower.recipe["arguments"]["options"] == first.recipe["arguments"]["options"]
+    assert lower.recipe is not None
+    assert Recipe.from_json(lower.recipe) == GATES.edited(Gate(300, options, ("conv2",)))
     assert torch.equal(state(lower), state(first))
 
 
