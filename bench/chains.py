@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
 from bench.pruning.steps import dense_macs
 from bench.rows import Chain, Setting
 from bench.steps import Kind, Step, make_step
-from bench.train import steps as training
+from bench.train import steps as train
 from bench.train.schedule import Schedule
+from bench.zoo import training
 
 # the dense network of a seed, and a pruned one made from it
 Dense = Callable[[Setting, Recipe, int], Step]
@@ -23,20 +24,35 @@ def gmacs(recipe: Recipe, images: int, passes: float) -> float:
     return dense_macs(recipe) / 1e9 * images * passes
 
 
+def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
+    """The recipe of the network with these widths (``:in`` marks a sampler), first channels kept."""
+    samplers = {name.removesuffix(":in"): list(range(count)) for name, count in keep.items() if name.endswith(":in")}
+    widths = {name: count for name, count in keep.items() if not name.endswith(":in")}
+    return dense.sampled(samplers).removed(widths)
+
+
+def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
+    """The dense network: the user's weights, torchvision's, or trained here (:func:`bench.zoo.training`)."""
+    schedule = training(setting.scale, recipe)
+    if setting.weights is not None or schedule is None:
+        return loaded(setting, recipe)
+    return trained(setting, recipe, None, schedule, seed, "dense")
+
+
 def loaded(setting: Setting, recipe: Recipe) -> Step:
     """The dense network with the user's weights, or torchvision's."""
-    params = training.Loading(recipe, setting.weights)
-    return make_step(Kind.LOAD, f"dense({recipe.builder})", training.run_loaded, params, device=setting.device)
+    params = train.Loading(recipe, setting.weights)
+    return make_step(Kind.LOAD, f"dense({recipe.builder})", train.run_loaded, params, device=setting.device)
 
 
 def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
     """Training from fresh weights, or fine-tuning of ``parent``."""
-    params = training.Training(schedule, seed, recipe if parent is None else None)
+    params = train.Training(schedule, seed, recipe if parent is None else None)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
     name = f"{label}({recipe.builder}, seed {seed})" if parent is None else f"{label}({parent.name})"
     parents = () if parent is None else (parent,)
     return make_step(
-        Kind.TRAIN, name, training.run_trained, params, parents, data=setting.data, device=setting.device, work=work
+        Kind.TRAIN, name, train.run_trained, params, parents, data=setting.data, device=setting.device, work=work
     )
 
 

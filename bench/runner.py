@@ -248,6 +248,7 @@ class Engine:
         self.memory: dict[Any, Any] = {}
         self.failures: dict[str, str] = {}  # by the step's key: it is not tried again in this run
         self.there: set[str] = set()  # looked at in this run, or made by it
+        self.users: dict[str, set[str]] = {}  # the steps of this run that each step is a parent of
 
     def run_row(self, entry: Planned) -> Outcome:
         """The row's steps are run where they are not stored, and its file is written when all are there.
@@ -257,13 +258,41 @@ class Engine:
         """
         if entry.chain is None:
             return Outcome(entry.id, SKIPPED, entry.reason or "", self._not_run(entry))
-        todo = in_order([*entry.chain.networks, *entry.chain.records])
+        todo = self._missing([*entry.chain.networks, *entry.chain.records])
         for number, step in enumerate(todo, start=1):
             failure = self._ensure(step, entry, f"[{number}/{len(todo)}] ")
             if failure is not None:
                 return Outcome(entry.id, FAILED, failure)
         file = rowfile.write(self.store, entry, self._description(entry)) if processes.is_main() else None
         return Outcome(entry.id, OK, file=file)
+
+    def _missing(self, leaves: list[Step]) -> list[Step]:
+        """The steps that are not stored, of ``leaves`` and of what these need for it, parents first.
+
+        The first process looks, the others are told.
+        """
+        found: dict[str, Step] = {}
+
+        def visit(step: Step) -> None:
+            if step.key in found or self._found(step):
+                return
+            for parent in step.parents:
+                visit(parent)
+            found[step.key] = step
+
+        if processes.is_main():
+            for leaf in leaves:
+                visit(leaf)
+        keys = processes.told(list(found))
+        every = {step.key: step for step in in_order(leaves)}
+        return [every[key] for key in keys]
+
+    def _found(self, step: Step) -> bool:
+        """Whether nothing is to be done for a step; what speaks against looking is told when it is tried."""
+        try:
+            return step.key not in self.failures and self._stored(step)
+        except UserError:
+            return False
 
     def _not_run(self, entry: Planned) -> Path | None:
         return rowfile.write_reason(self.store, entry, self._label(entry)) if processes.is_main() else None
@@ -293,7 +322,16 @@ class Engine:
             failure = processes.agreed(failure)
             if failure is not None:
                 self.failures[step.key] = failure
+            elif processes.is_main():
+                self._shed(step)
             return failure
+
+    def _shed(self, child: Step) -> None:
+        """The weights of transient parents go, where all that is made from them in this run is stored."""
+        for parent in child.parents:
+            if parent.transient and all(self.store.header(key) for key in self.users.get(parent.key, ())):
+                self.store.shed(parent.key)
+                self.there.discard(parent.key)
 
     def _decide(self, step: Step, held: contextlib.ExitStack, where: str) -> str:
         """Empty for a hit, ``work``, or why the step cannot be had."""
@@ -400,6 +438,9 @@ def _result(store: Store, step: Step) -> Result:
 def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda text: None) -> list[Outcome]:
     """Runs the rows one after the other in this process; every row ends in one outcome."""
     engine = Engine(job, store, say)
+    for step, _ in steps_of(planned):
+        for parent in step.parents:
+            engine.users.setdefault(parent.key, set()).add(step.key)
     found = []
     for number, entry in enumerate(planned, start=1):
         where = f"[row {number}/{len(planned)}] {entry.id}"

@@ -78,7 +78,8 @@ class Step:
     key.  ``params`` is a frozen dataclass and holds the seed where there is one.  ``data`` is the value of the data as
     this kind of step reads them (None for steps that read none), ``work`` the expected cost in GMACs and ``rate`` how
     many of them a thread does in a second (for the plan's minutes).
-    ``name`` is for people; ``origin`` names the network that a chain of like steps started from.
+    ``name`` is for people; ``origin`` names the network that a chain of like steps started from.  The weights of a
+    ``transient`` step go once all steps of the run that are made from it are stored.
     """
 
     kind: Kind
@@ -91,6 +92,7 @@ class Step:
     work: float = 0.0
     origin: str = ""
     rate: float = 0.0
+    transient: bool = False
 
     @property
     def run_name(self) -> str:

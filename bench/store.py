@@ -137,7 +137,7 @@ class Store:
     def load(self, key: str) -> Result | None:
         """A stored result; None where it is absent or where its files are not those that were written."""
         header, folder = self.header(key), self.folder(key)
-        if header is None:
+        if header is None or header.get("shed"):
             return None
         try:
             for name, digest in header["files"].items():
@@ -149,6 +149,14 @@ class Store:
             return None
         records = [Record(**record) for record in header["records"]]
         return Result(header["recipe"], state, records, arrays, header["facts"])
+
+    def shed(self, key: str) -> None:
+        """Removes the tensors of a step; its description stays, and :meth:`load` finds no result any more."""
+        header = self.header(key)
+        if header is not None:
+            write_json(self.folder(key) / "step.json", {**header, "shed": True})
+            for name in header["files"]:
+                (self.folder(key) / name).unlink(missing_ok=True)
 
     def save(self, key: str, result: Result, about: Mapping[str, Any]) -> None:
         """Stores a result under ``key`` with its description ``about``.  Raises :class:`UserError` on a full disk."""

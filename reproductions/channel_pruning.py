@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from bench.chains import Prune, evaluations, gmacs, loaded, measured, measured_chain, trained
+from bench import zoo
+from bench.chains import Prune, dense, evaluations, gmacs, measured, measured_chain, shape_of, trained
 from bench.cli import main
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
-from bench.models.vgg import CONVS, batch_norm_convs
+from bench.models.vgg import CONVS
 from bench.pruning import steps as pruning
 from bench.pruning import surgery
 from bench.pruning.calibration import Sampling
@@ -26,6 +27,7 @@ from bench.pruning.layerwise import Method
 from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
 from bench.steps import Kind, Step, make_step
 from bench.train.schedule import Schedule
+from bench.zoo import EMBEDDED, resnet50, resnet56, vgg16, vgg_layers
 
 DEVIATIONS = [
     "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled "
@@ -104,38 +106,8 @@ CRITERIA = "Criteria (VGG-16 on CIFAR-10)"
 # --------------------------------------------------------------------------------------------------------------------
 # The networks, at the paper's scale and at the others
 
-# the embedded scales, and the side of the images that the narrow ResNets take there
-EMBEDDED = {"digits": 16, "clutter": 32}
 # of the rows that train longest: the whole job on clutter takes less than ten minutes on two cores
 NOT_ON_CLUTTER = ("digits", "cifar10", "imagenet")
-
-
-def vgg16(scale: str, classes: int, given: bool) -> Recipe:
-    """VGG-16: the paper's on large images; the CIFAR form on 32x32, half as wide, with batch norm (as that form is
-    trained everywhere); a quarter of the width, without, at the embedded scales.
-    """
-    if scale in EMBEDDED:
-        return Recipe("vgg16", {"num_classes": classes, "form": "cifar", "width": 0.25}, (3, 32, 32))
-    if scale == "cifar10":
-        return Recipe("vgg16_bn", {"num_classes": classes, "form": "cifar", "width": 0.5}, (3, 32, 32))
-    return Recipe("vgg16", {"num_classes": classes}, (3, 224, 224))
-
-
-def resnet50(scale: str, classes: int, given: bool) -> Recipe:
-    """ResNet-50: v1 (Caffe stride) with the user's weights, v1.5 with torchvision's, a small bottleneck on digits."""
-    if scale == "digits":
-        return Recipe("bottleneck_resnet", {"num_classes": classes, "width": 0.25, "blocks": [2, 2, 2, 2]}, (3, 16, 16))
-    if scale == "cifar10":
-        return Recipe("resnet50", {"num_classes": classes, "caffe_stride": True, "small_input": True}, (3, 32, 32))
-    return Recipe("resnet50", {"num_classes": classes, "caffe_stride": given}, (3, 224, 224))
-
-
-def resnet56(scale: str, classes: int, given: bool) -> Recipe:
-    """ResNet-56 at 32x32; ResNet-20 stands for it on digits (16x16), and at half its width on clutter."""
-    if scale in EMBEDDED:
-        width = {"width": 0.5} if scale == "clutter" else {}
-        return Recipe("cifar_resnet20", {"num_classes": classes, **width}, (3, EMBEDDED[scale], EMBEDDED[scale]))
-    return Recipe("cifar_resnet56", {"num_classes": classes}, (3, 32, 32))
 
 
 VGG_SHAPE = vgg16("imagenet", 1000, False)
@@ -143,20 +115,15 @@ RESNET50_SHAPE = resnet50("imagenet", 1000, True)
 RESNET56_SHAPE = resnet56("cifar10", 10, False)
 
 
-def layers(recipe: Recipe) -> dict[str, str]:
-    """VGG-16's module names by the paper's."""
-    return batch_norm_convs() if recipe.builder == "vgg16_bn" else CONVS
-
-
 def ratios(recipe: Recipe) -> dict[str, float]:
     """The paper's ratios by module name."""
-    return {layers(recipe)[name]: ratio for name, ratio in RATIOS.items()}
+    return {vgg_layers(recipe)[name]: ratio for name, ratio in RATIOS.items()}
 
 
 def released_vgg(speedup: int, recipe: Recipe) -> dict[str, int]:
     """The released widths, by module name, scaled to the recipe's width factor."""
     factor = recipe.arguments.get("width", 1.0)
-    return {layers(recipe)[name]: max(1, round(kept * factor)) for name, kept in RELEASED_VGG[speedup].items()}
+    return {vgg_layers(recipe)[name]: max(1, round(kept * factor)) for name, kept in RELEASED_VGG[speedup].items()}
 
 
 def released_resnet50(recipe: Recipe) -> dict[str, int]:
@@ -178,34 +145,8 @@ def released_resnet50(recipe: Recipe) -> dict[str, int]:
     return keep
 
 
-def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
-    """The recipe of the network with these widths (``:in`` marks a sampler), first channels kept."""
-    samplers = {name.removesuffix(":in"): list(range(count)) for name, count in keep.items() if name.endswith(":in")}
-    widths = {name: count for name, count in keep.items() if not name.endswith(":in")}
-    return dense.sampled(samplers).removed(widths)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Training, sampling and fine-tuning: the paper's on ImageNet, what fits the data elsewhere
-
-
-def dense_schedule(scale: str, recipe: Recipe) -> Schedule:
-    """How the dense network is trained where no weights are given."""
-    if scale == "clutter":
-        # chosen once, for dense networks of 88 to 95 % in a minute or two each
-        if recipe.builder == "vgg16":
-            # without batch norm SGD spends half of the epochs on the plateau at the start, the more the narrower
-            optimizer = "AdamW"
-            return Schedule(16, 0.002, 64, weight_decay=0.01, shape="cosine", clip=1.0, optimizer=optimizer)
-        return Schedule(epochs=8, lr=0.1, batch=64, weight_decay=5e-4, shape="cosine")
-    if scale == "digits":
-        # without batch norm the narrow VGG needs its gradients clipped to leave the plateau at the start
-        epochs, clip = (20, 1.0) if recipe.builder == "vgg16" else (8, None)
-        return Schedule(epochs=epochs, lr=0.05, batch=64, weight_decay=5e-4, shape="cosine", clip=clip)
-    if recipe.builder == "vgg16_bn":  # ours, as long as two cores allow in little more than an hour
-        return Schedule(epochs=16, lr=0.1, batch=128, weight_decay=5e-4, shape="cosine")
-    # ResNet-56: He et al. 2016, section 4.2
-    return Schedule(epochs=164, lr=0.1, batch=128, weight_decay=1e-4, shape="steps", milestones=(82, 123))
 
 
 def tuning_schedule(scale: str, recipe: Recipe, amp: bool) -> Schedule:
@@ -229,14 +170,6 @@ def calibration(scale: str) -> int:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Chains of steps
-
-
-def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
-    """The dense network: the user's weights, torchvision's, or trained here."""
-    if setting.weights is not None or setting.scale == "imagenet":
-        return loaded(setting, recipe)
-    schedule = dense_schedule(setting.scale, recipe)
-    return trained(setting, recipe, None, schedule, seed, "dense")
 
 
 def pruned(
@@ -281,7 +214,7 @@ def from_scratch(
 ) -> Chain:
     """A row of Table 4: the pruned shape trained from fresh weights, as long as the dense network was."""
     small = shape_of(recipe, widths(recipe))
-    schedule = dense_schedule(setting.scale, recipe)
+    schedule = zoo.from_scratch(setting.scale, recipe)
     networks = [trained(setting, small, None, schedule, seed, label) for seed in setting.seeds]
     starts = [dense(setting, recipe, seed) for seed in setting.seeds]
     runs, different = evaluations(setting, small, networks, measured)
@@ -344,7 +277,7 @@ def single_layer(setting: Setting, recipe: Recipe, *, reader: str) -> Chain:
     """Figure 4: the input of the layer ``reader`` (the paper's name) pruned alone by four criteria."""
     seed = setting.seeds[0]
     images = min(calibration(setting.scale), setting.train_images)
-    name = layers(recipe)[reader]
+    name = vgg_layers(recipe)[reader]
     # every point is an evaluation: half of them keep the whole job on clutter short
     speedups = FIGURE4_SPEEDUPS[1::2] if setting.scale == "clutter" else FIGURE4_SPEEDUPS
     params = pruning.SingleLayer(name, FIGURE4_CRITERIA, speedups, Sampling(positions=10, seed=seed), images)
@@ -486,7 +419,7 @@ def _ratio_widths(speedup: float) -> dict[str, int]:
 
 
 def _uniform_vgg(speedup: float, recipe: Recipe) -> dict[str, int]:
-    shares = {module: 1.0 for name, module in layers(recipe).items() if name != "conv5_3"}
+    shares = {module: 1.0 for name, module in vgg_layers(recipe).items() if name != "conv5_3"}
     return pruning.ratio_widths(recipe, shares, speedup)
 
 

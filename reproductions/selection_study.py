@@ -14,14 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bench.chains import Prune, gmacs, worth
+from bench.chains import Prune, dense, gmacs, worth
 from bench.cli import main
 from bench.models.recipe import Recipe
 from bench.pruning import peers
 from bench.pruning import steps as pruning
 from bench.rows import Chain, Paper, Row, Setting
 from bench.steps import Step
-from reproductions.channel_pruning import calibration, chain, dense, inner, pruned, resnet56
+from bench.zoo import resnet56
+from reproductions.channel_pruning import calibration, chain, inner, pruned
 
 DEVIATIONS = [
     "A study of ours: no paper prints these values. The network, the weights and the data are those of Channel "

@@ -35,6 +35,14 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Names of the curves and places on them, one for each evaluation: ``series`` and ``x``."""
+
+    series: tuple[str, ...]
+    x: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Contrast:
     """No parameters: three evaluations for each seed say everything."""
 
@@ -80,6 +88,15 @@ def run_compared(context: Context, parents: list[Result], params: Comparison) ->
     return Result(records=[replace(record, metric=record.metric + params.suffix) for record in found])
 
 
+def run_points(context: Context, parents: list[Result], params: Curves) -> Result:
+    """Top-1 accuracy of each evaluation as a point of a curve."""
+    found = []
+    for parent, series, x in zip(parents, params.series, params.x, strict=True):
+        (top1,) = (record for record in parent.records if record.metric == "top1_acc")
+        found.append(replace(top1, series=series, x=x))
+    return Result(records=found)
+
+
 def run_contrasted(context: Context, parents: list[Result], params: Contrast) -> Result:
     """One method's evaluations (first third) minus another's (second third), about references (last third)."""
     third = len(parents) // 3
@@ -110,6 +127,12 @@ def compared(runs: list[Step], references: list[Step], suffix: str = "") -> Step
     name = f"compared({runs[0].name}, {references[0].name}{_others(runs)})"
     parents = [*runs, *references]
     return make_step(Kind.COMPARE, name, run_compared, Comparison(suffix), parents, device=runs[0].device)
+
+
+def points(runs: list[Step], series: list[str], x: list[float]) -> Step:
+    """The step that makes evaluations the points of curves."""
+    name, params = f"points({runs[0].name} and {len(runs) - 1} more)", Curves(tuple(series), tuple(x))
+    return make_step(Kind.COMPARE, name, run_points, params, runs, device=runs[0].device)
 
 
 def _others(runs: list[Step]) -> str:

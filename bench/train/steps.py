@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bench.models import weights
 from bench.models.checkpoint import checkpoint, network
+from bench.models.edits import Edit
 from bench.models.recipe import Recipe
 from bench.steps import Context
 from bench.store import Result
@@ -28,6 +29,22 @@ class Training:
     schedule: Schedule
     seed: int
     recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Editing:
+    """``edit`` is made to the parent's network; what is new in it has weights from ``seed``."""
+
+    edit: Edit
+    seed: int
+
+
+def run_edited(context: Context, parents: list[Result], params: Editing) -> Result:
+    """The parent's network with an edit; the weights that stay are kept."""
+    model, recipe = network(parents[0])
+    seed_everything(params.seed)
+    params.edit.apply(model, recipe.input_shape)
+    return checkpoint(model, recipe.edited(params.edit))
 
 
 def run_loaded(context: Context, parents: list[Result], params: Loading) -> Result:
