@@ -20,11 +20,11 @@ from bench.pruning.layerwise import Method, prune
 from bench.pruning.moments import Moments, output_size, patches, sample_positions
 from bench.pruning.reconstruction import Sampled
 from bench.pruning.selection import Layer, select
-from bench.pruning.steps import Fixed, Pruning
+from bench.pruning.steps import Fixed, Pruning, pruned, run_pruned
 from bench.pruning.surgery import convolution
 from bench.pruning.thinet import ChannelMoments, Draws
 from bench.pruning.walk import Walk
-from bench.steps import canonical
+from bench.steps import DataValue, Kind, canonical, make_step
 
 Array = NDArray[np.float64]
 
@@ -588,6 +588,8 @@ def test_apoz_of_branches_side_by_side() -> None:
 def test_apoz_without_a_relu_is_a_user_error_before_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LeakyReLU(), nn.Conv2d(6, 4, 1)).eval()
     calibration = calibrate(model, images(12), Sampling(positions=2), progress=False)
+    _, (refitted,) = prune(model, calibration, {"2": 6}, Method("apoz", refit=True), progress=False)
+    assert refitted.kept == list(range(6))  # nothing is to be chosen, so nothing is counted
     monkeypatch.setattr("bench.pruning.layerwise.Walk", lambda *args: pytest.fail("walked"))
     with pytest.raises(UserError, match="none leads to '2'"):
         prune(model, calibration, {"2": 3}, Method("apoz"), progress=False)
@@ -609,6 +611,26 @@ def test_new_options_change_no_older_step() -> None:
     }
     method = canonical(Method("thinet", rebuild="rescale", outputs="one"))
     assert method == {"type": "Method", "selection": "thinet", "rebuild": "rescale", "outputs": "one"}
+
+
+def test_steps_that_differ_in_the_options_have_names_and_keys_of_their_own() -> None:
+    data = DataValue("plain", "training")
+    parent = make_step(Kind.EVALUATE, "dense", run_pruned, Fixed({}), device="cpu")
+    methods = [
+        Method("thinet"),
+        Method("thinet", rebuild="rescale"),
+        Method("thinet", rebuild="rescale", outputs="one"),
+    ]
+    params = [Pruning(method, Fixed({"a": 3}), Sampling(), 20) for method in methods]
+    steps = [pruned(parent, None, each, data, 1.0, "a to 3") for each in params]
+    assert [step.name for step in steps] == [
+        "pruned(thinet, a to 3, seed 0, dense)",
+        "pruned(thinet, a to 3, rescale, seed 0, dense)",
+        "pruned(thinet, a to 3, rescale, one filter a position, seed 0, dense)",
+    ]
+    others = [replace(params[0], balanced=True), replace(params[0], alone=True)]
+    steps += [pruned(parent, None, each, data, 1.0) for each in others]
+    assert len({step.key for step in steps}) == 5
 
 
 def test_options_that_do_not_go_together_are_user_errors() -> None:
