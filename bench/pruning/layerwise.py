@@ -134,7 +134,8 @@ def prune(
     graph = trace(model)
     if method.selection == "apoz":
         for site in calibration.sites:
-            if site.reader in keep:
+            channels = surgery.convolution(model, site.reader).in_channels
+            if keep.get(site.reader, channels) < channels:
                 rectifier(model, graph, site.reader)  # raises where there is none, before the walk
     done, reports = _restore(model, calibration, stages) if stages is not None else (0, [])
     walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
@@ -206,7 +207,8 @@ def _prune_site(
     channels = conv.in_channels
     weight, bias = folded(conv, norm)
     draws = _draws(calibration, method, weight, bias, seed)
-    with counted(calibration, walk, site.reader) if method.selection == "apoz" else nullcontext() as zeros:
+    counts = method.selection == "apoz" and wanted < channels
+    with counted(calibration, walk, site.reader) if counts else nullcontext() as zeros:
         sampled = accumulate(calibration, walk, site, conv, method.compensate, draws)
     moments = sampled.fitted
     producer = None if site.producer is None else surgery.convolution(model, site.producer)
@@ -288,7 +290,8 @@ def _prune_shared(
     channels = readers[0][1].in_channels
     maps = [folded(conv, norm_behind(model, reader)) for reader, conv in readers]
     draws = [_draws(calibration, method, *map_, seed) for map_ in maps]
-    with counted(calibration, walk, site.reader) if method.selection == "apoz" else nullcontext() as zeros:
+    counts = method.selection == "apoz" and wanted < channels
+    with counted(calibration, walk, site.reader) if counts else nullcontext() as zeros:
         before = accumulate_shared(calibration, walk, site, [conv for _, conv in readers], draws)
     layers = [
         Layer(

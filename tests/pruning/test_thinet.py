@@ -1,4 +1,4 @@
-"""ThiNet and APoZ against plain implementations that convolve, loop over draws and solve on explicit rows."""
+"""ThiNet against plain implementations that convolve, loop over draws and solve on explicit rows."""
 
 import copy
 from collections.abc import Sequence
@@ -13,18 +13,15 @@ from torch.nn import functional as F
 
 from bench.errors import UserError
 from bench.pruning import thinet
-from bench.pruning.apoz import counted
-from bench.pruning.calibration import Calibration, Sampling, calibrate
-from bench.pruning.graph import trace
+from bench.pruning.calibration import Sampling, calibrate
 from bench.pruning.layerwise import Method, prune
 from bench.pruning.moments import Moments, output_size, patches, sample_positions
 from bench.pruning.reconstruction import Sampled
 from bench.pruning.selection import Layer, select
-from bench.pruning.steps import Fixed, Pruning
+from bench.pruning.steps import Fixed, Pruning, pruned, run_pruned
 from bench.pruning.surgery import convolution
 from bench.pruning.thinet import ChannelMoments, Draws
-from bench.pruning.walk import Walk
-from bench.steps import canonical
+from bench.steps import DataValue, Kind, canonical, make_step
 
 Array = NDArray[np.float64]
 
@@ -522,78 +519,6 @@ def test_channels_with_several_readers_are_chosen_for_all_and_every_reader_gets_
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# APoZ
-
-
-def plain_apoz(calibration: Calibration, maps: Tensor) -> list[float]:
-    """Share of zeros of each channel over the fitted images, value by value."""
-    shares = []
-    for channel in range(maps.shape[1]):
-        values = [value for i in range(len(maps)) if calibration.fitted[i] for value in maps[i, channel].flatten()]
-        shares.append(sum(float(value) == 0.0 for value in values) / len(values))
-    return shares
-
-
-@pytest.mark.parametrize("budget", [0, 10**9])
-def test_apoz_counts_zeros_behind_the_relu_of_the_pruned_network(budget: int) -> None:
-    """Before pooling, over the fitted images; the second layer's in the network that has lost channels."""
-    model = busy(Net(), seed=8)
-    x = images(30)
-    sampling = Sampling(positions=4, batch=8, held_out=0.3, least_held_out=5, budget=budget)
-    calibration = calibrate(model, x, sampling, progress=False)
-    _, reports = prune(model, calibration, {"middle": 4, "last": 4}, Method("apoz"), progress=False)
-    first = plain_apoz(calibration, F.relu(seen(model, x, "stem_norm")[1]))
-    assert reports[0].kept == sorted(np.argsort(first)[:4].tolist())
-    half, _ = prune(model, calibration, {"middle": 4}, Method("apoz"), progress=False)
-    second = plain_apoz(calibration, F.relu(seen(half, x, "middle_norm")[1]))
-    assert reports[1].kept == sorted(np.argsort(second)[:4].tolist())
-    assert len({*first}) == 7 and len({*second}) == 8  # no ties, so nothing is left to chance
-    walk = Walk(half, trace(half), calibration.batches, "cpu", budget)
-    with counted(calibration, walk, "last") as zeros:
-        assert len([*walk.visit("last")]) == len(calibration.batches)
-    assert zeros.shares.tolist() == pytest.approx(second)
-    others = replace(calibration, fitted=~calibration.fitted)
-    assert second != plain_apoz(others, F.relu(seen(half, x, "middle_norm")[1]))
-    assert not walk.watched
-
-
-class Branches(nn.Module):
-    """Branches side by side: when the walk has come to the first reader, it has passed the second one's ReLU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 3, padding=1)
-        self.left_reader, self.right_reader = nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """N x 3 x H x W to N x 4 x H/4 x W/4."""
-        left, right = self.left(x), self.right(x)
-        left, right = F.max_pool2d(F.relu(left), 4), F.max_pool2d(F.relu(right), 4)
-        return self.left_reader(left) + self.right_reader(right)  # type: ignore[no-any-return]
-
-
-def test_apoz_of_branches_side_by_side() -> None:
-    model = busy(Branches(), seed=0)
-    x = images(24)
-    calibration = calibrate(model, x, Sampling(positions=4, batch=8), progress=False)
-    _, reports = prune(model, calibration, {"left_reader": 3, "right_reader": 3}, Method("apoz"), progress=False)
-    for report, name in zip(reports, ("left", "right"), strict=True):
-        maps = F.relu(seen(model, x, name)[1])
-        shares = plain_apoz(calibration, maps)
-        assert report.kept == sorted(np.argsort(shares)[:3].tolist())
-        pooled = plain_apoz(calibration, F.max_pool2d(maps, 4))
-        assert shares != pooled
-
-
-def test_apoz_without_a_relu_is_a_user_error_before_the_walk(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LeakyReLU(), nn.Conv2d(6, 4, 1)).eval()
-    calibration = calibrate(model, images(12), Sampling(positions=2), progress=False)
-    monkeypatch.setattr("bench.pruning.layerwise.Walk", lambda *args: pytest.fail("walked"))
-    with pytest.raises(UserError, match="none leads to '2'"):
-        prune(model, calibration, {"2": 3}, Method("apoz"), progress=False)
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # Options
 
 
@@ -609,6 +534,26 @@ def test_new_options_change_no_older_step() -> None:
     }
     method = canonical(Method("thinet", rebuild="rescale", outputs="one"))
     assert method == {"type": "Method", "selection": "thinet", "rebuild": "rescale", "outputs": "one"}
+
+
+def test_steps_that_differ_in_the_options_have_names_and_keys_of_their_own() -> None:
+    data = DataValue("plain", "training")
+    parent = make_step(Kind.EVALUATE, "dense", run_pruned, Fixed({}), device="cpu")
+    methods = [
+        Method("thinet"),
+        Method("thinet", rebuild="rescale"),
+        Method("thinet", rebuild="rescale", outputs="one"),
+    ]
+    params = [Pruning(method, Fixed({"a": 3}), Sampling(), 20) for method in methods]
+    steps = [pruned(parent, None, each, data, 1.0, "a to 3") for each in params]
+    assert [step.name for step in steps] == [
+        "pruned(thinet, a to 3, seed 0, dense)",
+        "pruned(thinet, a to 3, rescale, seed 0, dense)",
+        "pruned(thinet, a to 3, rescale, one filter a position, seed 0, dense)",
+    ]
+    others = [replace(params[0], balanced=True), replace(params[0], alone=True)]
+    steps += [pruned(parent, None, each, data, 1.0) for each in others]
+    assert len({step.key for step in steps}) == 5
 
 
 def test_options_that_do_not_go_together_are_user_errors() -> None:
