@@ -1,8 +1,8 @@
-"""ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression (Luo, Wu, Lin; ICCV 2017; arXiv 1707.06342).
+"""ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression (Luo et al.; ICCV 2017; arXiv 1707.06342).
 
 A layer's filters are judged by what the *next* layer makes of them.  With x_hat_c what channel c adds to one output of
 that layer (one random filter at one random position) and y_hat = y - b = sum_c x_hat_c, the set T of removed channels
-is to keep the sum over the samples of (sum_{c in T} x_hat_c)^2 small (equation 6): greedily, one channel after the other
+is to keep the sum over the samples of (sum_{c in T} x_hat_c)^2 small (equation 6): greedily, channel after channel
 (algorithm 1).  The channels that stay are then scaled by least squares (equation 7), each by one factor, in the next
 layer's weights.  Layer by layer, with an epoch of fine-tuning after each and a long one at the end.
 
@@ -11,8 +11,8 @@ layer's weights.  Layer by layer, with an epoch of fine-tuning after each and a 
         j = argmin |s + x_hat_j|^2;  T += j;  s += x_hat_j
     w = (X_S' X_S)^-1 X_S' y                      bench.pruning.thinet.factors
 
-Reproduced here: Table 1 (VGG-16), Table 3 (ResNet-50), what of Table 2 can run, Figure 4 (criteria), the journal version
-(TPAMI); beyond the paper: the same criteria with and without the same rescaling, beside Channel Pruning's.
+Reproduced here: Table 1 (VGG-16), Table 3 (ResNet-50), what of Table 2 can run, Figure 4 (criteria), the journal's
+version (TPAMI); beyond the paper: the same criteria with and without the same rescaling, beside Channel Pruning's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from bench.train.schedule import Schedule
 
 DEVIATIONS = [
     "Sampling: 10 draws of (position, one random output filter) from each of 10 images a class, as published, on "
-    "ImageNet (100,000 rows). On sets of ten classes that would be 1,000 rows: 5,000 images of CIFAR-10, 720 of embedded "
-    "data, spread evenly over the classes. A tenth of them is held out and judges the factors.",
+    "ImageNet (100,000 rows). On sets of ten classes that would be 1,000 rows: 5,000 images of CIFAR-10, 720 of "
+    "embedded data, spread evenly over the classes. A tenth of them is held out and judges the factors.",
     "Summing over all filters at each sampled position instead of drawing one is ours (`all filters`): the same in "
     "expectation, with less noise.",
     "Weights: torchvision's VGG-16 unless weights are given; the paper's are Caffe's.",
@@ -56,18 +56,20 @@ DEVIATIONS = [
     "ThiNet-Tiny also prunes conv5_3, which no convolution reads; how could not be read, so that its sizes alone are "
     "judged. SqueezeNet is torchvision's 1.0 on images of 227x227.",
     "ThiNet-WS (Table 2) is taken as ThiNet-Conv with the smallest weight sums removed and the same rescaling.",
-    "Figure 4 is drawn in the paper for VGG-GAP on CUB-200; here for VGG-16 at four shares of kept filters in conv1_1 to "
-    "conv4_3, all layers at once, nothing fine-tuned.",
-    "Both resizings of the authors (256x256, or the shorter side 256) are settings of a run (`--protocol`), not columns "
-    "of one table.",
+    "Figure 4 is drawn in the paper for VGG-GAP on CUB-200; here for VGG-16 at four shares of kept filters in conv1_1 "
+    "to conv4_3, all layers at once, nothing fine-tuned.",
+    "Both resizings of the authors (256x256, or the shorter side 256) are settings of a run (`--protocol`), not "
+    "columns of one table.",
+    "ThiNet-30's 2.20 B FLOPs come out as 2.194985, which rounds to 2.19 (2.195 rounded once more gives 2.20); the "
+    "README's 138.24 M parameters of VGG-16 as 138.34, as the paper has them.",
 ]
 
 TABLE1, TABLE3 = "Table 1 (VGG-16)", "Table 3 (ResNet-50)"
 TABLE2 = "Table 2 (VGG-16 vs other pruning methods)"
 FIGURE4 = "Figure 4 (selection criteria, VGG-GAP on CUB-200)"
 README_VGG, README_RESNET = "ThiNet_Code README (VGG-16, ratio 0.5)", "ThiNet_Code README (ResNet-50, ratio 0.7)"
-CRITERIA = "Criteria with and without rescaling (ResNet-56)"
-CRITERIA_VGG = "Criteria with and without rescaling (VGG-16 on CIFAR-10)"
+CRITERIA = "ResNet-56: criteria with and without rescaling"
+CRITERIA_VGG = "VGG-16 on CIFAR-10: criteria with and without rescaling"
 
 # conv1_1 to conv4_3 lose filters; conv5_x and the fully connected layers do not
 PRUNED = [
@@ -170,7 +172,7 @@ def passing(step: Step) -> Step:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Fine-tuning after a stage, after the last layer of a block of VGG-16 (conv1_2 …), at the end; images to sample."""
+    """Fine-tuning after a stage, after the last layer of a block of VGG-16, at the end; images to sample."""
 
     each: Schedule
     block: Schedule
@@ -412,7 +414,9 @@ def journal() -> list[Row]:
             sizes = {"macs": [(name, "FLOPs")], "params": [(name, "params")]}
             own = dense_shape if method is None else shape
             tail = partial(chain, make=make)
-            rows.append(Row(table, name, "imagenet", own, None, network, tail, links, sizes, scales=SHORT))
+            # the row says which of the two tables it belongs to, whose ids are alike
+            ours = f"{'VGG-16' if table == README_VGG else 'ResNet-50'}, {name}"
+            rows.append(Row(table, ours, "imagenet", own, None, network, tail, links, sizes, scales=SHORT))
     return rows
 
 
