@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ class LayerReport:
     def to_json(self) -> dict[str, object]:
         """Plain JSON values."""
         return asdict(self) | {"ridge": self.ridge if math.isfinite(self.ridge) else None}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LayerReport:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**value, "ridge": math.inf if value["ridge"] is None else value["ridge"]})
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,7 @@ def _restore(model: nn.Module, calibration: Calibration, stages: Stages) -> tupl
     if stored is None:
         return 0, []
     facts, state = stored
-    reports = [LayerReport(**report) for report in facts["reports"]]
+    reports = [LayerReport.from_json(report) for report in facts["reports"]]
     widths = {
         report.producer: len(report.kept)
         for report in reports
