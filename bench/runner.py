@@ -161,7 +161,8 @@ def plan(paper: Paper, rows: Sequence[Row], job: Job) -> list[Planned]:
     planned = []
     for row in rows:
         scale = job.scale or row.scale
-        bench.data.check_scale(scale)
+        if job.scale is not None:
+            bench.data.check_scale(scale)
         meant = row.scales is None or scale in row.scales or scale not in bench.data.SCALES
         if meant and (job.scale is None or row.data == bench.data.kind(scale)):
             planned.append(_plan(paper, row, scale, job))
@@ -175,6 +176,8 @@ def plan(paper: Paper, rows: Sequence[Row], job: Job) -> list[Planned]:
 def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
     if row.missing is not None or row.chain is None or row.dense is None:
         return Planned(paper, row, scale, reason=row.missing or "not implemented")
+    if scale not in bench.data.SCALES and not Path(scale).is_dir():
+        return Planned(paper, row, scale, reason=f"needs {scale}: give its folder by --scale")
     size = row.dense(scale, 10, job.weights is not None).input_shape[1]
     if bench.data.find(scale, job.data) is None and scale != "cifar10":
         return Planned(paper, row, scale, reason=bench.data.needs(scale, job.data))

@@ -29,6 +29,7 @@ from bench.measure import steps as measuring
 from bench.models.edits import ReplaceHead
 from bench.models.recipe import Recipe
 from bench.pruning import steps as pruning
+from bench.pruning import surgery
 from bench.pruning.calibration import Sampling
 from bench.pruning.layerwise import RESCALE, Method
 from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
@@ -236,8 +237,9 @@ def tiny(recipe: Recipe) -> dict[str, int]:
 
 def _shares(recipe: Recipe, names: Sequence[str], share: float) -> dict[str, int]:
     model = recipe.build("meta")
+    filters = {name: surgery.convolution(model, name).out_channels for name in names}
     # the share is written in decimals: 0.7 of 10 filters are 7
-    return {name: max(1, int(round(share * model.get_submodule(name).out_channels, 6))) for name in names}
+    return {name: max(1, int(round(share * count, 6))) for name, count in filters.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------------
