@@ -150,21 +150,23 @@ def layer_by_layer(
     The network after each stage is kept until the next one is there.
     """
     step = start
+
+    def then(found: Step, what: str, transient: bool = True) -> Step:
+        # named by what it does, not by all that came before; its weights may go once the next step is there
+        return replace(found, name=f"{method.selection} {what} ({start.name}, seed {seed})", transient=transient)
+
     for number, stage in enumerate(stages):
         for name in stage.layers:
-            step = passing(pruned(setting, recipe, step, seed, method, pruning.Fixed({name: keep[name]}), alone=True))
+            small = pruned(setting, recipe, step, seed, method, pruning.Fixed({name: keep[name]}), alone=True)
+            step = then(small, f"{name} to {keep[name]}")
         if number < len(stages) - 1:  # behind the last stage the long fine-tuning comes at once
-            step = passing(trained(setting, recipe, step, stage.tuning, seed, f"tuned after {stage.layers[-1]}"))
+            tuned = trained(setting, recipe, step, stage.tuning, seed, "tuned")
+            step = then(tuned, f"tuned after {name}")
     if edit is not None:
         params = training.Editing(edit, seed)
-        name = f"global average pooling({step.name})"
-        step = passing(make_step(Kind.PRUNE, name, training.run_edited, params, [step], device=setting.device))
-    return trained(setting, recipe, step, last, seed, "fine-tuned")
-
-
-def passing(step: Step) -> Step:
-    """A step whose weights nobody needs once the next one is there."""
-    return replace(step, transient=True)
+        edited = make_step(Kind.PRUNE, "edited", training.run_edited, params, [step], device=setting.device)
+        step = then(edited, "with average pooling")
+    return then(trained(setting, recipe, step, last, seed, "tuned"), "tuned at the end", transient=False)
 
 
 # --------------------------------------------------------------------------------------------------------------------
