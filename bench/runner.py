@@ -272,20 +272,25 @@ class Engine:
     def _missing(self, leaves: list[Step]) -> list[Step]:
         """The steps that are not stored, of ``leaves`` and of what these need for it, parents first.
 
+        What a stored step was made of need not be there any more, but its description must, which row files repeat.
         The first process looks, the others are told.
         """
         found: dict[str, Step] = {}
+        seen: set[tuple[str, bool]] = set()
 
-        def visit(step: Step) -> None:
-            if step.key in found or self._found(step):
+        def visit(step: Step, needed: bool) -> None:
+            if (step.key, needed) in seen:
                 return
+            seen.add((step.key, needed))
+            there = self._found(step) if needed else self.store.header(step.key) is not None
             for parent in step.parents:
-                visit(parent)
-            found[step.key] = step
+                visit(parent, not there)
+            if not there:
+                found.setdefault(step.key, step)
 
         if processes.is_main():
             for leaf in leaves:
-                visit(leaf)
+                visit(leaf, True)
         keys = processes.told(list(found))
         every = {step.key: step for step in in_order(leaves)}
         return [every[key] for key in keys]

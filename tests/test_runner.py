@@ -172,6 +172,38 @@ def test_damaged_results_are_made_again(tmp_path: Path) -> None:
     assert CALLS == ["dense"]
 
 
+def test_what_a_stored_step_was_made_of_is_not_asked_for(tmp_path: Path) -> None:
+    """A parent whose tensors have gone costs nothing as long as nobody needs them."""
+    dense = step("dense", 1.0)
+    toy = paper(("only", [step("end", 10.0, step("middle", 5.0, dense))]))
+    run(toy, tmp_path)
+    Store(tmp_path).shed(dense.key)
+    CALLS.clear()
+    assert values(run(toy, tmp_path)) == {"only": [16.0]}
+    assert CALLS == []
+
+
+def test_weights_of_a_chain_s_inner_steps_go_and_come_back_where_they_are_needed(tmp_path: Path) -> None:
+    """Not before all that this run makes of them is there; the description stays; the end is not computed again."""
+    store = Store(tmp_path)
+    dense = step("dense", 1.0)
+    inner = [replace(step("first", 2.0, dense), transient=True)]
+    inner.append(replace(step("second", 3.0, inner[0]), transient=True))
+    ends = [step("end", 10.0, inner[1]), step("other end", 20.0, inner[1])]
+    outcomes(paper(("one", ends[:1])), tmp_path)
+    assert [store.load(one.key) is None for one in (dense, *inner, ends[0])] == [False, True, True, False]
+    headers = [store.header(one.key) for one in inner]
+    assert all(header is not None and header["records"] for header in headers)
+    CALLS.clear()
+    assert values(run(paper(("one", ends[:1])), tmp_path)) == {"one": [16.0]}
+    assert CALLS == []
+    # another end needs what has gone; the first of two ends does not take it from the second
+    toy = paper(("one", ends[:1]), ("two", ends[1:]), ("both", [step("third end", 30.0, inner[1]), ends[1]]))
+    assert values(run(toy, tmp_path)) == {"one": [16.0], "two": [26.0], "both": [36.0, 26.0]}
+    assert CALLS == ["first", "second", "other end", "third end"]
+    assert [store.load(one.key) is None for one in inner] == [True, True]
+
+
 def test_order_puts_parents_first() -> None:
     a = step("a", 1.0)
     b, c = step("b", 1.0, a), step("c", 1.0, a)
@@ -300,7 +332,8 @@ def test_ids_are_stable() -> None:
         "channel_pruning/table-8/ours-fine-tuned",
         "channel_pruning/table-1/vgg-16-5x-released-widths-fine-tuned",
         "channel_pruning/figure-4/conv1-2",
-        "channel_pruning/selection-and-widths/2x-lasso-uniform",
+        "selection_study/resnet-56-at-2x/lasso-uniform",
+        "thinet/table-1/thinet-conv",
         "fbs/figure-3a/fbs-at-d-0.5",
         "fbs/derived-resnet-18/d-0.8-b22-not-gated",
         "localization_aware_ssd/criteria-at-equal-widths/lcp-fine-tuned",

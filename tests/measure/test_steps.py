@@ -96,6 +96,19 @@ def test_a_contrast_is_the_first_minus_the_second_about_the_reference() -> None:
     assert values(measuring.run_contrasted(context(), runs, measuring.Contrast()))["top1_difference"].value == 0.0
 
 
+def test_evaluations_become_the_points_of_curves() -> None:
+    """Top-1 with its interval, under the curve's name at its place."""
+    top1 = [Record("top1_acc", value, "%", value - 1, value + 1, 360, 0) for value in (90.0, 80.0, 70.0)]
+    results = [Result(records=[one, Record("top5_acc", 99.0, "%")]) for one in top1]
+    params = measuring.Curves(("lasso", "lasso", "first k"), (1.0, 2.0, 2.0))
+    found = measuring.run_points(context(), results, params).records
+    assert [(r.metric, r.value, r.low, r.high, r.series, r.x) for r in found] == [
+        ("top1_acc", 90.0, 89.0, 91.0, "lasso", 1.0),
+        ("top1_acc", 80.0, 79.0, 81.0, "lasso", 2.0),
+        ("top1_acc", 70.0, 69.0, 71.0, "first k", 2.0),
+    ]
+
+
 def test_a_summary_is_the_mean_over_the_networks() -> None:
     runs = [result(OF_SEED_0), result(OF_SEED_1), result(DENSE)]
     found = values(measuring.run_summarised(context(), runs, measuring.Summary()))

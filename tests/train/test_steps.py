@@ -19,7 +19,8 @@ from bench.gating import steps as gating
 from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions, gated_layers
 from bench.models import weights
-from bench.models.checkpoint import checkpoint
+from bench.models.checkpoint import checkpoint, network
+from bench.models.edits import ReplaceHead
 from bench.models.recipe import Recipe
 from bench.steps import Context
 from bench.store import Result
@@ -90,6 +91,21 @@ def test_what_is_declared_reaches_the_loop(calls: list[tuple[Any, ...]]) -> None
     assert data is DATA.train and isinstance(net, nn.Module)
     assert rest == [SCHEDULE, 4, Path("nowhere"), "cpu", "the label", 2, False]
     assert tuned.facts == {"images": 24, "history": []}
+
+
+def test_an_edit_keeps_the_weights_that_stay() -> None:
+    """VGG's head gives way to average pooling and one linear layer, whose fresh weights are those of the seed."""
+    recipe = Recipe("vgg16", {"num_classes": 4, "form": "cifar", "width": 0.125}, (3, 32, 32))
+    dense = checkpoint(recipe.build(), recipe)
+    found = [training.run_edited(context(), [dense], training.Editing(ReplaceHead(), seed)) for seed in (3, 3, 4)]
+    small, again, other = (network(result)[0].state_dict() for result in found)
+    assert network(found[0])[1] == recipe.edited(ReplaceHead())
+    for name in dense.state:
+        if name.startswith("features"):
+            assert torch.equal(small[name], dense.state[name])
+    assert small["classifier.0.weight"].shape == (4, 64)
+    assert torch.equal(small["classifier.0.weight"], again["classifier.0.weight"])
+    assert not torch.equal(small["classifier.0.weight"], other["classifier.0.weight"])
 
 
 def test_given_weights_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
