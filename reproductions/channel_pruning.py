@@ -372,7 +372,7 @@ def table8() -> list[Row]:
         # the paper prints filter pruning after fine-tuning alone
         link = {} if name == "Filter pruning" else {"top1_err_increase": (name, "top1_err_increase@2x")}
         # from scratch needs the full training set
-        scales = ("digits", "cifar10") if name == "From scratch" else None
+        scales: tuple[str, ...] | None = ("digits", "cifar10") if name == "From scratch" else None
         rows.append(Row(TABLE8, name, "cifar10", half, 2.0, resnet56, row_chain, link, scales=scales))
     for tune in (False, True):
         name = f"Exact, error-driven, full reconstruction{' (fine-tuned)' if tune else ''}"
