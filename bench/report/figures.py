@@ -66,14 +66,14 @@ def draw(table: Table, folder: Path) -> list[Path]:
         for name in names:
             figure = _curves(table, name)
             path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--{name}.png"
-            files.append(_save(figure, path))
+            files.append(save(figure, path))
         panels = _panels(table.lines)
         if panels:
             path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--summary.png"
-            files.append(_save(_dots(table, panels), path))
+            files.append(save(_dots(table, panels), path))
         if len(trade_off_points(table.lines)) >= LEAST_LINES:
             path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--trade-off.png"
-            files.append(_save(_trade_off(table), path))
+            files.append(save(_trade_off(table), path))
     if names:
         path = folder / f"{table.slug}.csv"
         write_text(path, points_csv(table))
@@ -94,7 +94,8 @@ def points_csv(table: Table) -> str:
     return file.getvalue()
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the picture, atomically and the same wherever the numbers are; returns ``path``."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")

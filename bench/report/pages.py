@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from bench import registry
 from bench.report import coverage as covering
-from bench.report import figures, findings, networks, render
+from bench.report import coverage_figure, figures, findings, networks, render
 from bench.report.coverage import Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
@@ -28,6 +28,7 @@ _OUTCOMES = (
 _CALLED = {"md": "Markdown", "csv": "every value (csv)", "tex": "LaTeX", "html": "all metrics (html)"}
 _OWN, _NOT_RUN = "Measured", "Not run"
 _ANALOGUES = "Analogues: on other data than the paper's, without verdicts"
+_COVERAGE = "coverage.png"
 _GENERATED = "This page is generated from the row files; edits are overwritten."
 
 
@@ -59,6 +60,9 @@ def write(
             files = _paper(root / paper, papers[paper], tables, sizes)
             _remove_stale(root / paper, set(files))
             written += files
+    if coverages:
+        short = {name: name.replace("_", " ") for name in coverages}
+        written.append(coverage_figure.draw(coverages, short, root / _COVERAGE))
     index = root / "README.md"
     write_text(index, _index(papers, found, coverages or {}))
     return [*written, index]
@@ -189,7 +193,8 @@ def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]], cov
     text = ["# Results", "", _GENERATED, ""]
     if coverages:
         titles = {name: render.markdown_text(about.title) for name, about in papers.items()}
-        text += ["## What of the published values is decided", "", *covering.markdown(coverages, titles), ""]
+        text += ["## What of the published values is decided", "", f"![Values decided, by paper]({_COVERAGE})", ""]
+        text += [*covering.markdown(coverages, titles), ""]
     if found:
         decided = {p: coverages[p].decided("size") if p in coverages else Counter[str]() for p in found}
         text += ["## Findings", ""]
