@@ -91,7 +91,7 @@ def size(value: float) -> str:
         if abs(value) >= scale:
             short = value / scale
             return f"{short:.{2 if abs(short) < 9.995 else 1 if abs(short) < 99.95 else 0}f} {suffix}"
-    return f"{value:g}"
+    return f"{value:.3g}"
 
 
 _papers: dict[str, Metric] = {}

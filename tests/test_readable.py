@@ -148,6 +148,14 @@ def test_findings_are_three_sentences_without_what_nobody_verified() -> None:
     ]
 
 
+def test_a_study_says_that_it_is_one() -> None:
+    lines = [line("a", [CHANGE], ours=True), line("c", claim=claim("A beats B"), decision=Verdict("holds"))]
+    assert findings.sentences(lines, {})[:2] == [
+        "A study of ours: no paper prints these values.",
+        "Claim that holds: A beats B.",
+    ]
+
+
 def test_one_value_is_the_same_in_every_format() -> None:
     links = {"top1_acc": published("top1", "92.8", "%")}
     table = build([line("dense", [TOP1], links=links, verdicts={"top1_acc": Verdict("reproduced")})], [])

@@ -21,7 +21,11 @@ def sentences(lines: Sequence[Line], sizes: Mapping[str, int]) -> list[str]:
     own = [line for line in lines if line.ran and not line.analogue]
     ran = own or [line for line in lines if line.ran]
     where = "" if own or not ran else "On other data than the paper's: "
-    return [_values(own, sizes), _claims(own), f"{where}{largest_effect(ran)}" if ran else "Nothing was run."]
+    if lines and all(line.ours or line.claim is not None for line in lines):
+        printed = "A study of ours: no paper prints these values."
+    else:
+        printed = _values(own, sizes)
+    return [printed, _claims(own), f"{where}{largest_effect(ran)}" if ran else "Nothing was run."]
 
 
 def _values(lines: Sequence[Line], sizes: Mapping[str, int]) -> str:
