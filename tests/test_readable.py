@@ -97,6 +97,11 @@ def test_an_analogue_has_no_verdicts_and_eight_columns_at_most() -> None:
     assert "Not run (runs at cifar10): b." in build([*lines, absent], []).notes
 
 
+def test_a_table_in_which_nothing_ran_says_why() -> None:
+    frame = readable([line("a", status="not run (needs CUB-200)"), line("b", status="not run (not supported yet)")])
+    assert frame.to_numpy().tolist() == [["a", "not run (needs CUB-200)"], ["b", "not run (not supported yet)"]]
+
+
 def test_curves_are_read_at_the_middle_of_their_speed_ups() -> None:
     points = [
         Point(series, x, cell("top1_err_increase", factor * x, "pp", 0.5))

@@ -29,7 +29,7 @@ _POINTS = ("%", "pp", "points")
 def readable(lines: Sequence[Line]) -> pd.DataFrame:
     """The lines (of one table and scale) as text, in their order; columns without any text are left out.
 
-    Beside published values every line is there; elsewhere those that ran, if any did.
+    Beside published values every line is there; elsewhere those that ran, or all with the reason where none did.
     """
     if any(line.links and not line.analogue for line in lines):
         counts = Counter(name for line in lines for name in line.links)
@@ -168,7 +168,7 @@ def _middle(lines: Sequence[Line]) -> Mapping[str, tuple[str, float]]:
 
 def _measured(line: Line, chosen: Sequence[str], curves: Mapping[str, tuple[str, float]]) -> dict[str, str]:
     """One line of an analogue or a study."""
-    text = {ROW: line.name, MACS: macs_text(line)}
+    text = {ROW: line.name, MACS: macs_text(line), VERDICT: "" if line.ran else line.status}
     for name in chosen:
         cell = line.cells.get(name)
         text[metric(name, "" if cell is None else cell.unit).title] = "" if cell is None else cell_text(cell)
