@@ -95,7 +95,7 @@ def macs_text(line: Line) -> str:
         return cell_text(count) + times
     if ratio is not None:
         return f"({ratio.value:.2f}x{claimed})"
-    if line.shape is None:
+    if line.shape is None or line.points:  # a curve is of many networks
         return ""
     return f"{size(line.shape['macs']['conv'])} ({line.shape['speedup']:.2f}x{claimed})"
 
@@ -163,7 +163,7 @@ def _middle(lines: Sequence[Line]) -> Mapping[str, tuple[str, float]]:
     if not common:
         return {}
     middle = median_low(common)
-    return {f"{name} at {middle:g}x": (name, middle) for name in series}
+    return {f"{name} at {middle:.3g}x": (name, middle) for name in series}
 
 
 def _measured(line: Line, chosen: Sequence[str], curves: Mapping[str, tuple[str, float]]) -> dict[str, str]:
