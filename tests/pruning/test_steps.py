@@ -165,7 +165,7 @@ def test_layers_pruned_one_after_the_other_give_the_widths_of_all() -> None:
     second = replace(parameters("thinet"), widths=pruning.Fixed({"layer3.1.conv1": 7}), alone=True)
     once = pruning.run_pruned(context(data()), [dense(0)], first)
     twice = pruning.run_pruned(context(data(), "once"), [once], second)
-    assert twice.recipe is not None and twice.recipe["widths"] == KEEP
+    assert twice.recipe is not None and Recipe.from_json(twice.recipe).widths == KEEP
     assert network_of(twice)[0](torch.zeros(1, 3, 16, 16)).shape == (1, 10)
 
 
