@@ -16,7 +16,7 @@ from bench.data.images import ImageSet, MemorySplit
 from bench.errors import UserError
 from bench.measure import accuracy
 from bench.train.fit import fit, seed_everything
-from reproductions import channel_pruning
+from bench.zoo import resnet56, training
 
 
 def split(name: str) -> MemorySplit:
@@ -126,10 +126,12 @@ def test_the_units_are_part_of_the_data() -> None:
 def test_the_dense_resnet_leaves_room_for_methods_to_differ(tmp_path: Path) -> None:
     """88 to 95 % is what the images were made for; a point more for another machine's rounding.  About a minute."""
     data = clutter_images()
-    recipe = channel_pruning.resnet56("clutter", 10, False)
+    recipe = resnet56("clutter", 10, False)
     seed_everything(0)
     net = recipe.build()
-    fit(net, data.train, channel_pruning.dense_schedule("clutter", recipe), 0, tmp_path, "cpu", progress=False)
+    schedule = training("clutter", recipe)
+    assert schedule is not None
+    fit(net, data.train, schedule, 0, tmp_path, "cpu", progress=False)
     (top1, _) = accuracy.records(accuracy.logits(net, data.test, "cpu", progress=False), data.test.labels, 0)
     assert 88.0 <= top1.value <= 96.0
 
