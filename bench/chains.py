@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from bench import zoo
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
 from bench.pruning.steps import dense_macs
@@ -11,7 +12,6 @@ from bench.rows import Chain, Setting
 from bench.steps import Kind, Step, make_step
 from bench.train import steps as train
 from bench.train.schedule import Schedule
-from bench.zoo import training
 
 # the dense network of a seed, and a pruned one made from it
 Dense = Callable[[Setting, Recipe, int], Step]
@@ -33,7 +33,7 @@ def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
 
 def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
     """The dense network: the user's weights, torchvision's, or trained here (:func:`bench.zoo.training`)."""
-    schedule = training(setting.scale, recipe)
+    schedule = zoo.training(setting.scale, recipe)
     if setting.weights is not None or schedule is None:
         return loaded(setting, recipe)
     return trained(setting, recipe, None, schedule, seed, "dense")
@@ -114,6 +114,20 @@ def measured_chain(
     if prune is not None and tuning is None:
         records += networks  # the reconstruction's error on held-out images
     return Chain(distinct(networks), records, runs, references)
+
+
+def from_scratch(
+    setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]], label: str = "from scratch"
+) -> Chain:
+    """The pruned shape with fresh weights (:func:`bench.zoo.from_scratch`), compared with the dense network."""
+    small = shape_of(recipe, widths(recipe))
+    schedule = zoo.from_scratch(setting.scale, recipe)
+    networks = [trained(setting, small, None, schedule, seed, label) for seed in setting.seeds]
+    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
+    runs, different = evaluations(setting, small, networks, measured)
+    references, _ = evaluations(setting, recipe, starts, measured)
+    records = [*different, measuring.summarised(different), measuring.compared(runs, references)]
+    return Chain(networks, records, runs, references)
 
 
 def worth(setting: Setting, recipe: Recipe, *, dense: Dense, first: Prune, second: Prune) -> Chain:

@@ -14,10 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from bench import zoo
-from bench.chains import Prune, dense, evaluations, gmacs, measured, measured_chain, shape_of, trained
+from bench.chains import Prune, dense, from_scratch, gmacs, measured_chain, shape_of
 from bench.cli import main
-from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
 from bench.pruning import steps as pruning
@@ -207,20 +205,6 @@ def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool) 
     """A row before or after fine-tuning."""
     tuning = tuning_schedule(setting.scale, recipe, setting.amp) if tune else None
     return measured_chain(setting, recipe, dense=dense, prune=prune, tuning=tuning)
-
-
-def from_scratch(
-    setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]], label: str = "from scratch"
-) -> Chain:
-    """A row of Table 4: the pruned shape trained from fresh weights, as long as the dense network was."""
-    small = shape_of(recipe, widths(recipe))
-    schedule = zoo.from_scratch(setting.scale, recipe)
-    networks = [trained(setting, small, None, schedule, seed, label) for seed in setting.seeds]
-    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
-    runs, different = evaluations(setting, small, networks, measured)
-    references, _ = evaluations(setting, recipe, starts, measured)
-    records = [*different, measuring.summarised(different), measuring.compared(runs, references)]
-    return Chain(networks, records, runs, references)
 
 
 def by_ratio(

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bench import zoo
-from bench.chains import Prune, dense, evaluations, gmacs, measured, measured_chain, shape_of, trained
+from bench.chains import Prune, dense, from_scratch, gmacs, measured, measured_chain, shape_of, trained
 from bench.cli import main
 from bench.measure import steps as measuring
 from bench.models.edits import ReplaceHead
@@ -284,18 +284,6 @@ def chain(setting: Setting, recipe: Recipe, *, make: Prune | None) -> Chain:
     return measured_chain(setting, recipe, dense=dense, prune=make, tuning=None)
 
 
-def from_scratch(setting: Setting, recipe: Recipe) -> Chain:
-    """ThiNet-Conv's shape trained from fresh weights as the dense network is."""
-    small, schedule = shape_of(recipe, of_vgg(recipe)), zoo.from_scratch(setting.scale, recipe)
-    networks = [trained(setting, small, None, schedule, seed, "from scratch") for seed in setting.seeds]
-    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
-    runs, different = evaluations(setting, small, networks, measured)
-    references, _ = evaluations(setting, recipe, starts, measured)
-    return Chain(
-        networks, [*different, measuring.summarised(different), measuring.compared(runs, references)], runs, references
-    )
-
-
 def curves(setting: Setting, recipe: Recipe) -> Chain:
     """Figure 4: top-1 of each criterion at four speed-ups, the dense network's at 1."""
     seed = setting.seeds[0]
@@ -356,7 +344,7 @@ def table1() -> list[Row]:
     return [
         row("Original", VGG16, partial(chain, make=None)),
         row("ThiNet-Conv", CONV, partial(chain, make=by_layer)),
-        row("Train from scratch", CONV, from_scratch, scales=SHORT),
+        row("Train from scratch", CONV, partial(from_scratch, widths=of_vgg), scales=SHORT),
         row("ThiNet-GAP", GAP, partial(chain, make=partial(by_layer, edit=ReplaceHead()))),
         row("ThiNet-Tiny", TINY_SHAPE, None, missing="how conv5_3 was pruned could not be read"),
         row("SqueezeNet", SQUEEZENET, None, missing=SIZE_ALONE),

@@ -120,8 +120,8 @@ def _judged(line: Line, linked: Sequence[str], usual: Sequence[str]) -> list[dic
         shown = metric(name, "" if cell is None else cell.unit)
         found = line.verdicts.get(name)
         verdict = "" if found is None else str(found)
-        if not number and (not line.ran or (line.decision is None and not line.verdicts and line.analogue)):
-            verdict = "; ".join(line.outcomes)
+        if not number and not line.ran:
+            verdict = line.status
         apart = difference(cell, entry) if cell is not None and entry is not None else None
         body.append(
             {

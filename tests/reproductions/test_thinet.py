@@ -188,6 +188,24 @@ def test_shorter_schedules_elsewhere(scale: str) -> None:
     assert [params.images for params in prunings] == [images] * 10
 
 
+def test_from_scratch_the_shape_is_trained_as_torchvision_trains_its_references() -> None:
+    """90 epochs on ImageNet, VGG without batch norm at 0.01; elsewhere as the dense network."""
+    row = ROWS["Table 1 (VGG-16)", "Train from scratch"]
+    (network,) = chain_of(row, "imagenet").networks
+    recipe = row.own_shape()
+    reference = Schedule(90, 0.01, 256, weight_decay=1e-4, shape="steps", milestones=(30, 60))
+    assert (network.params, network.parents) == (training.Training(reference, 0, recipe), ())
+    (small,) = chain_of(row, "cifar10").networks
+    assert small.params.schedule == Schedule(16, 0.1, 128, weight_decay=5e-4, shape="cosine")
+    assert row.scales == ("digits", "cifar10", "imagenet")
+
+
+def test_the_embedded_job_takes_one_seed() -> None:
+    for (table, name), row in ROWS.items():
+        if row.chain is not None and (row.scales is None or "clutter" in row.scales):
+            assert row.seeds_on("clutter") == (0,), (table, name)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Criteria
 
