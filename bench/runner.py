@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import claims, contrasts, metrics, processes, provenance, rowfile
+from bench import claims, contrasts, memory, metrics, processes, provenance, rowfile
 from bench.data.annotations import DetectionSet
 from bench.data.identity import value_of
 from bench.data.images import ImageSet
@@ -445,6 +445,7 @@ def _result(store: Store, step: Step) -> Result:
 
 def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda text: None) -> list[Outcome]:
     """Runs the rows one after the other in this process; every row ends in one outcome."""
+    memory.settle()
     engine = Engine(job, store, say)
     for step, _ in steps_of(planned):
         for parent in step.parents:
@@ -491,6 +492,7 @@ def _in_child(sender: Any, name: str, job: Job, where: str) -> None:
     paper = papers()[name.partition("/")[0]]
     (entry,) = plan(paper, [paper.ids[name]], job)
     store = Store(job.out)
+    memory.settle()
     engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
     sender.send(engine.run_row(entry))
 
