@@ -9,7 +9,7 @@ import pytest
 
 from bench.claims import Claim
 from bench.registry import Published
-from bench.report import ending
+from bench.report import ending, render
 from bench.report.load import Cell, Line
 from bench.report.tables import Table
 from bench.verdict import Verdict
@@ -107,13 +107,14 @@ def test_tables_stand_under_their_titles_and_three_lines_end() -> None:
     )
     parts = ending.text([ran, absent], PAGE, "1 of 4 rows failed:\n  toy/table-1/x: no memory").split("\n\n")
     assert parts[0] == "## Table 1 (a toy): clutter"
-    assert "| a |" in parts[1] and "| b |" in parts[1]
-    assert parts[2] == "- a note."
+    # aligned, without the footnote, which stands on the page
+    assert [text.split(maxsplit=1)[0] for text in parts[1].split("\n")] == ["row", "a", "b"]
+    assert len({text.rfind("not run") for text in parts[1].split("\n")[2:]}) == 1
     # what has nothing to show is named, not shown
-    assert parts[3] == "Left out: Table 2: not run (needs imagenet)"
-    assert parts[4].startswith("1 of 4 rows failed")
-    last = parts[5].split("\n")
-    assert len(parts) == 6 and len(last) == 3
+    assert parts[2] == "Left out: Table 2: not run (needs imagenet)"
+    assert parts[3].startswith("1 of 4 rows failed")
+    last = parts[4].split("\n")
+    assert len(parts) == 5 and len(last) == 3
     assert last[0].startswith("Largest effect: top-1 change -2.00")
     assert last[1].startswith("Verdicts: none; 1 row on") and last[2] == f"The page: {PAGE}"
 
@@ -124,3 +125,18 @@ def test_published_values_are_no_part_of_it() -> None:
     assert ending.verdicts_and_claims([line("a", links={"top1_acc": entry}, analogue=False)]) == (
         "Verdicts: none; claims: none."
     )
+
+
+def test_a_terminal_shows_the_columns_that_it_has_room_for() -> None:
+    """Names to the left, values to the right; 120 characters hold 20 + 2 + 50 + 2 + 46 of these, not one more."""
+    frame = pd.DataFrame({"row": ["a" * 20, "b"], "x": ["1" * 50, "2"], "y": ["3" * 46, "4"], "z": ["5", "6"]})
+    shown = replace(table(line("a")), frame=frame)
+    head, first, second = render.screen(shown).splitlines()
+    assert first == f"{'a' * 20}  {'1' * 50}  {'3' * 46}" and len(first) == 120
+    assert second == "b" + " " * 70 + "2" + " " * 47 + "4"
+    assert head.split() == ["row", "x", "y"]
+    wider = replace(shown, frame=frame.assign(y=["3" * 47, "4"]))
+    assert render.screen(wider).splitlines()[0].split() == ["row", "x"]
+    # a value is shown whatever its width
+    only = replace(shown, frame=frame.assign(x=["1" * 130, "2"]))
+    assert render.screen(only).splitlines()[0].split() == ["row", "x"]

@@ -18,10 +18,12 @@ from bench.verdict import ANALOGUE
 def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
     """The tables in which something ran, each under its title, one line about the others, and the three last lines.
 
+    Footnotes and columns for which a terminal has no room stand on the page.
+
     ``failed`` says which rows failed, where some did; it stands before these three.
     """
     ran = [table for table in tables if any(line.ran for line in table.lines)]
-    parts = [f"## {table.title}\n\n{render.markdown(table).rstrip()}" for table in ran]
+    parts = [f"## {table.title}\n\n{render.screen(table).rstrip()}" for table in ran]
     if left_out := [table for table in tables if table not in ran]:
         reasons = [f"{table.name}: {', '.join(_statuses(table))}" for table in left_out]
         parts.append(f"Left out: {'; '.join(reasons)}")

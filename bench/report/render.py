@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV, LaTeX (booktabs) and self-contained HTML."""
+"""Tables as Markdown, CSV, LaTeX (booktabs) and self-contained HTML, and as plain text for a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -14,6 +14,7 @@ from bench.report.readable import VERDICT
 from bench.report.tables import Table, long
 
 UNLINKED = "Published, not run here"
+_SCREEN = 120
 _GOOD = ("reproduced", "better", "exact", "holds")
 _BAD = ("not reproduced", "wrong", "does not hold")
 _OPEN = ("inconclusive", "undecided")
@@ -50,6 +51,24 @@ def markdown(table: Table) -> str:
     if table.unlinked:
         lines += ["", f"{UNLINKED}:", "", *(f"- {markdown_text(row)}" for row in table.unlinked)]
     return "\n".join(lines) + "\n"
+
+
+def screen(table: Table) -> str:
+    """Aligned text without footnotes, for a terminal: the columns that fit into 120 characters, at least two."""
+    frame = table.frame.astype(str)
+    widths = {name: max(len(name), int(frame[name].str.len().max())) for name in frame.columns}
+    fitting = [name for number, name in enumerate(widths) if number < 2 or _until(widths, name) <= _SCREEN]
+    left, *right = fitting
+    rows = [dict(zip(fitting, fitting, strict=True)), *frame[fitting].to_dict("records")]
+    cells = [[row[left].ljust(widths[left]), *(row[name].rjust(widths[name]) for name in right)] for row in rows]
+    return "\n".join("  ".join(row).rstrip() for row in cells) + "\n"
+
+
+def _until(widths: Mapping[str, int], last: str) -> int:
+    """The width of the columns to this one, two spaces between them."""
+    names = list(widths)
+    shown = names[: names.index(last) + 1]
+    return sum(widths[name] for name in shown) + 2 * (len(shown) - 1)
 
 
 def markdown_text(text: str) -> str:
