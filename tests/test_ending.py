@@ -140,3 +140,16 @@ def test_a_terminal_shows_the_columns_that_it_has_room_for() -> None:
     # a value is shown whatever its width
     only = replace(shown, frame=frame.assign(x=["1" * 130, "2"]))
     assert render.screen(only).splitlines()[0].split() == ["row", "x"]
+
+
+def test_a_terminal_keeps_the_verdict_and_goes_without_parameters_first() -> None:
+    frame = pd.DataFrame(
+        {"row": ["one two " * 10], "params": ["1 k"], "ours": ["2"], "published": ["3" * 60], "verdict": ["better"]}
+    )
+    shown = replace(table(line("a")), frame=frame)
+    head, first, second = render.screen(shown).splitlines()
+    assert head.split() == ["row", "ours", "verdict"] and first.split()[-2:] == ["2", "better"]
+    # 14 words of 3 letters are 55 characters; the rest stands in the next line
+    assert first.startswith("one two " * 7) and second.split() == ["one", "two"] * 3
+    narrow = replace(shown, frame=frame.assign(published=["3" * 41]))
+    assert render.screen(narrow).splitlines()[0].split() == ["row", "ours", "published", "verdict"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -14,7 +16,9 @@ from bench.report.readable import VERDICT
 from bench.report.tables import Table, long
 
 UNLINKED = "Published, not run here"
-_SCREEN = 120
+# of a terminal, in characters: its width, that of a row's name, and what is left out first where there is no room
+_SCREEN, _NAME = 120, 56
+_SPARE = ("params", "first", "second", "smallest of interest")
 _GOOD = ("reproduced", "better", "exact", "holds")
 _BAD = ("not reproduced", "wrong", "does not hold")
 _OPEN = ("inconclusive", "undecided")
@@ -54,21 +58,22 @@ def markdown(table: Table) -> str:
 
 
 def screen(table: Table) -> str:
-    """Aligned text without footnotes, for a terminal: the columns that fit into 120 characters, at least two."""
+    """Aligned text without footnotes, for a terminal of 120 characters: the columns that say most, at least two."""
     frame = table.frame.astype(str)
-    widths = {name: max(len(name), int(frame[name].str.len().max())) for name in frame.columns}
-    fitting = [name for number, name in enumerate(widths) if number < 2 or _until(widths, name) <= _SCREEN]
-    left, *right = fitting
-    rows = [dict(zip(fitting, fitting, strict=True)), *frame[fitting].to_dict("records")]
-    cells = [[row[left].ljust(widths[left]), *(row[name].rjust(widths[name]) for name in right)] for row in rows]
-    return "\n".join("  ".join(row).rstrip() for row in cells) + "\n"
-
-
-def _until(widths: Mapping[str, int], last: str) -> int:
-    """The width of the columns to this one, two spaces between them."""
-    names = list(widths)
-    shown = names[: names.index(last) + 1]
-    return sum(widths[name] for name in shown) + 2 * (len(shown) - 1)
+    names = list(frame.columns)
+    wrapped = [textwrap.wrap(text, _NAME) or [""] for text in frame.iloc[:, 0]]
+    widths = {name: max(len(name), int(frame[name].str.len().max())) for name in names}
+    left = widths[names[0]] = max(len(line) for line in (names[0], *itertools.chain(*wrapped)))
+    # the verdict, at the right, stays
+    spare = [*(name for name in _SPARE if name in names), *(name for name in names[:1:-1] if name != VERDICT)]
+    while spare and sum(widths[name] + 2 for name in names) - 2 > _SCREEN:
+        if (least := spare.pop(0)) in names:
+            names.remove(least)
+    lines = ["  ".join([names[0].ljust(left), *(name.rjust(widths[name]) for name in names[1:])])]
+    for first, row in zip(wrapped, frame.to_dict("records"), strict=True):
+        lines.append("  ".join([first[0].ljust(left), *(row[name].rjust(widths[name]) for name in names[1:])]))
+        lines += [f"  {more}" for more in first[1:]]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def markdown_text(text: str) -> str:
