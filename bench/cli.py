@@ -1,5 +1,5 @@
 """The command line: ``bench list | run | tables | coverage | power | macs | prune | evaluate | doctor | data | accept |
-gc``.
+nightly | check | history | gc``.
 
 Exit status 0: done; 1: a row failed; 2: a mistake of the user's, told in one line; a bug gives a traceback.
 """
@@ -57,6 +57,11 @@ def _run(options: argparse.Namespace) -> tuple[Any, str, int]:
         return (*listing.rows(options.paper), 0)
     from bench import commands
 
+    if options.command in ("nightly", "check", "history"):
+        from bench.nightly import commands as nightly
+
+        does = {"nightly": nightly.nightly, "check": nightly.check, "history": nightly.show_history}
+        return does[options.command](options)
     result: tuple[Any, str, int] = getattr(commands, options.command)(options)
     return result
 
@@ -175,6 +180,26 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", nargs="*")
     sub.add_argument("--from", dest="source", type=Path, default=Path("runs"))
     sub.add_argument("--to", type=Path, default=Path("results"))
+
+    sub.add_argument("--baseline", type=Path, help="promote to this baseline instead, with predictions; no pages")
+
+    sub = command("nightly", "run every row that this machine can run, each on its own; compare, remember, summarise")
+    sub.add_argument("paper", nargs="*", help="papers (default: all)")
+    sub.add_argument("--scale", help="as of `bench run`, or embedded (default: each row's own)")
+    sub.add_argument("--budget", type=float, help="minutes: the most valuable rows that fit; the others are listed")
+    sub.add_argument("--baseline", type=Path, help="compare with this (default results/baseline where it exists)")
+    sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
+    sub.add_argument("--plan", action="store_true", help="print the rows in order with their minutes; run nothing")
+    where(sub)
+
+    sub = command("check", "compare a run with a baseline: SAME, BETTER, WORSE, AMBIGUOUS, MISSING")
+    sub.add_argument("--baseline", type=Path, help="the folder to compare with (default results/baseline)")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
+
+    sub = command("history", "a row's nights, and whether a value drifts")
+    sub.add_argument("row", help="its id, or a part of it that only it has")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
 
     sub = command("gc", "remove steps that no row needs and that the code of today would not find again")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")

@@ -80,7 +80,7 @@ def abouts() -> dict[str, pages.About]:
 
 def run(options: argparse.Namespace) -> Output:
     """Runs rows, or prints the plan."""
-    job = _job(options)
+    job = job_of(options)
     processes.start(job.device)
     chosen = runner.choose(options.paper, options.table, options.row)
     if options.plan:
@@ -126,7 +126,8 @@ def _failed(outcomes: Sequence[runner.Outcome]) -> str:
     return "\n".join([*lines, *(f"  {outcome.id}: {outcome.reason}" for outcome in failed)])
 
 
-def _job(options: argparse.Namespace) -> Job:
+def job_of(options: argparse.Namespace) -> Job:
+    """The job that a command's options describe; what a command has no option for is the default."""
     return Job(
         out=options.out,
         data=bench.data.data_root(options.data),
@@ -136,9 +137,9 @@ def _job(options: argparse.Namespace) -> Job:
         weights=options.weights,
         protocol=options.protocol,
         workers=options.workers,
-        amp=options.amp,
-        strict=options.strict_data,
-        reuse_times=options.reuse_times,
+        amp=getattr(options, "amp", False),
+        strict=getattr(options, "strict_data", False),
+        reuse_times=getattr(options, "reuse_times", False),
         progress=not options.json and sys.stderr.isatty(),
     )
 
@@ -448,7 +449,11 @@ def _write_pages(root: Path) -> list[Path]:
 
 
 def accept(options: argparse.Namespace) -> Output:
-    """Promotes rows from runs/ to results/ and writes the pages."""
+    """Promotes rows from runs/ to results/ and writes the pages, or to a baseline."""
+    if options.baseline is not None:
+        from bench.nightly.commands import accept_baseline
+
+        return accept_baseline(options.source, options.baseline, options.paper)
     known, papers = declared(), options.paper or None
     chosen = accepting.choose(options.source, options.to, papers, known)
     with released.prepared(options.source, options.to, [row for _, row in chosen], known) as networks:

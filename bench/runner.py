@@ -41,7 +41,8 @@ def default_device() -> str:
 class Job:
     """What to run and where: the choices of one ``bench run``.
 
-    ``reuse_times`` answers times from earlier runs of the same device; otherwise they are taken anew.
+    ``reuse_times`` answers times from earlier runs of the same device; otherwise they are taken anew, as are steps of
+    the kinds ``fresh``.
     """
 
     out: Path = Path("runs")
@@ -56,6 +57,7 @@ class Job:
     progress: bool = True
     strict: bool = False
     reuse_times: bool = False
+    fresh: frozenset[Kind] = frozenset()
     images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
     values: dict[tuple[str, int], DataValue] = field(default_factory=dict)
     fitting: set[str] = field(default_factory=set)
@@ -251,6 +253,7 @@ class Engine:
         self.memory: dict[Any, Any] = {}
         self.failures: dict[str, str] = {}  # by the step's key: it is not tried again in this run
         self.there: set[str] = set()  # looked at in this run, or made by it
+        self.made: set[str] = set()  # made by this run
         self.users: dict[str, set[str]] = {}  # the steps of this run that each step is a parent of
 
     def run_row(self, entry: Planned) -> Outcome:
@@ -358,7 +361,7 @@ class Engine:
         """Whether the result can be used: it is whole, and no time that another run took."""
         if step.key in self.there:
             return True
-        if step.kind is Kind.TIME and not self.job.reuse_times:
+        if step.kind in self.job.fresh or (step.kind is Kind.TIME and not self.job.reuse_times):
             return False
         if self.store.load(step.key) is None:
             return False
@@ -384,6 +387,7 @@ class Engine:
         if processes.is_main():
             store.save(step.key, result, self._about(step, entry, time.monotonic() - begin))
         self.there.add(step.key)
+        self.made.add(step.key)
 
     def _about(self, step: Step, entry: Planned, seconds: float) -> dict[str, Any]:
         """What is stored beside a step's result: what it was, and the provenance that makes it repeatable."""
