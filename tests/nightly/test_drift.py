@@ -43,7 +43,7 @@ def test_a_constant_value_that_steps_is_found() -> None:
 
 
 def test_no_alarm_in_a_hundred_clean_nights() -> None:
-    """One value alarms once in 20,000 nights: of 300 values over 100 nights one or two, at most six (Poisson, 0.1 %)."""
+    """One value alarms once in 20,000 nights: of 300 over 100 nights one or two, at most six (Poisson, 0.1 %)."""
     generator = np.random.default_rng(3)
     alarms = sum(
         any(drift.find(nights[:end].tolist()) is not None for end in range(20, 101, 10))
@@ -55,7 +55,7 @@ def test_no_alarm_in_a_hundred_clean_nights() -> None:
 
 @pytest.mark.parametrize(
     ("step", "within"),
-    # sums grow by (shift - 0.5) a night; slopes by half the square of the nights; the past, which drifts too, costs more
+    # sums grow by shift - 0.5 a night, under a slope as the square of the nights; the past drifts too, which costs more
     [(0.1, 60), (0.2, 40), (0.5, 25)],
 )
 @pytest.mark.parametrize("sign", [1.0, -1.0])

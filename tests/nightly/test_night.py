@@ -103,7 +103,7 @@ def test_two_nights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
-    """SIGTERM after the first row: gone within 30 seconds, what it has is told; the same command ends the same night."""
+    """SIGTERM after the first row: gone within 30 seconds, and it tells what it has; the same command goes on."""
     out = tmp_path / "runs"
     arguments = ["nightly", "toy", "--scale", "digits", "--out", str(out)]
     process = subprocess.Popen(
