@@ -103,7 +103,7 @@ def _inline(text: str) -> str:
 
 
 def junit(night: Night, checked: Sequence[checking.RowCheck]) -> str:
-    """JUnit's XML: a test case for each row; a bad end is an error, a worse value a failure, what did not run skipped."""
+    """JUnit's XML: a case for each row; a bad end is an error, a worse value a failure, what did not run is skipped."""
     worse = {row.id: row for row in checked if row.failed}
     suite = ElementTree.Element("testsuite", name="bench nightly", timestamp=night.date)
     counts: Counter[str] = Counter()

@@ -90,7 +90,7 @@ def test_without_predictions_the_two_intervals_are_the_noise(tmp_path: Path, now
 
 @pytest.mark.parametrize(("lost", "word"), [(0, Word.SAME), (1, Word.SAME), (12, Word.WORSE), (30, Word.WORSE)])
 def test_with_predictions_a_change_is_paired_by_image(tmp_path: Path, lost: int, word: Word) -> None:
-    """12 of 2,000 images lost and none won is 0.6 points, interval half about 0.36: seen, though unpaired 1.86 hide it."""
+    """12 of 2,000 images lost and none won is 0.6 points, half an interval about 0.36: seen; unpaired 1.86 hide it."""
     labels = torch.arange(IMAGES) % 10
     before = labels.clone()
     before[1800:] = (before[1800:] + 1) % 10
