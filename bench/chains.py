@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench import zoo
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
+from bench.protocols import Protocol
 from bench.pruning.steps import dense_macs
 from bench.rows import Chain, Setting
 from bench.steps import Kind, Step, make_step
@@ -31,9 +32,12 @@ def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
     return dense.sampled(samplers).removed(widths)
 
 
-def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
-    """The dense network: the user's weights, torchvision's, or trained here (:func:`bench.zoo.training`)."""
-    schedule = zoo.training(setting.scale, recipe)
+def dense(setting: Setting, recipe: Recipe, seed: int, how: Protocol | None = None) -> Step:
+    """The dense network: the user's weights, torchvision's, or trained here, by the paper's protocol if it has its own.
+
+    Without one by :data:`bench.zoo.TRAINING`.
+    """
+    schedule = zoo.training(setting.scale, recipe) if how is None else how.dense
     if setting.weights is not None or schedule is None:
         return loaded(setting, recipe)
     return trained(setting, recipe, None, schedule, seed, "dense")
