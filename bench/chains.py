@@ -120,6 +120,31 @@ def measured_chain(
     return Chain(distinct(networks), records, runs, references)
 
 
+def compared_chain(
+    setting: Setting,
+    recipe: Recipe,
+    starts: Sequence[Step],
+    networks: Sequence[Step],
+    controls: Sequence[Step] = (),
+    *,
+    compare: bool = True,
+    measure: Measure = measured,
+) -> Chain:
+    """One network for each seed, measured and, with ``compare``, compared with the dense ones in ``starts``.
+
+    ``controls`` are dense networks that were trained as long.
+    """
+    runs, different = evaluations(setting, recipe, networks, measure)
+    references, _ = evaluations(setting, recipe, starts, measure)
+    records = [*different, measuring.summarised(different)]
+    if compare:
+        records.append(measuring.compared(runs, references))
+    if controls:
+        longer, _ = evaluations(setting, recipe, controls, measure)
+        records.append(measuring.compared(runs, longer, "_control"))
+    return Chain(list(networks), records, runs, references)
+
+
 def from_scratch(
     setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]], label: str = "from scratch"
 ) -> Chain:
@@ -127,11 +152,7 @@ def from_scratch(
     small = shape_of(recipe, widths(recipe))
     schedule = zoo.from_scratch(setting.scale, recipe)
     networks = [trained(setting, small, None, schedule, seed, label) for seed in setting.seeds]
-    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
-    runs, different = evaluations(setting, small, networks, measured)
-    references, _ = evaluations(setting, recipe, starts, measured)
-    records = [*different, measuring.summarised(different), measuring.compared(runs, references)]
-    return Chain(networks, records, runs, references)
+    return compared_chain(setting, recipe, [dense(setting, recipe, seed) for seed in setting.seeds], networks)
 
 
 def worth(setting: Setting, recipe: Recipe, *, dense: Dense, first: Prune, second: Prune) -> Chain:

@@ -318,14 +318,13 @@ def our_row(
 
 def table1() -> list[Row]:
     """VGG-16 at 2x, 4x and 5x, at the paper's ratios and at the released widths, before and after fine-tuning."""
-    dense_row = row(TABLE1, "VGG-16 dense", vgg16, None, PRUNED, ("baseline", "top5_acc"))
-    return [dense_row] + [
-        row(TABLE1, f"VGG-16 {speedup}x{words}, {label}", vgg16, prune, stage,
-            (f"Ours ({label})", f"top5_err_increase@{speedup}x"))
-        for speedup in SPEEDUPS
-        for stage, label in ((PRUNED, "without fine-tune"), (TUNED, "fine-tuned"))
-        for words, prune in (("", AT_RATIOS[speedup]), (" released widths", AT_RELEASE[speedup]))
-    ]  # fmt: skip
+    rows = [row(TABLE1, "VGG-16 dense", vgg16, None, PRUNED, ("baseline", "top5_acc"))]
+    for speedup in SPEEDUPS:
+        for stage, label in ((PRUNED, "without fine-tune"), (TUNED, "fine-tuned")):
+            printed = (f"Ours ({label})", f"top5_err_increase@{speedup}x")
+            for words, prune in (("", AT_RATIOS[speedup]), (" released widths", AT_RELEASE[speedup])):
+                rows.append(row(TABLE1, f"VGG-16 {speedup}x{words}, {label}", vgg16, prune, stage, printed))
+    return rows
 
 
 def table4() -> list[Row]:
