@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import protocols
-from bench.chains import compared_chain, dense, gmacs, trained
+from bench.chains import Prune, compared_chain, dense, gmacs, trained
 from bench.cli import main
 from bench.gating import measuring, timing
 from bench.gating import steps as gating
@@ -239,11 +239,6 @@ def mcifarnet(scale: str, classes: int, given: bool) -> Recipe:
     return Recipe("mcifarnet", {"num_classes": classes}, (3, 32, 32))
 
 
-def whole_mcifarnet(scale: str, classes: int, given: bool) -> Recipe:
-    """M-CifarNet as it is in the paper, whatever the data: for latency and sizes."""
-    return Recipe("mcifarnet", {"num_classes": 10}, (3, 32, 32))
-
-
 def resnet18(scale: str, classes: int, given: bool) -> Recipe:
     """ResNet-18; a quarter of its width at 16x16 on digits, a stem for small images on them."""
     if scale == "digits":
@@ -264,14 +259,12 @@ def vgg16(scale: str, classes: int, given: bool) -> Recipe:
 # --------------------------------------------------------------------------------------------------------------------
 # From the dense network to a row
 
-Network = Callable[[Setting, Recipe, Step, int], Step]
-
 
 def chain(
     setting: Setting,
     recipe: Recipe,
     *,
-    make: Network | None,
+    make: Prune | None,
     control: bool = False,
     extra: Callable[[Setting, Recipe, Step, Step, int], list[Step]] | None = None,
 ) -> Chain:
@@ -335,7 +328,7 @@ VGG16_DENSITIES = {3: 800, 4: 700, 5: 600}
 # densities whose MACs the static methods are given
 POINTS = (700, 500, 300)
 
-MCIFARNET = whole_mcifarnet("cifar10", 10, False)
+MCIFARNET = mcifarnet("cifar10", 10, False)
 RESNET18 = resnet18("imagenet", 1000, False)
 VGG16 = vgg16("imagenet", 1000, False)
 SLIMMED = VGG16.removed(SLIMMED_VGG16)
@@ -349,7 +342,7 @@ def row(
     table: str,
     name: str,
     network: Callable[[str, int, bool], Recipe],
-    make: Network | None,
+    make: Prune | None,
     published: Printed | None = None,
     **more: Any,
 ) -> Row:
@@ -372,7 +365,7 @@ def fbs_row(table: str, density: int, published: Printed | None = None, **more: 
     return row(table, name, mcifarnet, FBS(density), published, control=True, seeds=seeds, **more)
 
 
-def baseline_row(table: str, label: str, make: Network, density: int, published: Printed | None = None) -> Row:
+def baseline_row(table: str, label: str, make: Prune, density: int, published: Printed | None = None) -> Row:
     """A static method on M-CifarNet at the MACs of a density."""
     name = f"{label} at {speedup_at(MCIFARNET, density):.2f}x"
     return row(table, name, mcifarnet, make, published, control=True, ours=not published)
@@ -495,7 +488,9 @@ def skipped_rows() -> list[Row]:
     timed = []
     for density, batch in [(density, 1) for density in (1000, 700, 500, 300, 200)] + [(500, 8), (300, 8)]:
         name, tail = f"{at(density)}, batch {batch}", partial(fresh_latency, density=density, batch=batch)
-        timed.append(Row(LATENCY, name, "cifar10", dense=whole_mcifarnet, chain=tail, seeds=(0,), ours=True))
+        timed.append(
+            Row(LATENCY, name, "cifar10", dense=partial(unchanged, MCIFARNET), chain=tail, seeds=(0,), ours=True)
+        )
     return trained_gates + timed
 
 
