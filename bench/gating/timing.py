@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from bench.chains import gmacs
 from bench.gating.compact import Compact, dense
 from bench.gating.layer import gated_layers
 from bench.gating.skip import SkippedNetwork
@@ -19,7 +21,8 @@ from bench.measure import dynamic, latency
 from bench.metrics import Metric
 from bench.models.checkpoint import network
 from bench.models.recipe import Recipe
-from bench.steps import Context
+from bench.rows import Setting
+from bench.steps import Context, Kind, Step, make_step
 from bench.store import Record, Result
 from bench.train.fit import seed_everything
 
@@ -224,3 +227,11 @@ def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3)
         dense(values[skipping.output])
     total = sum(spent.values())
     return {part: 100.0 * nanoseconds / total for part, nanoseconds in spent.items()}
+
+
+def timed(setting: Setting, recipe: Recipe, what: str, params: Timing, parents: Sequence[Step] = ()) -> Step:
+    """The step that times the networks of ``parents`` (dense, gated), or those that ``params`` describe."""
+    work = gmacs(recipe, 4000, 1.0)
+    return make_step(
+        Kind.TIME, f"latency({what})", run_latency, params, parents, data=setting.data, device=setting.device, work=work
+    )
