@@ -135,7 +135,7 @@ def of_paper(root: Path, paper: str, title: str, tables: Sequence[Table], figure
         kind="paper",
         tags=_cut(["paper", *scales]),
         config={"paper": paper, "title": title, "scales": scales},
-        summary={"verdicts": dict(sorted(Counter(decided).items()))},
+        summary={"verdict_counts": dict(sorted(Counter(decided).items()))},
         tables=found,
         images={name: path.relative_to(root).as_posix() for name, path in images.items()},
         digests={name: file_digest(path) for name, path in images.items()},

@@ -24,9 +24,9 @@ from bench.tracking.modes import Target
 # a row that takes longer is watched: its run is opened, and the system's load is sampled
 WATCHED_AFTER = 2.0
 # seconds without a run that reached the server (that was written) after which a command ends all the same
-SERVER_PATIENCE, WRITER_PATIENCE = 5.0, 60.0
-# `bench sync` waits for a slow server
-SYNC_PATIENCE = 120.0
+SERVER_PATIENCE, WRITER_PATIENCE = 4.5, 60.0
+# `bench sync` waits for large networks to arrive, but not for a server that refused so many runs in a row
+SYNC_PATIENCE, REFUSALS = 300.0, 3
 # of the environment, all that the sender is told of W&B
 _KEPT = ("API_KEY", "BASE_URL", "IDENTITY_TOKEN_FILE", "CREDENTIALS_FILE", "CONFIG_DIR", "INSECURE_DISABLE_SSL")
 Say = Callable[[str], None]
@@ -75,12 +75,9 @@ class Worker:
             self.waiting -= 1
             yield answer
 
-    def close(self, patience: float = 0.0) -> None:
-        """Ends the process: in its own time if it does within ``patience`` seconds, else at once."""
+    def close(self) -> None:
+        """Ends the process at once; W&B's own service ends with it."""
         self.requests.put(None)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(patience)
-            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -166,12 +163,13 @@ class Tracker:
         self.writer = Worker("write", out)
         self.sender = Worker("send", out) if mode == modes.ONLINE else None
         if self.sender is not None:
-            self.sender.ask({"id": "", "content": "", "do": "warm"})
+            self.sender.ask({"id": "", "content": "", "do": "warm"}, answered=False)
         self.timer: threading.Timer | None = None
         self.opened: set[str] = set()
         self.asked: set[tuple[str, str]] = set()  # runs and their contents that the writer has, and the sender
         self.sending: set[tuple[str, str]] = set()
         self.errors: dict[str, str] = {}
+        self.refusals = 0
 
     def began(self, run_id: str, name: str, group: str) -> None:
         """A row's work begins; where it takes long, its run is opened meanwhile."""
@@ -212,13 +210,12 @@ class Tracker:
             if (run.id, run.digest) not in self.asked and not self.notes.is_written(run):
                 self._write(run)
         self._hear(WRITER_PATIENCE, 0.0)
-        self.writer.close(1.0)
+        self.writer.requests.put(None)  # it ends while the sender is listened to
         for run in runs:
             if self.notes.is_written(run) and not self.notes.is_sent(run, self.target):
                 self._send(run.id, run.digest, self.notes.of(run.id)["folder"])
         self._hear(0.0, patience)
-        if self.sender is not None:
-            self.sender.close()
+        self.close()
         sent = sum(self.notes.is_sent(run, self.target) for run in runs) if self.sender is not None else 0
         return sum(map(self.notes.is_written, runs)), sent
 
@@ -257,6 +254,10 @@ class Tracker:
         for answer in self.sender.answered(server) if self.sender is not None else ():
             if "error" in answer:
                 self.errors[answer["id"]] = answer["error"]
-            elif "sent" in answer:
+                self.refusals += 1
+                if self.refusals >= REFUSALS:
+                    return
+            else:
+                self.refusals = 0
                 self.errors.pop(answer["id"], None)
                 self.notes.sent(answer["id"], answer["content"], self.target)

@@ -51,7 +51,7 @@ class Writer:
         self.open: dict[str, Any] = {}
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """``open`` begins a run, whose system metrics are taken from then on, ``write`` writes it, ``drop`` forgets it."""
+        """``open`` begins a run and the sampling of the system's load, ``write`` writes it, ``drop`` forgets it."""
         if request["do"] == "open":
             self.open[request["id"]] = self._init(request, watched=True)
             return None
@@ -68,7 +68,8 @@ class Writer:
             self._fill(run, request, folder)
         finally:
             run.finish()
-        shutil.rmtree(folder / "logs", ignore_errors=True)
+        for name in ("logs", "tmp"):  # of no use any more, and full of this machine's paths
+            shutil.rmtree(folder / name, ignore_errors=True)
         return {"folder": folder.name}
 
     def _init(self, request: dict[str, Any], watched: bool) -> Any:
@@ -135,12 +136,12 @@ class Writer:
             run.log_artifact(artifact)
 
 
-def send(request: dict[str, Any]) -> dict[str, Any]:
+def send(request: dict[str, Any]) -> dict[str, Any] | None:
     """Replays the offline run in a folder of ``wandb/``; W&B marks it when the server has all of it."""
     from wandb.cli import cli
 
-    if request["do"] == "warm":
-        return {"ready": True}
+    if request["do"] == "warm":  # the imports were all
+        return None
     folder = Path("wandb") / request["folder"]
     for marker in folder.glob("*.synced"):  # of another server, or project
         marker.unlink()
