@@ -111,7 +111,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.history: dict[str, list[Any]] = {}
         self.uploads: dict[str, bytes] = {}
         self.bodies: list[bytes] = []
-        self.ended = threading.Event()
+        self.asked, self.ended = threading.Event(), threading.Event()
 
     @property
     def url(self) -> str:
@@ -141,6 +141,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         how = self.server.how
+        self.server.asked.set()
         if how == "hangs":
             self.server.ended.wait(60.0)
         if how in ("drops", "hangs"):
