@@ -130,10 +130,14 @@ def run(options: argparse.Namespace) -> Output:
     return value, ending.text(shown, page, _failed(outcomes)), status
 
 
-def _mirror(out: Path, names: Sequence[str], mode: str, say: runner.Say) -> mirrored.Mirrored:
+def _mirror(out: Path, names: Sequence[str], mode: str, say: runner.Say) -> mirrored.Mirrored | None:
     """The mirror of a run of these papers, whose processes start now: they are ready when the first row ends."""
     known = abouts()
-    return mirrored.Mirrored(out, registry_folder(), {name: known[name] for name in names}, mode, say)
+    try:
+        return mirrored.Mirrored(out, registry_folder(), {name: known[name] for name in names}, mode, say)
+    except OSError as error:
+        say(f"W&B: nothing is mirrored ({error}): run `bench sync` later")
+        return None
 
 
 def sync(options: argparse.Namespace) -> Output:
@@ -424,7 +428,8 @@ def doctor(options: argparse.Namespace) -> Output:
         "wandb": {
             "version": installed["wandb"],
             "mode": os.environ.get("WANDB_MODE"),
-            "key": "WANDB_API_KEY" in os.environ,
+            "server": modes.target().server,
+            "login": modes.logged_in(),
         },
     }
     lines = [f"{name} {version}" for name, version in provenance.versions().items()]
@@ -436,11 +441,8 @@ def doctor(options: argparse.Namespace) -> Output:
         embedded = scale in bench.data.EMBEDDED
         found = "embedded" if embedded else str(place) if place else f"not found: {bench.data.missing(scale, root)}"
         lines.append(f"data {scale}: {found}")
-    state = (
-        f"version {installed['wandb']}, {'key set' if value['wandb']['key'] else 'no key'}"
-        if installed["wandb"]
-        else "not installed"
-    )
+    login = f"{'login' if modes.logged_in() else 'no login'} for {modes.target().server}"
+    state = f"version {installed['wandb']}, {login}" if installed["wandb"] else "not installed"
     lines.append(f"wandb: {state}")
     try:
         install_ops()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,21 @@ class Mirrored:
     def began(self, name: str, setting: Mapping[str, Any]) -> None:
         """The work on a row begins."""
         self.row = mirror.row_run_id(name, setting)
-        self.tracker.began(self.row, mirror.run_name(name, setting), name.partition("/")[0])
+        with self._harmless():
+            self.tracker.began(self.row, mirror.run_name(name, setting), name.partition("/")[0])
 
     def ended(self, file: Path | None) -> None:
         """The work on it has ended; ``file`` holds what it measured, None where it failed."""
-        self.tracker.ended(self.row, lambda: None if file is None else self._of(file))
+        with self._harmless():
+            self.tracker.ended(self.row, lambda: None if file is None else self._of(file))
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """What goes wrong is told at the end: it costs no row."""
+        try:
+            yield
+        except Exception as error:
+            self.tracker.errors[self.row] = str(error)
 
     def _of(self, file: Path) -> Run:
         value = content(file)
@@ -78,18 +89,17 @@ class Mirrored:
 
 def once(root: Path, run: Run, mode: str) -> list[str]:
     """Mirrors one run of the folder ``root``; returns what there is to say."""
-    tracker = Tracker(root, mode)
     try:
-        written, sent = tracker.finish([run])
-    finally:
-        tracker.close()
-    said = told(tracker, 1, written, sent)
+        tracker = Tracker(root, mode)
+        said = told(tracker, 1, *tracker.finish([run]))
+    except Exception as error:  # the network is saved
+        said = [f"W&B: nothing was sent ({error}): run `bench sync`"]
     return [line.replace("run `bench sync`", "run the same command again") for line in said]
 
 
 def told(tracker: Tracker, count: int, written: int, sent: int) -> list[str]:
     """What there is to say of ``count`` runs that were to be mirrored: how many were, and what became of the others."""
-    reason = next(iter(tracker.errors.values()), "no answer")
+    reason = next(iter(tracker.errors.values()), f"no answer; see {tracker.notes.folder}")
     if written < count:
         return [f"W&B: {count - written} of {count} runs could not be written ({reason}): run `bench sync`"]
     if tracker.sender is not None and sent < count:

@@ -78,9 +78,10 @@ class Worker:
     def close(self) -> None:
         """Ends the process at once; W&B's own service ends with it."""
         self.requests.put(None)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def _feed(self) -> None:
         assert self.process.stdin is not None
