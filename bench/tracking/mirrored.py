@@ -41,6 +41,7 @@ class Mirrored:
     def __init__(self, root: Path, folder: Path, papers: Mapping[str, About], mode: str, say: Say) -> None:
         self.root, self.folder, self.papers, self.say = root, folder, papers, say
         self.tracker = Tracker(root, mode)
+        _ = self.tracker.writer  # ready when the first row ends
         self.row = ""
 
     def began(self, name: str, setting: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -161,7 +162,7 @@ class Tracker:
     def __init__(self, out: Path, mode: str) -> None:
         self.notes = Notes(out)
         self.target = modes.target()
-        self.writer = Worker("write", out)
+        self.out = out
         self.sender = Worker("send", out) if mode == modes.ONLINE else None
         if self.sender is not None:
             self.sender.ask({"id": "", "content": "", "do": "warm"}, answered=False)
@@ -171,6 +172,15 @@ class Tracker:
         self.sending: set[tuple[str, str]] = set()
         self.errors: dict[str, str] = {}
         self.refusals = 0
+
+    @functools.cached_property
+    def writer(self) -> Worker:
+        """The process that writes; it starts when it is first needed."""
+        return Worker("write", self.out)
+
+    @property
+    def _writing(self) -> Worker | None:
+        return self.__dict__.get("writer")
 
     def began(self, run_id: str, name: str, group: str) -> None:
         """A row's work begins; where it takes long, its run is opened meanwhile."""
@@ -211,7 +221,8 @@ class Tracker:
             if (run.id, run.digest) not in self.asked and not self.notes.is_written(run):
                 self._write(run)
         self._hear(WRITER_PATIENCE, 0.0)
-        self.writer.requests.put(None)  # it ends while the sender is listened to
+        if self._writing is not None:
+            self._writing.requests.put(None)  # it ends while the sender is listened to
         for run in runs:
             if self.notes.is_written(run) and not self.notes.is_sent(run, self.target):
                 self._send(run.id, run.digest, self.notes.of(run.id)["folder"])
@@ -224,9 +235,9 @@ class Tracker:
         """Ends at once, without waiting for anything."""
         if self.timer is not None:
             self.timer.cancel()
-        self.writer.close()
-        if self.sender is not None:
-            self.sender.close()
+        for worker in (self._writing, self.sender):
+            if worker is not None:
+                worker.close()
 
     def _about(self, run_id: str, name: str, group: str, kind: str) -> dict[str, Any]:
         about = {"id": run_id, "name": name, "group": group, "kind": kind}
@@ -246,7 +257,7 @@ class Tracker:
 
     def _hear(self, writer: float, server: float) -> None:
         """Notes what was written and hands it on, and what was sent; waits at most so long for the next of either."""
-        for answer in self.writer.answered(writer):
+        for answer in self._writing.answered(writer) if self._writing is not None else ():
             if "error" in answer:
                 self.errors[answer["id"]] = answer["error"]
             else:

@@ -210,7 +210,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(how: str) -> Iterator[Server]:
+def _serving(how: str) -> Iterator[Server]:
     """A server that runs meanwhile."""
     server = Server(how)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -224,13 +224,19 @@ def serving(how: str) -> Iterator[Server]:
         thread.join()
 
 
+@pytest.fixture(scope="session")
+def serving() -> Callable[[str], contextlib.AbstractContextManager[Server]]:
+    """Runs a server of a kind: ``works``, ``fails``, ``hangs``, ``drops``."""
+    return _serving
+
+
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Server]]:
-    """Starts a server of a kind (``works``, ``fails``, ``hangs``, ``drops``), which the environment then names."""
+    """Starts a server of a kind, which the environment then names."""
     with contextlib.ExitStack() as stack:
 
         def start(how: str) -> Server:
-            server = stack.enter_context(serving(how))
+            server = stack.enter_context(_serving(how))
             monkeypatch.setenv("WANDB_BASE_URL", server.url)
             monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2 + "01234567")
             return server

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,16 +166,27 @@ def files(results: Path) -> list[dict[str, Any]]:
     return [value for value in every if value["status"] == "ran"]
 
 
-@pytest.mark.slow
-def test_what_is_written_is_not_written_again(tmp_path: Path, offline: Callable[[Path], dict[str, Any]]) -> None:
-    """Changed content takes the place of what was there."""
-    run = mirror.of_row(tmp_path, row(records=[{"metric": "macs", "value": 5}]), None)
-    first = Tracker(tmp_path, "offline")
-    assert first.finish([run]) == (1, 0), first.errors
-    assert first.notes.is_written(run)
-    changed = replace(run, summary={"macs": {"metric": "macs", "value": 6}})
-    assert not first.notes.is_written(changed)
-    second = Tracker(tmp_path, "offline")
-    assert second.finish([changed]) == (1, 0), second.errors
-    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert offline(folder)["summary"]["macs"]["value"] == 6
+def test_of_a_user_s_own_network_nothing_of_the_data_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    record = {"metric": "top1_acc", "value": 90.0, "unit": "%"}
+    value = {
+        "recipe": {"builder": "mine:net"},
+        "macs": {"conv": [10, 5]},
+        "params": [4, 2],
+        "conv_speedup": 2.0,
+        "layers": [],
+        "dense_records": [record],
+        "records": [record | {"value": 89.0}],
+        "data": {"folder": "/home/somebody/photos"},
+        "inputs": {"classes": ["secret"]},
+        "warnings": ["/home/somebody/photos is small"],
+        "left_out": [],
+    }
+    asked = {"method": "cp", "widths": "uniform", "speedup": 2.0, "device": "cpu"}
+    run = mirror.of_pruned(tmp_path, "mine:net", asked, value)
+    assert run.summary == {"dense/top1_acc": record, "top1_acc": record | {"value": 89.0}}
+    assert run.config["conv_speedup"] == 2.0
+    assert run.files == {"weights.safetensors": "weights.safetensors"}
+    assert run.made["recipe.json"]["weights"] == hashlib.sha256(b"weights").hexdigest()
+    sent = json.dumps(run.to_json())
+    assert not [secret for secret in ("somebody", "secret", str(tmp_path)) if secret in sent]

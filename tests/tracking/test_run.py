@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,56 @@ ROW = "toy/table-1/pruned-fine-tuned"
 KEY = "feedfacefeedfacefeedfacefeedfacefeedface"
 
 
-def bench(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command with the toy paper in the place of the real ones."""
-    found = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests' / 'toy'}{os.pathsep}{ROOT}"} | environment
-    found["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=cwd, env=found, capture_output=True, text=True, check=False)
+# one process for all commands, because each would import torch anew; the servers are arguments
+SCRIPT = """
+import contextlib, io, json, os, sys
+from bench.cli import main
+said = []
+def bench(server, *arguments):
+    os.environ["WANDB_BASE_URL"] = server
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(arguments)
+    said.append([status, out.getvalue(), err.getvalue()])
+row = ("run", "toy", "--device", "cpu", "--row", sys.argv[1], "--wandb")
+bench(sys.argv[2], *row, "offline")
+bench(sys.argv[2], *row, "online")
+bench(sys.argv[3], "sync")
+bench(sys.argv[3], "sync")
+print(json.dumps(said))
+"""
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What the commands gave, each its exit status, output and errors, and the servers that they spoke to."""
+
+    out: Path
+    offline: list[Any]
+    hanging: list[Any]
+    synced: list[Any]
+    again: list[Any]
+    hangs: Any
+    works: Any
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with ``--wandb offline``, with a key in the environment."""
+def commands(tmp_path_factory: pytest.TempPathFactory, serving: Callable[[str], Any]) -> Iterator[Commands]:
+    """A toy row, run with ``--wandb offline`` and again online beside a server that hangs; then ``bench sync`` twice."""
     folder = tmp_path_factory.mktemp("toy")
-    arguments = ("run", "toy", "--row", ROW, "--wandb", "offline", "--device", "cpu")
-    done = bench(*arguments, cwd=folder, WANDB_API_KEY=KEY, WANDB_NAME="another", WANDB_RUN_ID="another")
-    assert done.returncode == 0, done.stderr
-    assert "W&B" not in done.stderr
-    return folder / "runs"
+    path = os.pathsep.join([str(ROOT / "tests" / "toy"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "WANDB_API_KEY": KEY, "WANDB_NAME": "another"}
+    with serving("hangs") as hangs, serving("works") as works:
+        command = [sys.executable, "-c", SCRIPT, ROW, hangs.url, works.url]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        yield Commands(folder / "runs", *json.loads(done.stdout), hangs, works)
+
+
+@pytest.fixture(scope="module")
+def out(commands: Commands) -> Path:
+    """The folder of the runs."""
+    return commands.out
 
 
 def folders(out: Path) -> dict[str, Path]:
@@ -118,21 +152,18 @@ def test_nothing_of_the_machine_or_its_user_is_in_the_files(
 
 
 @pytest.mark.slow
-def test_a_run_ends_well_beside_a_server_that_hangs_and_sync_sends_what_is_left_once(
-    out: Path, served: Callable[[str], Any]
-) -> None:
-    server = served("hangs")
-    arguments = ("run", "toy", "--row", ROW, "--wandb", "online", "--device", "cpu")
-    done = bench(*arguments, cwd=out.parent)
-    assert done.returncode == 0, done.stderr
-    assert f"W&B: 2 of 2 runs did not reach {server.url}" in done.stderr
-    assert "run `bench sync`" in done.stderr
-    server.how = "works"
-    for said in ("2 runs: 2 sent, 0 unchanged, 0 left\n", "2 runs: 0 sent, 2 unchanged, 0 left\n"):
-        done = bench("sync", cwd=out.parent)
-        assert (done.stdout, done.returncode) == (said, 0), done.stderr
-        assert set(server.runs) == set(folders(out))
-    assert sum(path.startswith("/artifact/") for path in server.uploads) == 2
+def test_a_run_ends_well_beside_a_server_that_hangs_and_sync_sends_what_is_left_once(commands: Commands) -> None:
+    assert commands.offline[0] == 0
+    assert "W&B" not in commands.offline[2]
+    assert commands.hanging[0] == 0
+    assert f"W&B: 2 of 2 runs did not reach {commands.hangs.url}" in commands.hanging[2]
+    assert "run `bench sync`" in commands.hanging[2]
+    assert commands.hanging[1] == commands.offline[1]
+    assert commands.synced[:2] == [0, "2 runs: 2 sent, 0 unchanged, 0 left\n"], commands.synced[2]
+    assert commands.again[:2] == [0, "2 runs: 0 sent, 2 unchanged, 0 left\n"], commands.again[2]
+    assert set(commands.works.runs) == set(folders(commands.out))
+    assert sum(path.startswith("/artifact/") for path in commands.works.uploads) == 2
+    assert not any(secret.encode() in body for body in commands.works.bodies for secret in (KEY, str(commands.out)))
 
 
 @pytest.mark.slow
