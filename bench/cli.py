@@ -1,5 +1,5 @@
-"""The command line: ``bench list | run | tables | coverage | power | macs | prune | evaluate | doctor | data | accept |
-nightly | check | history | gc``.
+"""The command line: ``bench list | run | sync | tables | coverage | power | macs | prune | evaluate | doctor | data |
+accept | nightly | check | history | gc``.
 
 Exit status 0: done; 1: a row failed; 2: a mistake of the user's, told in one line; a bug gives a traceback.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
+from bench.tracking.modes import MODES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")
     sub.add_argument("--reuse-times", action="store_true", help="take times of earlier runs on this device as they are")
     sub.add_argument("--isolate", action="store_true", help="each row in a process of its own: a crash costs that row")
+    sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
     where(sub)
+
+    sub = command("sync", "send to W&B what has not reached it; the store is the truth, W&B its mirror")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
 
     sub = command("tables", "print the tables of runs/ where it exists, else of results/")
     sub.add_argument("paper", nargs="*")
@@ -157,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--classes", help="class names in the order of the outputs: a file, one a line, or a,b,c (- for none)"
     )
+    sub.add_argument("--wandb", choices=MODES, default=MODES[-1], help="send sizes and records to W&B (default: no)")
     where(sub)
 
     sub = command("evaluate", "evaluate saved networks again and compare with what was recorded of them")

@@ -37,6 +37,7 @@ from bench.rows import Paper, Row
 from bench.runner import Job
 from bench.steps import Kind
 from bench.store import Store, disk_errors, write_json
+from bench.tracking import mirror, mirrored, modes
 
 Output = tuple[Any, str, int]
 
@@ -85,6 +86,7 @@ def run(options: argparse.Namespace) -> Output:
     chosen = runner.choose(options.paper, options.table, options.row)
     if options.plan:
         return _plan(chosen, job)
+    mode = modes.chosen(options.wandb)
     if options.isolate and processes.launched() > 1:
         raise UserError("--isolate gives each row one process: leave out torchrun")
     store = Store(options.out)
@@ -95,11 +97,22 @@ def run(options: argparse.Namespace) -> Output:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    outcomes = runner.run_isolated(planned, job, say) if options.isolate else runner.run(planned, job, store, say)
-    status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
-    if not processes.is_main():
-        return [], "", status
-    written = _write_pages(options.out)
+    names = [paper.key for paper, _ in chosen]
+    watch = _mirror(options.out, names, mode, say) if processes.is_main() and mode != modes.DISABLED else None
+    try:
+        if options.isolate:
+            outcomes = runner.run_isolated(planned, job, say, watch)
+        else:
+            outcomes = runner.run(planned, job, store, say, watch)
+        status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
+        if not processes.is_main():
+            return [], "", status
+        written = _write_pages(options.out)
+        if watch is not None:
+            watch.finish()
+    finally:
+        if watch is not None:
+            watch.close()
     shown = [
         table
         for paper, rows in chosen
@@ -115,6 +128,26 @@ def run(options: argparse.Namespace) -> Output:
         "pages": [str(p) for p in written],
     }
     return value, ending.text(shown, page, _failed(outcomes)), status
+
+
+def _mirror(out: Path, names: Sequence[str], mode: str, say: runner.Say) -> mirrored.Mirrored | None:
+    """The mirror of a run of these papers, whose processes start now: they are ready when the first row ends."""
+    known = abouts()
+    try:
+        return mirrored.Mirrored(out, registry_folder(), {name: known[name] for name in names}, mode, say)
+    except OSError as error:
+        say(f"W&B: nothing is mirrored ({error}): run `bench sync` later")
+        return None
+
+
+def sync(options: argparse.Namespace) -> Output:
+    """Sends to W&B what has not reached it."""
+    if not any(loading.row_files(options.out)):
+        raise UserError(f"no rows in {options.out}: run `bench run` first, or name their folder with --out")
+    count, had, sent, problems = mirrored.sync(options.out, registry_folder(), abouts())
+    value = {"runs": count, "sent": sent - had, "unchanged": had, "left": count - sent}
+    text = f"{count} runs: {sent - had} sent, {had} unchanged, {count - sent} left"
+    return value, "\n".join([*problems, text]), 1 if sent < count else 0
 
 
 def _failed(outcomes: Sequence[runner.Outcome]) -> str:
@@ -317,6 +350,8 @@ def prune(options: argparse.Namespace) -> Output:
         raise UserError("give your image folder (train/ and test/ or val/) with --data")
     if processes.launched() > 1:
         raise UserError("bench prune works in one process: start it without torchrun")
+    if options.wandb == modes.ONLINE:
+        modes.check_login()
     sys.path.insert(0, os.getcwd())
     job = Job(device=options.device)
     result = api.prune(
@@ -351,6 +386,9 @@ def prune(options: argparse.Namespace) -> Output:
     lines += [api.in_words(record) for record in result.records]
     lines += [f"left out: {name}: {reason}" for name, reason in result.left_out]
     lines += [f"warning: {line}" for line in result.warnings]
+    if options.wandb != modes.DISABLED:
+        asked = {"method": options.method, "widths": options.widths, "speedup": options.speedup, "device": job.device}
+        lines += mirrored.once(options.out, mirror.of_pruned(options.out, options.model, asked, value), options.wandb)
     lines.append(f"saved: {options.out} (bench.api.load reads it, --weights {options.out} prunes it further)")
     return value, "\n".join(lines), 0
 
@@ -391,7 +429,8 @@ def doctor(options: argparse.Namespace) -> Output:
         "wandb": {
             "version": installed["wandb"],
             "mode": os.environ.get("WANDB_MODE"),
-            "key": "WANDB_API_KEY" in os.environ,
+            "server": modes.target().server,
+            "login": modes.logged_in(),
         },
     }
     lines = [f"{name} {version}" for name, version in provenance.versions().items()]
@@ -403,11 +442,8 @@ def doctor(options: argparse.Namespace) -> Output:
         embedded = scale in bench.data.EMBEDDED
         found = "embedded" if embedded else str(place) if place else f"not found: {bench.data.missing(scale, root)}"
         lines.append(f"data {scale}: {found}")
-    state = (
-        f"version {installed['wandb']}, {'key set' if value['wandb']['key'] else 'no key'}"
-        if installed["wandb"]
-        else "not installed"
-    )
+    login = f"{'login' if modes.logged_in() else 'no login'} for {modes.target().server}"
+    state = f"version {installed['wandb']}, {login}" if installed["wandb"] else "not installed"
     lines.append(f"wandb: {state}")
     try:
         install_ops()

@@ -9,10 +9,10 @@ import pkgutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -30,6 +30,16 @@ from bench.store import Result, Store, file_digest
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 Say = Callable[[str], None]
+
+
+class Watch(Protocol):
+    """Who is told of the rows as they run: id and setting when one begins, the file of what it measured at its end."""
+
+    def began(self, name: str, setting: Mapping[str, Any]) -> None:
+        """The work on a row begins."""
+
+    def ended(self, file: Path | None) -> None:
+        """It has ended; None for a row that failed."""
 
 
 def default_device() -> str:
@@ -269,7 +279,7 @@ class Engine:
             failure = self._ensure(step, entry, f"[{number}/{len(todo)}] ")
             if failure is not None:
                 return Outcome(entry.id, FAILED, failure)
-        file = rowfile.write(self.store, entry, self._description(entry)) if processes.is_main() else None
+        file = rowfile.write(self.store, entry, description(entry, self.job)) if processes.is_main() else None
         return Outcome(entry.id, OK, file=file)
 
     def _missing(self, leaves: list[Step]) -> list[Step]:
@@ -306,7 +316,7 @@ class Engine:
             return False
 
     def _not_run(self, entry: Planned) -> Path | None:
-        return rowfile.write_reason(self.store, entry, self._label(entry)) if processes.is_main() else None
+        return rowfile.write_reason(self.store, entry, _label(entry, self.job)) if processes.is_main() else None
 
     def _ensure(self, step: Step, entry: Planned, where: str) -> str | None:
         """The step is in the store afterwards: it was, or it is run now.  Returns what went wrong instead.
@@ -406,38 +416,40 @@ class Engine:
                 "source": step.code.hash,
                 "versions": provenance.versions(),
                 "hardware": {**provenance.hardware(self.job.device), "processes": processes.launched()},
-                "data": self._data(entry),
+                "data": _data(entry, self.job),
                 "date": provenance.now(),
             },
         }
 
-    def _label(self, entry: Planned) -> str:
-        images = self.job.images.get((entry.scale, entry.size))
-        return images.name if images is not None else Path(entry.scale).name
 
-    def _data(self, entry: Planned) -> dict[str, Any] | None:
-        images = self.job.images.get((entry.scale, entry.size))
-        if images is None:
-            return None
-        problems = {"problems": images.problems} if images.problems or isinstance(images, DetectionSet) else {}
-        return {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol, **problems}
+def _label(entry: Planned, job: Job) -> str:
+    images = job.images.get((entry.scale, entry.size))
+    return images.name if images is not None else Path(entry.scale).name
 
-    def _description(self, entry: Planned) -> dict[str, Any]:
-        """The setting of a row, as its file holds it."""
-        assert entry.setting is not None
-        job = self.job
-        given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
-        return {
-            "scale": self._label(entry),
-            "folder": entry.scale not in bench.data.SCALES,
-            "data": self._data(entry),
-            "seeds": list(entry.setting.seeds),
-            "weights": given,
-            "device": job.device,
-            **({"amp": True} if job.amp else {}),
-            **({"strict": True} if job.strict else {}),
-            **({"chosen_device": True} if job.device != default_device() else {}),
-        }
+
+def _data(entry: Planned, job: Job) -> dict[str, Any] | None:
+    images = job.images.get((entry.scale, entry.size))
+    if images is None:
+        return None
+    problems = {"problems": images.problems} if images.problems or isinstance(images, DetectionSet) else {}
+    return {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol, **problems}
+
+
+def description(entry: Planned, job: Job) -> dict[str, Any]:
+    """The setting of a row that can run, as its file holds it."""
+    assert entry.setting is not None
+    given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
+    return {
+        "scale": _label(entry, job),
+        "folder": entry.scale not in bench.data.SCALES,
+        "data": _data(entry, job),
+        "seeds": list(entry.setting.seeds),
+        "weights": given,
+        "device": job.device,
+        **({"amp": True} if job.amp else {}),
+        **({"strict": True} if job.strict else {}),
+        **({"chosen_device": True} if job.device != default_device() else {}),
+    }
 
 
 def _result(store: Store, step: Step) -> Result:
@@ -447,7 +459,9 @@ def _result(store: Store, step: Step) -> Result:
     return result
 
 
-def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda text: None) -> list[Outcome]:
+def run(
+    planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda text: None, watch: Watch | None = None
+) -> list[Outcome]:
     """Runs the rows one after the other in this process; every row ends in one outcome."""
     memory.settle()
     engine = Engine(job, store, say)
@@ -458,13 +472,31 @@ def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda te
     for number, entry in enumerate(planned, start=1):
         where = f"[row {number}/{len(planned)}] {entry.id}"
         engine.say = lambda text, where=where: say(f"{where} {text}")  # type: ignore[misc]
-        found.append(engine.run_row(entry))
+        with _watched(watch, entry, job) as done:
+            found.append(engine.run_row(entry))
+            done.append(found[-1])
         if found[-1].status == FAILED and processes.is_main():
             say(f"{entry.id}: failed: {found[-1].reason}")
     return found
 
 
-def run_isolated(planned: Sequence[Planned], job: Job, say: Say = lambda text: None) -> list[Outcome]:
+@contextlib.contextmanager
+def _watched(watch: Watch | None, entry: Planned, job: Job) -> Iterator[list[Outcome]]:
+    """Tells ``watch`` of a row that can run: that it begins, and how it ended, which the caller puts into the list."""
+    done: list[Outcome] = []
+    if watch is None or entry.chain is None:
+        yield done
+        return
+    watch.began(entry.id, description(entry, job))
+    try:
+        yield done
+    finally:
+        watch.ended(done[0].file if done else None)
+
+
+def run_isolated(
+    planned: Sequence[Planned], job: Job, say: Say = lambda text: None, watch: Watch | None = None
+) -> list[Outcome]:
     """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.runner", *(f"reproductions.{key}" for key in _keys(planned))])
@@ -473,16 +505,18 @@ def run_isolated(planned: Sequence[Planned], job: Job, say: Say = lambda text: N
     for number, entry in enumerate(planned, start=1):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_in_child, args=(sender, entry.id, bare, f"[row {number}/{len(planned)}] "))
-        process.start()
-        sender.close()
-        try:
-            found.append(receiver.recv())
-        except EOFError:
+        with _watched(watch, entry, job) as done:
+            process.start()
+            sender.close()
+            try:
+                found.append(receiver.recv())
+            except EOFError:
+                process.join()
+                code = process.exitcode or 0
+                reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
+                found.append(Outcome(entry.id, FAILED, reason))
             process.join()
-            code = process.exitcode or 0
-            reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
-            found.append(Outcome(entry.id, FAILED, reason))
-        process.join()
+            done.append(found[-1])
         if found[-1].status == FAILED:
             say(f"{entry.id}: failed: {found[-1].reason}")
     return found
