@@ -124,7 +124,7 @@ def prepared(model: nn.Module, form: Form, mode: str, dtype: str, device: str) -
     body = body.to(device=device, dtype=number)
     if form.layout == "nhwc":
         body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    call: Network = _training(body) if mode == BACKWARD else body
+    call: Network = training(body) if mode == BACKWARD else body
     if form.compiled:
         call = torch.compile(body)
     checked = call
@@ -156,7 +156,7 @@ def body_of(model: nn.Module, form: Form, dtype: str, device: str) -> nn.Module:
     return body
 
 
-def _training(model: nn.Module) -> Network:
+def training(model: nn.Module) -> Network:
     """Forward and backward of one batch: cross-entropy against the first class, gradients of all weights.
 
     Running statistics of batch norms are computed with, but never moved, so that the network stays what it was.

@@ -30,6 +30,8 @@ from bench.store import disk_errors, write_text
 
 # counts that are timed: all up to here, and of more channels the multiples of 8 and their neighbours at those of 32
 _ALL = 48
+# per cent that a wider layer may take longer and still be called free
+_FREE = 2.0
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,10 @@ class Stairs:
         return {"median": float(np.median(changes)), "free": free, "of": len(changes)} if changes else None
 
     def advice(self) -> str:
-        """The largest multiple that is worth rounding up to: most counts below it take as long or longer."""
+        """The largest multiple that is worth rounding up to: most counts below it take as long, or hardly less."""
         for m in MULTIPLES:
             found = self.rounding_up(m)
-            if found is not None and found["free"] > found["of"] / 2:
+            if found is not None and found["free"] > found["of"] / 2 and found["median"] <= _FREE:
                 return (
                     f"round widths up to multiples of {m}: at {found['free']} of {found['of']} counts between the next "
                     f"multiple is no slower (median {found['median']:+.1f} %)"

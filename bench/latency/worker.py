@@ -207,7 +207,8 @@ def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any]
     if cuda:
         clocks.append(("events", latency.events, ready))
         if point.mode == FORWARD:
-            captured = {name: latency.captured(network, inputs[0]) for name, network in ready.items()}
+            with torch.inference_mode():
+                captured = {name: latency.captured(network, inputs[0]) for name, network in ready.items()}
             failed |= {f"{name}: CUDA graph": why for name, why in captured.items() if isinstance(why, str)}
             graphs = {name: graph for name, graph in captured.items() if not isinstance(graph, str)}
             if DENSE in graphs:
@@ -233,7 +234,8 @@ def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any]
     changed = {
         name: differs
         for name, check in checks.items()
-        if (differs := contestants.difference(contestants.outputs(check, inputs[0]), kept[name])) > 1e-3
+        if (differs := contestants.difference(contestants.outputs(check, inputs[0]), kept[name]))
+        > contestants.TOLERANCE[point.dtype]
     }
     value = {"clocks": read, "seconds": spent, "failed_contestants": failed, "changed": changed}
     return {**value, "device": hardware(point)["name"]}, arrays
