@@ -140,6 +140,7 @@ def _job(options: argparse.Namespace) -> Job:
         amp=options.amp,
         strict=options.strict_data,
         reuse_times=options.reuse_times,
+        multiple=options.round,
         progress=not options.json and sys.stderr.isatty(),
     )
 

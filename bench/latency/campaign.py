@@ -55,6 +55,8 @@ def fresh(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
             words = errors.read()
         if status is not None and status > 0:
             raise RuntimeError(f"a measuring process failed:\n{words}")
+        if "Traceback" in words:  # of a point that failed; its reason is kept with it
+            print(words, file=sys.stderr)
         reason = TIME_OVER
         if status is not None:
             reason = OUT_OF_MEMORY if status == -9 else f"its process died of signal {-status}"
@@ -147,6 +149,8 @@ class Campaign:
 
 def _failed_first(value: dict[str, Any]) -> dict[str, Any]:
     """The first process's value, ``failed`` where the dense network cannot be timed."""
+    if "failed" in value:
+        return value
     dense = next(iter(value["networks"].values()))
     return {**value, "failed": dense["failed"]} if "failed" in dense else value
 

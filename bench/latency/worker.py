@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -206,19 +207,13 @@ def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any]
     ]
     if cuda:
         clocks.append(("events", latency.events, ready))
-        if point.mode == FORWARD:
-            with torch.inference_mode():
-                captured = {name: latency.captured(network, inputs[0]) for name, network in ready.items()}
-            failed |= {f"{name}: CUDA graph": why for name, why in captured.items() if isinstance(why, str)}
-            graphs = {name: graph for name, graph in captured.items() if not isinstance(graph, str)}
-            if DENSE in graphs:
-                clocks.append(("graph", latency.events, graphs))
     arrays: dict[str, Tensor] = {}
     read: dict[str, Any] = {}
-    spent = 0.0
-    for label, clock, chosen in clocks:
+    spent, share = 0.0, task["seconds"] / (3 if cuda and point.mode == FORWARD else len(clocks))
+    while clocks:
+        label, clock, chosen = clocks.pop(0)
         before, begin = machine.state(point.device), time.monotonic()
-        protocol = planned(chosen, inputs, task["seconds"] / len(clocks), point.device)
+        protocol = planned(chosen, inputs, share, point.device)
         with torch.inference_mode():
             timing = latency.turns(chosen, inputs, protocol, clock, label, point.device, False)
         after = machine.state(point.device)
@@ -228,9 +223,13 @@ def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any]
             "calls_a_block": protocol.block,
             "machine": {"before": before, "after": after},
             "labels": machine.labels(point.device, before, after),
-            "unstable": machine.unstable(before.get("gpu", {}), after.get("gpu", {})) if cuda else None,
+            "unstable": machine.unstable(before, after),
         }
         arrays |= {f"{label}/{name}": samples for name, samples in timing.samples.items()}
+        if label == "events" and point.mode == FORWARD:  # graphs hold memory of their own, so they come last
+            graphs, reasons = _graphs(ready, inputs[0])
+            failed |= reasons
+            clocks += [("graph", latency.events, graphs)] if DENSE in graphs else []
     changed = {
         name: differs
         for name, check in checks.items()
@@ -272,6 +271,15 @@ def _contestants(
     return ready, checks, failed
 
 
+def _graphs(ready: Mapping[str, Network], x: Tensor) -> tuple[dict[str, Network], dict[str, str]]:
+    """The contestants as CUDA graphs, and why the others cannot be captured."""
+    with torch.inference_mode():
+        captured = {name: latency.captured(network, x) for name, network in ready.items()}
+    torch.cuda.empty_cache()
+    reasons = {f"{name}: no CUDA graph": why for name, why in captured.items() if isinstance(why, str)}
+    return {name: graph for name, graph in captured.items() if not isinstance(graph, str)}, reasons
+
+
 def planned(chosen: Mapping[str, Network], inputs: list[Tensor], seconds: float, device: str) -> Protocol:
     """Calls a block by how long a call takes, and as many rounds as the time allows."""
     calls = [seconds_of(network, inputs[0], device) for network in chosen.values()]
@@ -309,6 +317,9 @@ def main(path: Path) -> None:
             value, arrays = run(task, networks)
         except UserError as error:
             value, arrays = {"error": str(error)}, {}
+        except Exception as error:  # costs this point, not those after it
+            traceback.print_exc()
+            value, arrays = {"failed": failure(error), "networks": {}}, {}
         if arrays:
             save_file({name: array.contiguous() for name, array in arrays.items()}, f"{task['out']}.safetensors")
         write_json(Path(f"{task['out']}.json"), value)

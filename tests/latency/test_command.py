@@ -104,6 +104,7 @@ def test_contestants_are_dense_twice_its_best_and_the_pruned_one_twice() -> None
     assert turns == 2 and calls == value["clocks"]["wall"]["calls_a_block"] and rounds >= 1
 
 
+@pytest.mark.slow
 def test_a_gated_network_skips_in_its_best_form() -> None:
     one = point(GATED.base, Subject("gated", GATED), layers=False)
     found = worker.first({"point": one.to_json(), "compiled": {}, "failed": {}}, worker.Networks())

@@ -21,7 +21,7 @@ class Counted(TorchDispatchMode):
     convolutions = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.convolutions += "convolution" in str(func)
+        self.convolutions += "conv" in str(func)
         return func(*args, **(kwargs or {}))
 
 
