@@ -19,6 +19,7 @@ from bench import evaluate as evaluating
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
+from bench.latency import command as timing
 from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
 from bench.models.builders import BUILDERS
@@ -173,6 +174,7 @@ def job_of(options: argparse.Namespace) -> Job:
         amp=getattr(options, "amp", False),
         strict=getattr(options, "strict_data", False),
         reuse_times=getattr(options, "reuse_times", False),
+        multiple=getattr(options, "round", None),
         progress=not options.json and sys.stderr.isatty(),
     )
 
@@ -340,6 +342,15 @@ def macs(options: argparse.Namespace) -> Output:
             f"{name}: {total:,} MACs ({options.convention}), {count.params:,} parameters, {speedup:.3f}x in conv MACs"
         )
     return value, "\n".join(lines), 0
+
+
+def latency(options: argparse.Namespace) -> Output:
+    """Times networks and what was pruned from them."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    return timing.run(timing.request_of(options), registry_folder(), say)
 
 
 def prune(options: argparse.Namespace) -> Output:

@@ -24,6 +24,7 @@ from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.models import weights
 from bench.models.recipe import Recipe
+from bench.pruning.rounding_steps import rounded_steps
 from bench.rows import Chain, Paper, Row, Setting, match, row_id
 from bench.steps import Context, DataValue, Kind, Step, canonical, in_order
 from bench.store import Result, Store, file_digest
@@ -52,7 +53,7 @@ class Job:
     """What to run and where: the choices of one ``bench run``.
 
     ``reuse_times`` answers times from earlier runs of the same device; otherwise they are taken anew, as are steps of
-    the kinds ``fresh``.
+    the kinds ``fresh``.  ``multiple`` rounds the widths that pruning leaves.
     """
 
     out: Path = Path("runs")
@@ -68,6 +69,7 @@ class Job:
     strict: bool = False
     reuse_times: bool = False
     fresh: frozenset[Kind] = frozenset()
+    multiple: int | None = None
     images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
     values: dict[tuple[str, int], DataValue] = field(default_factory=dict)
     fitting: set[str] = field(default_factory=set)
@@ -79,6 +81,8 @@ class Job:
             raise UserError("no CUDA device is available here: leave out --device, or choose cpu")
         if self.device == "auto":
             self.device = default_device()
+        if self.multiple not in (None, 8, 16, 32):
+            raise UserError("--round takes 8, 16 or 32")
         if self.weights is not None and not self.weights.is_file():
             raise UserError(f"no weights file {self.weights}: give the path of a state dict with --weights")
 
@@ -213,8 +217,17 @@ def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
         job.amp,
     )
     chain = row.chain(setting, recipe)
+    if job.multiple is not None:
+        chain = rounded_chain(chain, job.multiple)
     _check_weights(chain, recipe, job)
     return Planned(paper, row, scale, recipe, chain, size, setting=setting)
+
+
+def rounded_chain(chain: Chain, multiple: int) -> Chain:
+    """The chain with the widths that its prunings leave rounded."""
+    parts = [chain.networks, chain.records, chain.evaluations, chain.references]
+    every = iter(rounded_steps([step for part in parts for step in part], multiple))
+    return Chain(*[[next(every) for _ in part] for part in parts])
 
 
 def _check_weights(chain: Chain, recipe: Recipe, job: Job) -> None:
@@ -450,6 +463,24 @@ def description(entry: Planned, job: Job) -> dict[str, Any]:
         **({"strict": True} if job.strict else {}),
         **({"chosen_device": True} if job.device != default_device() else {}),
     }
+
+    def _description(self, entry: Planned) -> dict[str, Any]:
+        """The setting of a row, as its file holds it."""
+        assert entry.setting is not None
+        job = self.job
+        given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
+        return {
+            "scale": self._label(entry),
+            "folder": entry.scale not in bench.data.SCALES,
+            "data": self._data(entry),
+            "seeds": list(entry.setting.seeds),
+            "weights": given,
+            "device": job.device,
+            **({"amp": True} if job.amp else {}),
+            **({"round": job.multiple} if job.multiple is not None else {}),
+            **({"strict": True} if job.strict else {}),
+            **({"chosen_device": True} if job.device != default_device() else {}),
+        }
 
 
 def _result(store: Store, step: Step) -> Result:

@@ -14,7 +14,7 @@ from torch.fx.experimental.optimization import fuse
 
 from bench.chains import gmacs
 from bench.gating.compact import Compact, dense
-from bench.gating.layer import gated_layers
+from bench.gating.fresh import normalise
 from bench.gating.skip import SkippedNetwork
 from bench.gating.skipped import SkippedConv
 from bench.measure import dynamic, latency
@@ -134,7 +134,7 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
         plain = recipe.base.build().eval()
         gated = copy.deepcopy(plain)
         recipe.apply(gated)
-        _normalise(gated, context.data().train.batch(list(range(64))))
+        normalise(gated, context.data().train.batch(list(range(64))))
     plain, gated = plain.to(context.device).eval(), gated.to(context.device).eval()
     skipping = SkippedNetwork(gated).to(context.device)
     networks: dict[str, latency.Network] = {
@@ -188,17 +188,6 @@ def _channels_last(model: nn.Module) -> latency.Network:
     """``model`` in channels-last layout, the images brought into it as part of the call."""
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return lambda x: model(x.contiguous(memory_format=torch.channels_last))
-
-
-def _normalise(model: nn.Module, images: Tensor) -> None:
-    """Gives a gated network with fresh weights the statistics of some images, as training would."""
-    layers = gated_layers(model).values()
-    before = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 1.0
-    model.train()(images)
-    for layer, momentum in zip(layers, before, strict=True):
-        layer.momentum = momentum
 
 
 @torch.inference_mode()

@@ -62,7 +62,7 @@ class Commands:
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory, serving: Callable[[str], Any]) -> Iterator[Commands]:
-    """A toy row, run with ``--wandb offline`` and again online beside a server that hangs; then ``bench sync`` twice."""
+    """A toy row, run with ``--wandb offline``, again online beside a server that hangs; then ``bench sync`` twice."""
     folder = tmp_path_factory.mktemp("toy")
     path = os.pathsep.join([str(ROOT / "tests" / "toy"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "WANDB_API_KEY": KEY, "WANDB_NAME": "another"}
