@@ -1,5 +1,5 @@
-"""The command line: ``bench list | run | sync | tables | coverage | power | macs | latency | prune | evaluate | doctor |
-data | accept | nightly | check | history | gc``.
+"""The command line: ``bench list | run | sync | tables | coverage | power | macs | latency | prune | evaluate |
+doctor | data | accept | nightly | check | history | gc``.
 
 Exit status 0: done; 1: a row failed; 2: a mistake of the user's, told in one line; a bug gives a traceback.
 """
@@ -217,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
     sub.add_argument("--plan", action="store_true", help="print the rows in order with their minutes; run nothing")
+    sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
     where(sub)
 
     sub = command("check", "compare a run with a baseline: SAME, BETTER, WORSE, AMBIGUOUS, MISSING")

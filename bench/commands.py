@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> Output:
         print(text, file=sys.stderr, flush=True)
 
     names = [paper.key for paper, _ in chosen]
-    watch = _mirror(options.out, names, mode, say) if processes.is_main() and mode != modes.DISABLED else None
+    watch = mirror_of(options.out, names, mode, say) if processes.is_main() and mode != modes.DISABLED else None
     try:
         if options.isolate:
             outcomes = runner.run_isolated(planned, job, say, watch)
@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> Output:
         status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
         if not processes.is_main():
             return [], "", status
-        written = _write_pages(options.out)
+        written = write_pages(options.out)
         if watch is not None:
             watch.finish()
     finally:
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> Output:
     return value, ending.text(shown, page, _failed(outcomes)), status
 
 
-def _mirror(out: Path, names: Sequence[str], mode: str, say: runner.Say) -> mirrored.Mirrored | None:
+def mirror_of(out: Path, names: Sequence[str], mode: str, say: runner.Say) -> mirrored.Mirrored | None:
     """The mirror of a run of these papers, whose processes start now: they are ready when the first row ends."""
     known = abouts()
     try:
@@ -485,7 +485,7 @@ def data(options: argparse.Namespace) -> Output:
     return {"folder": str(options.folder), **counts}, text, 0
 
 
-def _write_pages(root: Path) -> list[Path]:
+def write_pages(root: Path) -> list[Path]:
     """The pages of all papers; why a value is not decided is said without regard to what this machine has."""
     folder = registry_folder()
 
@@ -506,7 +506,7 @@ def accept(options: argparse.Namespace) -> Output:
     with released.prepared(options.source, options.to, [row for _, row in chosen], known) as networks:
         files = accepting.write(options.source, options.to, papers, known, chosen)
         kept = networks.write()
-    written = _write_pages(options.to)
+    written = write_pages(options.to)
     value = {
         "rows": [str(f) for f in files],
         "networks": [str(k) for k in kept],

@@ -460,27 +460,10 @@ def description(entry: Planned, job: Job) -> dict[str, Any]:
         "weights": given,
         "device": job.device,
         **({"amp": True} if job.amp else {}),
+        **({"round": job.multiple} if job.multiple is not None else {}),
         **({"strict": True} if job.strict else {}),
         **({"chosen_device": True} if job.device != default_device() else {}),
     }
-
-    def _description(self, entry: Planned) -> dict[str, Any]:
-        """The setting of a row, as its file holds it."""
-        assert entry.setting is not None
-        job = self.job
-        given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
-        return {
-            "scale": self._label(entry),
-            "folder": entry.scale not in bench.data.SCALES,
-            "data": self._data(entry),
-            "seeds": list(entry.setting.seeds),
-            "weights": given,
-            "device": job.device,
-            **({"amp": True} if job.amp else {}),
-            **({"round": job.multiple} if job.multiple is not None else {}),
-            **({"strict": True} if job.strict else {}),
-            **({"chosen_device": True} if job.device != default_device() else {}),
-        }
 
 
 def _result(store: Store, step: Step) -> Result:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import metrics, runner
-from bench.commands import Output, job_of, registry_folder
+from bench.commands import Output, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
 from bench.nightly import baseline, history, night, order, summary
 from bench.nightly import check as checking
@@ -19,6 +19,7 @@ from bench.registry import load as load_registry
 from bench.report import accept as accepting
 from bench.runner import Job, Planned
 from bench.store import Store, disk_errors, write_text
+from bench.tracking import modes
 
 BASELINE = Path("results/baseline")
 RESULTS = Path("results")
@@ -38,6 +39,7 @@ def nightly(options: argparse.Namespace) -> Output:
     if base is not None and not base.is_dir():
         raise UserError(f"no baseline {base}: make one by `bench accept --baseline {base}`")
     arguments = {"papers": list(options.paper), "scale": options.scale, "seed": options.seed, "device": job.device}
+    mode = modes.chosen(options.wandb)
     begun = night.begin(options.out, arguments)
 
     def say(text: str) -> None:
@@ -47,6 +49,14 @@ def nightly(options: argparse.Namespace) -> Output:
         night.run(begun, planned, worths, job, options.budget, RESULTS, say)
     finally:
         value, text, status = _told(begun, options.out, base)
+    value["pages"] = [str(path) for path in write_pages(options.out)]
+    names = list(dict.fromkeys(entry.paper.key for entry in planned))
+    watch = None if mode == modes.DISABLED else mirror_of(options.out, names, mode, say)
+    if watch is not None:
+        try:
+            watch.finish()
+        finally:
+            watch.close()
     return value, text, status
 
 
