@@ -120,8 +120,8 @@ class Paper:
 
 
 def slug(name: str) -> str:
-    """Lower case, letters, digits and dots; hyphens for the rest."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    """Lower case, letters, digits and dots; ``plus`` for a plus sign at the end, hyphens for the rest."""
+    return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"[+]$", " plus", name.lower())).strip("-.")
 
 
 def row_id(paper: str, row: Row) -> str:

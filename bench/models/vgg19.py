@@ -1,4 +1,4 @@
-"""VGG-19 with batch norm in its CIFAR form: sixteen 3x3 convolutions, four poolings, average pooling, one linear layer."""
+"""VGG-19 with batch norm in its CIFAR form: sixteen 3x3 convolutions, four poolings, a mean, one linear layer."""
 
 from __future__ import annotations
 
