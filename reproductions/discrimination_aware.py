@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -202,7 +202,7 @@ class Variant:
 
     losses: int = 3
     staged: bool = True
-    greedy: Greedy = field(default_factory=lambda: GREEDY)
+    greedy: Greedy = GREEDY
     magnitude: bool = False
     tune: bool = True
 

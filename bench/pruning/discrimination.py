@@ -6,7 +6,8 @@ the layer (equation 5).  Channels are chosen by the gradient over all mini-batch
 follow the gradients of one mini-batch after the other (a second pass).
 
 All but the layer's weights is fixed meanwhile.  So what stands in front of the layer, in both networks, is computed
-once for each mini-batch and kept; every pass runs the layer and what follows it up to the classifier alone.
+once for each mini-batch and kept; every pass runs the layer, on the channels chosen so far, and what follows it up to
+the classifier alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from bench.errors import UserError
 from bench.pruning import surgery
@@ -45,9 +48,12 @@ class Replay:
 
     def gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """dL / dW over all images: the mini-batches' means, weighed by their sizes."""
-        total, value, count = torch.zeros_like(weights[0]), 0.0, 0
+        weight = weights[0]
+        total, value, count = torch.zeros_like(weight), 0.0, 0
+        chosen = weight.abs().amax((0, 2, 3)).nonzero().flatten()
+        every = torch.arange(weight.shape[1], device=weight.device)
         for place, (values, target) in enumerate(self.batches()):
-            loss, gradient = self._of(place, values, target, weights[0])
+            loss, gradient = self._of(place, values, target, weight, chosen, every)
             total += len(target) * gradient
             value += len(target) * loss
             count += len(target)
@@ -61,18 +67,45 @@ class Replay:
 
     def step(self, weights: Sequence[Tensor], chosen: Tensor) -> None:
         """A pass of SGD: a step for each mini-batch."""
+        channels = chosen.nonzero().flatten()
         for place, (values, target) in enumerate(self.batches()):
-            _, gradient = self._of(place, values, target, weights[0])
+            _, found = self._of(place, values, target, weights[0], channels, channels)
+            gradient = torch.zeros_like(weights[0])
+            gradient[:, channels] = found
             sgd(weights, self.velocity, [gradient], chosen, self.settings)
         self.passes += 1
 
-    def _of(self, place: int, values: Mapping[fx.Node, Any], target: Tensor, weight: Tensor) -> tuple[float, Tensor]:
-        """L and its gradient on one mini-batch."""
+    def _of(
+        self,
+        place: int,
+        values: Mapping[fx.Node, Any],
+        target: Tensor,
+        weight: Tensor,
+        chosen: Tensor,
+        wanted: Tensor,
+    ) -> tuple[float, Tensor]:
+        """L of one mini-batch, where only ``chosen`` channels have weights, and its gradient in the ``wanted`` ones."""
+        conv, x = self.tail.reader, self.tail.inputs(values)
+        how = (conv.stride, conv.padding, conv.dilation)
+        if len(chosen):
+            small = weight[:, chosen].to(x.dtype)
+            response = F.conv2d(_channels(x, chosen), small, conv.bias, *how)  # type: ignore[arg-type]
+        else:
+            response = torch.zeros_like(target)
+            if conv.bias is not None:
+                response += conv.bias[:, None, None]
         with torch.enable_grad():
-            free = weight.to(target.dtype).requires_grad_(True)
-            loss = total_loss(self.tail, place, values, target, free, self.settings, self.auxiliary)
-            (gradient,) = torch.autograd.grad(loss, free)
+            response = response.detach().requires_grad_(True)
+            loss = total_loss(self.tail, place, values, target, response, self.settings, self.auxiliary)
+            (outer,) = torch.autograd.grad(loss, response)
+        shape = (weight.shape[0], len(wanted), *weight.shape[2:])
+        gradient = conv2d_weight(_channels(x, wanted), shape, outer, *how)  # type: ignore[arg-type]
         return float(loss.detach()), gradient.to(weight.dtype)
+
+
+def _channels(x: Tensor, channels: Tensor) -> Tensor:
+    """Some channels of B x C x H x W, ``x`` itself where they are all."""
+    return x if len(channels) == x.shape[1] else x[:, channels]
 
 
 def total_loss(
@@ -80,15 +113,14 @@ def total_loss(
     place: int,
     values: Mapping[fx.Node, Any],
     target: Tensor,
-    weight: Tensor,
+    response: Tensor,
     settings: Greedy,
     auxiliary: AuxiliaryLoss | None,
 ) -> Tensor:
-    """L of mini-batch ``place`` at ``weight`` (n x c x kh x kw), a scalar."""
-    response, seen = tail.both(values, weight)
+    """L of mini-batch ``place`` where the layer answers ``response`` (B x n x H x W), a scalar."""
     loss = settings.reconstruction * reconstruction_loss(response, target)
     if auxiliary is not None and settings.alpha != 0.0:
-        loss = loss + settings.alpha * auxiliary(place, seen)
+        loss = loss + settings.alpha * auxiliary(place, tail.behind(values, response))
     return loss
 
 

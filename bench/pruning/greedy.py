@@ -324,14 +324,9 @@ class Tail:
 
     def __call__(self, values: Mapping[fx.Node, Tensor], weight: Tensor) -> Tensor:
         """The output of ``end`` (B x n x H x W) with ``weight`` (n x c x kh x kw) in the reader's place."""
-        return self.both(values, weight)[1]
-
-    def both(self, values: Mapping[fx.Node, Tensor], weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The reader's own output and that of ``end``."""
-        conv = surgery.convolution(self.model, str(self.start.target))
-        now = dict(values)
-        x = now[self.start.all_input_nodes[0]]
-        now[self.start] = F.conv2d(
+        conv = self.reader
+        x = self.inputs(values)
+        response = F.conv2d(
             x,
             weight,
             conv.bias,
@@ -339,9 +334,23 @@ class Tail:
             conv.padding,  # type: ignore[arg-type]
             conv.dilation,  # type: ignore[arg-type]
         )
+        return self.behind(values, response)
+
+    @property
+    def reader(self) -> nn.Conv2d:
+        """The convolution as it is by now."""
+        return surgery.convolution(self.model, str(self.start.target))
+
+    def inputs(self, values: Mapping[fx.Node, Tensor]) -> Tensor:
+        """What the reader reads, B x c x H x W."""
+        return values[self.start.all_input_nodes[0]]
+
+    def behind(self, values: Mapping[fx.Node, Tensor], response: Tensor) -> Tensor:
+        """The output of ``end`` with ``response`` in place of the reader's own."""
+        now = {**values, self.start: response}
         for node in self.nodes:
             now[node] = run_node(self.model, node, now)
-        return now[self.start], now[self.end]
+        return now[self.end]
 
 
 @dataclass(frozen=True)

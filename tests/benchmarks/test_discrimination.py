@@ -20,7 +20,7 @@ from bench.pruning.surgery import convolution
 from bench.train.auxiliary import Heads
 
 RESNET20 = Recipe("cifar_preact_resnet20", {"width": 0.5}, (3, 32, 32))
-LOSSES, KEPT = 3, 0.25
+KEPT = 0.25
 SETTINGS = Greedy(lr=0.01)
 
 
@@ -106,23 +106,25 @@ def plain(
     return orders
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("losses", "least"), [(3, 2.0), (9, 4.0)])
 def test_kept_activations_against_two_passes_from_the_images(
-    benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
+    losses: int, least: float, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A quarter of the channels of every block of ResNet-20 at half its width, three losses: the same channels.
+    """A quarter of the channels of every block of ResNet-20 at half its width: the same channels.
 
-    Timed is the processor's time of one thread, which other work on the machine does not change.  What limits the ratio
+    Timed is the processor's time of one thread, which other work on the machine changes little.  What limits the ratio
     is the part of a pass that must be repeated, from the layer to the loss and back: behind an early loss it is as long
-    as what stands in front of the layer.
+    as what stands in front of the layer.  Beside the passes, only the kept way also removes the filters (0.1 s a layer).
     """
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     baseline = RESNET20.build().eval().requires_grad_(False)
     net = copy.deepcopy(baseline)
-    batches = [torch.randn(24, 3, 32, 32) for _ in range(2)]
-    labels = [torch.randint(10, (24,)) for _ in batches]
-    parts = [part for part in segments(RESNET20, LOSSES) if part.producers]
+    batches = [torch.randn(64, 3, 32, 32) for _ in range(2)]
+    labels = [torch.randint(10, (64,)) for _ in batches]
+    parts = [part for part in segments(RESNET20, losses) if part.producers]
     heads = Heads(baseline, [part.position for part in parts if part.position], RESNET20.input_shape, 10)
     heads.eval().requires_grad_(False)
     passes: Counter[str] = Counter()
@@ -157,8 +159,8 @@ def test_kept_activations_against_two_passes_from_the_images(
     benchmark.extra_info.update(ratio=ratio, plain_seconds=whole, kept_seconds=kept, passes=dict(passes))
     with capsys.disabled():
         print(
-            f"\n{ratio:.1f}x in all ({whole:.1f} s, {kept:.1f} s); {passes['from the images']} passes from the images, "
-            f"{passes['from the layer']} from the layer; by the loss behind {', '.join(lines)}"
+            f"\n{losses} losses: {ratio:.1f}x in all ({whole:.1f} s, {kept:.1f} s); {passes['from the images']} passes "
+            f"from the images, {passes['from the layer']} from the layer; by the loss behind {', '.join(lines)}"
         )
     assert passes["from the images"] == passes["from the layer"]
-    assert ratio >= 2.0
+    assert ratio >= least
