@@ -115,7 +115,7 @@ def test_kept_activations_against_two_passes_from_the_images(
 
     Timed is the processor's time of one thread, which other work on the machine changes little.  What limits the ratio
     is the part of a pass that must be repeated, from the layer to the loss and back: behind an early loss it is as long
-    as what stands in front of the layer.  Beside the passes, only the kept way also removes the filters (0.1 s a layer).
+    as what stands in front of the layer.  The time of removing filters (0.1 s a layer) counts for the kept way alone.
     """
     torch.manual_seed(0)
     threads = torch.get_num_threads()
