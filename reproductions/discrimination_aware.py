@@ -197,8 +197,12 @@ def dense(setting: Setting, recipe: Recipe, seed: int, *, epochs: int | None = N
 
 @dataclass(frozen=True)
 class Variant:
-    """How to prune: ``losses`` inside, ``staged`` as the paper or tuned one-off as the code, by which baseline of L_M;
-    ``magnitude`` ranks filters by their weights in place of algorithm 2 (WM+); without ``tune`` it ends there."""
+    """How to prune, with ``losses`` inside.
+
+    ``staged``: tuned before each selection, O_b of the dense network (the paper); else tuned once, O_b of the tuned one
+    (the released code).  ``magnitude`` ranks filters by their weights in place of algorithm 2 (WM+).  Without ``tune``
+    it ends behind the last selection.
+    """
 
     losses: int = 3
     staged: bool = True
@@ -393,7 +397,6 @@ def adaptive(epsilon: float, losses: int) -> Prune:
 
 
 Network = Callable[[str, int, bool], Recipe]
-Make = Callable[[Setting, Recipe], Chain]
 
 
 def table1() -> list[Row]:
