@@ -298,8 +298,8 @@ def coverages(
         if name in scripts:
             sized = {one.published: str(one.verdict) for one in sizing.of_paper(scripts[name], published)}
             for row in (row for row in scripts[name].rows if row.missing is None):
-                for row_name, metric in row.published.values():
-                    entry = find(published, row.table, row_name, metric)
+                for row_name, metric, *model in row.published.values():
+                    entry = find(published, row.table, row_name, metric, **({"model": model[0]} if model else {}))
                     if entry is not None:
                         scales.setdefault(entry, row.scale)
         found[name] = covering.of_paper(published, sized, scales, lines.get(name, []), absent)

@@ -51,6 +51,7 @@ KINDS = {
 CONVENTIONS = {
     "conv": "MACs of the convolutions",
     "conv+fc": "MACs of the convolutions and fully connected layers",
+    "conv+fc+bias": "MACs of both, and an addition for each output of those that have a bias",
     "2x conv+fc": "a multiplication and an addition for each of these MACs",
     "conv+fc+gates": "mean MACs at the densities of the masks, with what the gates cost (bench.measure.dynamic)",
     "conv+fc+gates, masks lost at dropout": "the same, but layers behind a dropout read all channels",

@@ -53,13 +53,14 @@ class Row:
     ``scale`` is the row's own; elsewhere it is an analogue.  ``shape`` is the pruned network at the paper's own shape
     (or what makes it, where that takes time) and ``claimed`` the speed-up that the paper states, for the size columns.
     ``dense(scale, classes, given)`` is the dense network's recipe at a scale (``given``: the user brings weights).
-    ``chain`` makes the steps.  ``published`` maps our metrics to (row, metric) of the same table in the registry, and
-    ``sizes`` our metrics of :mod:`bench.sizes` to all printed sizes that the network ``sized`` (``shape`` where there
-    is none) decides without data, each as (row, metric) or (row, metric, model) of that table.  ``missing`` says why a
-    row cannot run yet.  ``seeds`` are run unless the user names one, at a scale where they would take too long those of
-    ``seeds_at``; ``scales`` (None: all) are those it is meant for, besides folders; ``ours`` marks a row beyond the
-    paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.  ``release`` says that the network of its
-    first seed, measured at the row's own scale, is kept beside the accepted results.
+    ``chain`` makes the steps.  ``published`` maps our metrics to (row, metric) of the same table in the registry, or to
+    (row, metric, model) where it prints several networks, and ``sizes`` our metrics of :mod:`bench.sizes` to all
+    printed sizes that the network ``sized`` (``shape`` where there is none) decides without data, each as (row, metric)
+    or (row, metric, model) of that table.  ``missing`` says why a row cannot run yet.  ``seeds`` are run unless the
+    user names one, at a scale where they would take too long those of ``seeds_at``; ``scales`` (None: all) are those it
+    is meant for, besides folders; ``ours`` marks a row beyond the paper.  ``data`` is what its images come with,
+    ``labels`` or ``boxes``.  ``release`` says that the network of its first seed, measured at the row's own scale, is
+    kept beside the accepted results.
     """
 
     table: str
@@ -69,7 +70,7 @@ class Row:
     claimed: float | None = None
     dense: Callable[[str, int, bool], Recipe] | None = None
     chain: Callable[[Setting, Recipe], Chain] | None = None
-    published: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    published: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
     sized: Recipe | None = None
     missing: str | None = None
@@ -119,8 +120,8 @@ class Paper:
 
 
 def slug(name: str) -> str:
-    """Lower case, letters, digits and dots; hyphens for the rest."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    """Lower case, letters, digits and dots; ``plus`` for a plus sign at the end, hyphens for the rest."""
+    return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"[+]$", " plus", name.lower())).strip("-.")
 
 
 def row_id(paper: str, row: Row) -> str:

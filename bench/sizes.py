@@ -12,13 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bench.measure import dynamic, macs
 from bench.metrics import Metric
+from bench.models.edits import Remove
 from bench.models.recipe import Recipe
+from bench.pruning import surgery
 from bench.registry import UNITS, OtherConvention, Published, converted, find
 from bench.rows import Paper, Row
+from bench.store import digest
 from bench.verdict import OTHER_CONVENTION, Verdict
 
 METRICS = (
@@ -127,7 +131,34 @@ def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
 
 
 def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
-    model = recipe.build("meta")
+    """Counted once in a process: rows share networks, and each filter that goes is found by tracing."""
+    key = (digest(recipe.to_json()), counted, convention)
+    if key not in _COUNTED:
+        _COUNTED[key] = _counted(recipe, counted, convention)
+    return _COUNTED[key]
+
+
+_COUNTED: dict[tuple[str, str, str], Fraction] = {}
+_BUILT: dict[str, nn.Module] = {}
+
+
+def _built(recipe: Recipe) -> nn.Module:
+    """The network on ``meta``, the filters of each edit removed together; the last one is kept."""
+    key = digest(recipe.to_json())
+    if key not in _BUILT:
+        _BUILT.clear()
+        model = recipe.base.build("meta")
+        for edit in recipe.edits:
+            if isinstance(edit, Remove):
+                surgery.shrink_together(model, recipe.input_shape, edit.widths)
+            else:
+                edit.apply(model, recipe.input_shape)
+        _BUILT[key] = model
+    return _BUILT[key]
+
+
+def _counted(recipe: Recipe, counted: str, convention: str) -> Fraction:
+    model = _built(recipe)
     if counted == "params":
         return _params(model, convention)
     gated = recipe.last("gate") is not None
@@ -137,8 +168,27 @@ def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
         return Fraction(float(dynamic.expected(model, recipe.input_shape, LOST[convention]).totals[0]))
     if gated:
         raise OtherConvention(f"other convention: {convention}, and the network's gates cost something")
+    if convention == "conv+fc+bias":
+        total = macs.count(model, recipe.input_shape).total("conv+fc")
+        return Fraction(total + _biased_outputs(model, recipe.input_shape))
     known = "conv" if convention == "conv" else "conv+fc"
     return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)
+
+
+def _biased_outputs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """Outputs of the convolutions and fully connected layers that have a bias, for one input of shape (C, H, W)."""
+    outputs: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output.numel())
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *input_shape, device=next(model.parameters()).device))
+    for handle in handles:
+        handle.remove()
+    return sum(outputs)
 
 
 def _params(model: nn.Module, convention: str) -> Fraction:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench import runner, sizes
+from bench.errors import UserError
 from bench.models.recipe import Recipe
+from bench.pruning import surgery
 from bench.registry import OtherConvention, Published, load
 from bench.rows import Row
 from reproductions import channel_pruning, fbs
@@ -192,3 +194,15 @@ def test_links_must_find_one_size_each() -> None:
     paper = replace(PAPERS["fbs"], rows=[row, replace(row, name="again")])
     with pytest.raises(ValueError, match="again: FLOPs of ours is linked twice"):
         sizes.of_paper(paper, [published("15.47")])
+
+
+def test_filters_removed_together_leave_the_network_that_one_by_one_leaves() -> None:
+    """The same tensors by name and shape; ties and impossible widths are refused."""
+    recipe = Recipe("cifar_preact_resnet20", {}, (3, 32, 32)).removed({"layer1.0.conv1": 3, "layer3.1.conv1": 20})
+    together = recipe.base.build("meta")
+    surgery.shrink_together(together, recipe.input_shape, recipe.widths)
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (together, recipe.build("meta"))]
+    assert shapes[0] == shapes[1]
+    for widths, said in (({"layer1.0.conv2": 3}, "cannot be removed alone"), ({"layer1.0.conv1": 17}, "width 17")):
+        with pytest.raises(UserError, match=said):
+            surgery.shrink_together(recipe.base.build("meta"), recipe.input_shape, widths)

@@ -44,6 +44,11 @@ BUILDERS: dict[str, Builder] = {
         f"cifar_resnet{depth}": Builder("bench.models.cifar_resnet", "CifarResNet", {"depth": depth})
         for depth in (20, 32, 44, 56, 110)
     },
+    **{
+        f"cifar_preact_resnet{depth}": Builder("bench.models.preact", "PreActResNet", {"depth": depth})
+        for depth in (20, 32, 44, 56, 110)
+    },
+    "cifar_vgg19_bn": Builder("bench.models.vgg19", "vgg19_bn"),
     **{name: Builder("bench.models.ssd", name) for name in ("ssd300_vgg16", "ssd300_resnet50", "narrow_ssd")},
 }
 
