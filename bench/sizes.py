@@ -144,5 +144,6 @@ def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
 def _params(model: nn.Module, convention: str) -> Fraction:
     if convention == "all":
         return Fraction(sum(parameter.numel() for parameter in model.parameters()))
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    # a layer of another kind that declares its cost has its weights under the same name
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(type(m), "macs")]
     return converted(Fraction(sum(layer.weight.numel() for layer in layers)), "weights", convention)

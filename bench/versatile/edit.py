@@ -73,8 +73,9 @@ class Learned(Edit):
 
 def exported(recipe: Recipe) -> Recipe:
     """The recipe of the network whose learned masks are fixed."""
-    return replace(recipe, edits=[replace(one, exported=True) if isinstance(one, Learned) else one
-                                  for one in recipe.edits])
+    return replace(
+        recipe, edits=[replace(one, exported=True) if isinstance(one, Learned) else one for one in recipe.edits]
+    )
 
 
 def _replaced(

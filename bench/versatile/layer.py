@@ -125,9 +125,7 @@ class VersatileConv2d(Replacement):
         parts = []
         for block in self.blocks:
             behind = self.inputs - block.start - self.width
-            masked = [
-                F.pad(self.filters(block, crop), (*[crop] * 4, block.start, behind)) for crop in block.crops
-            ]
+            masked = [F.pad(self.filters(block, crop), (*[crop] * 4, block.start, behind)) for crop in block.crops]
             parts.append(sum(masked[1:], masked[0]).unflatten(0, (self.groups, block.used)))
         return torch.cat(parts, 1).flatten(0, 1)
 

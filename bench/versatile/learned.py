@@ -51,12 +51,17 @@ class _Binary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, proxies: Tensor, low: float) -> Tensor:
         """Entries of 1 and ``low``."""
-        return torch.where(proxies > 0, 1.0, low).to(proxies.dtype)
+        return _entries(proxies > 0, low, proxies.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """The gradient of the masks is that of the proxies."""
         return gradient, None
+
+
+def _entries(bits: Tensor, low: float, dtype: torch.dtype) -> Tensor:
+    """1 where a bit is set, ``low`` elsewhere."""
+    return bits.to(dtype) * (1.0 - low) + low
 
 
 class LearnedConv2d(Replacement):
@@ -108,7 +113,7 @@ class LearnedConv2d(Replacement):
         """The masks, shaped as the proxies."""
         low = 0.0 if self.masks.alphabet == ALPHABETS[0] else -1.0
         if self.exported:
-            return torch.where(self.fixed, 1.0, low).to(self.weight.dtype)
+            return _entries(self.fixed, low, self.weight.dtype)
         return _Binary.apply(self.proxies, low)  # type: ignore[no-untyped-call, no-any-return]
 
     def expanded(self) -> Tensor:
@@ -128,14 +133,14 @@ class LearnedConv2d(Replacement):
 
 
 def orthogonality(masks: Tensor) -> Tensor:
-    """L_orth of masks, s x ... or (filters) x s x ...: over the filters the mean.
+    """L_orth of masks, s x filter or filters x s x filter, each filter of three dimensions: summed over the filters.
 
-    The last three dimensions are those of a filter.
+    So the pressure on a filter's masks does not depend on how many filters there are.
     """
     rows = masks.flatten(-3)
     gram = rows @ rows.transpose(-1, -2) / rows.shape[-1]
     eye = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
-    return (gram - eye).square().mean()
+    return (gram - eye).square().mean((-2, -1)).sum()
 
 
 def learned_layers(model: nn.Module) -> list[LearnedConv2d]:
