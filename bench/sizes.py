@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from torch import nn
 
@@ -145,5 +146,5 @@ def _params(model: nn.Module, convention: str) -> Fraction:
     if convention == "all":
         return Fraction(sum(parameter.numel() for parameter in model.parameters()))
     # a layer of another kind that declares its cost has its weights under the same name
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(type(m), "macs")]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(m, "macs")]
     return converted(Fraction(sum(layer.weight.numel() for layer in layers)), "weights", convention)

@@ -26,7 +26,7 @@ from bench.cli import main
 from bench.measure import macs
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
-from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
+from bench.rows import Chain, Paper, Row, Setting
 from bench.steps import Kind, Step, make_step
 from bench.train.schedule import Schedule
 from bench.versatile import training
@@ -45,8 +45,8 @@ DEVIATIONS = [
     "with c/16 and not with 1 (3.17 B). The same is taken for VGG-16 and AlexNet.",
     "A window of the input meets the same channels of the filter, as in the paper; in the released code it always "
     "meets the first ones (`released`).",
-    "VGG-16 is trained with batch norm (at the README's learning rate of 0.1 it needs it); which of the two the authors "
-    "trained could not be read. Its first fully connected layer is versatile too, as a 7x7 convolution.",
+    "VGG-16 is trained with batch norm (at the README's learning rate of 0.1 it needs it); which of the two the "
+    "authors trained could not be read. Its first fully connected layer is versatile too, as a 7x7 convolution.",
     "Training from scratch as in the released code: SGD at 0.1 (AlexNet, ours: 0.01), momentum 0.9, batch 256, weight "
     "decay 1e-4, 130 epochs, divided by ten every 40.",
     "Learned masks: {0,1} and as many as nested masks (ceil(d/2)) unless the row says otherwise; the precursor's rows "

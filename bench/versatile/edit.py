@@ -12,8 +12,8 @@ from bench.models.edits import Edit
 from bench.models.initial import initialise
 from bench.models.recipe import Recipe
 from bench.pruning.surgery import replace_module
-from bench.versatile.layer import Options, VersatileConv2d
-from bench.versatile.learned import LearnedConv2d, Masks
+from bench.versatile.layer import PAPER, Options, VersatileConv2d
+from bench.versatile.learned import NESTED_AS_MANY, LearnedConv2d, Masks
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Versatile(Edit):
     """
 
     kind = "versatile"
-    options: Options = Options()
+    options: Options = PAPER
     skipped: Sequence[str] = ()
     linears: Mapping[str, int] = field(default_factory=dict)
 
@@ -57,7 +57,7 @@ class Learned(Edit):
     """
 
     kind = "learned masks"
-    masks: Masks = Masks()
+    masks: Masks = NESTED_AS_MANY
     skipped: Sequence[str] = ()
     exported: bool = False
 

@@ -14,6 +14,7 @@ Computed is, by ``execution``:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,6 +50,9 @@ class Options:
                 raise UserError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if self.windows < 1 or not 0.0 <= self.shift < 1.0:
             raise UserError(f"{self.windows} windows that move by {self.shift}: give 1 or more, and a share below 1")
+
+
+PAPER = Options()
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class VersatileConv2d(Replacement):
         weight = self.weight[:, start : start + self.width, crop : height - crop, crop : width - crop]
         if self.groups == 1 or block.used == self.primaries:
             return weight[: self.groups * block.used]
-        return weight.unflatten(0, (self.groups, self.primaries))[:, : block.used].flatten(0, 1)
+        return torch.unflatten(weight, 0, (self.groups, self.primaries))[:, : block.used].flatten(0, 1)
 
     def expanded(self) -> Tensor:
         """All secondary filters at full size, zero outside their masks: out_channels x inputs x kernel."""
@@ -126,7 +130,7 @@ class VersatileConv2d(Replacement):
         for block in self.blocks:
             behind = self.inputs - block.start - self.width
             masked = [F.pad(self.filters(block, crop), (*[crop] * 4, block.start, behind)) for crop in block.crops]
-            parts.append(sum(masked[1:], masked[0]).unflatten(0, (self.groups, block.used)))
+            parts.append(torch.unflatten(sum(masked[1:], masked[0]), 0, (self.groups, block.used)))
         return torch.cat(parts, 1).flatten(0, 1)
 
     # --- each secondary filter by itself ------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ class VersatileConv2d(Replacement):
             parts.append(sum(maps[1:], maps[0]))
         if self.groups == 1:
             return torch.cat(parts, 1)
-        return torch.cat([part.unflatten(1, (self.groups, -1)) for part in parts], 2).flatten(1, 2)
+        return torch.cat([torch.unflatten(part, 1, (self.groups, -1)) for part in parts], 2).flatten(1, 2)
 
     def _window(self, x: Tensor, start: int) -> Tensor:
         """The channels that a window sees, of every group."""
@@ -147,7 +151,7 @@ class VersatileConv2d(Replacement):
             return x
         if self.groups == 1:
             return x[:, start : start + self.width]
-        return x.unflatten(1, (self.groups, self.inputs))[:, :, start : start + self.width].flatten(1, 2)
+        return torch.unflatten(x, 1, (self.groups, self.inputs))[:, :, start : start + self.width].flatten(1, 2)
 
     def _convolved(self, x: Tensor, weight: Tensor, crop: int, padding: tuple[int, int]) -> Tensor:
         """The smaller filter's output at the places of the whole one's: less is padded, or the border is not read."""
@@ -168,8 +172,8 @@ class VersatileConv2d(Replacement):
     def _shared(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         crops = crops_of(self.kernel_size, self.options.spatial)
         columns = F.unfold(x, self.kernel_size, self.dilation, padding, self.stride)
-        columns = columns.unflatten(1, (self.groups, self.inputs, -1))
-        weight = self.weight.unflatten(0, (self.groups, self.primaries)).flatten(3)
+        columns = torch.unflatten(columns, 1, (self.groups, self.inputs, -1))
+        weight = torch.unflatten(self.weight, 0, (self.groups, self.primaries)).flatten(3)
         # a mask and those within it, from the smallest: each adds its ring
         rings = list(self._rings(crops))
         # by window, the sums of each mask: N x groups x primaries x places
@@ -186,7 +190,7 @@ class VersatileConv2d(Replacement):
         for block in self.blocks:
             chosen = [nested[block.start][crop][:, :, : block.used] for crop in block.crops]
             maps.append(sum(chosen[1:], chosen[0]))
-        return torch.cat(maps, 2).flatten(1, 2).unflatten(2, self._output_size(x, padding))
+        return torch.unflatten(torch.cat(maps, 2).flatten(1, 2), 2, self._output_size(x, padding))
 
     def _rings(self, crops: tuple[int, ...]) -> Iterator[Tensor]:
         """The places of each mask that the next smaller one leaves out; of the smallest all."""
@@ -205,7 +209,7 @@ class VersatileConv2d(Replacement):
                 yield (start, start + self.width), (0, self.width), [start]
             return
         edges = sorted({edge for start in self.starts for edge in (start, start + self.width)})
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in itertools.pairwise(edges):
             yield (a, b), (a, b), [start for start in self.starts if start <= a < start + self.width]
 
     def _output_size(self, x: Tensor, padding: tuple[int, int]) -> tuple[int, int]:

@@ -45,6 +45,9 @@ class Masks:
             raise UserError(f"{self.count} masks: give 1 or more")
 
 
+NESTED_AS_MANY = Masks()
+
+
 class _Binary(torch.autograd.Function):
     """The sign of the proxies, 0 or -1 where not positive; its gradient passes straight."""
 
@@ -119,7 +122,7 @@ class LearnedConv2d(Replacement):
     def expanded(self) -> Tensor:
         """All secondary filters, out_channels x inputs x kernel."""
         every = self.weight[:, None] * self.binary()
-        grouped = every.unflatten(0, (self.groups, self.primaries)).transpose(1, 2).flatten(1, 2)
+        grouped = torch.unflatten(every, 0, (self.groups, self.primaries)).transpose(1, 2).flatten(1, 2)
         return grouped[:, : self.outputs].flatten(0, 1)
 
     def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> int:

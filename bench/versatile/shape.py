@@ -12,8 +12,8 @@ from torch.nn import functional as F
 class Replacement(nn.Module):
     """A convolution of ``conv``'s shape whose ``out_channels`` maps come of fewer filters, ``weight``.
 
-    ``weight`` is (groups * ``primaries``) x (in_channels / groups) x kernel; each output map has a bias of its own where
-    ``conv`` has one.  ``primaries`` is that of each group.
+    ``weight`` is (groups * ``primaries``) x (in_channels / groups) x kernel, ``primaries`` being those of each group;
+    each output map has a bias of its own where ``conv`` has one.
     """
 
     bias: nn.Parameter | None

@@ -246,6 +246,6 @@ def test_the_step_gives_a_network_with_fixed_masks(tmp_path: Path) -> None:
 
 def test_under_torchrun_the_step_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(training, "launched", lambda: 2)
+    context = Context(lambda: DATA, "cpu", False, tmp_path, label="masks")
     with pytest.raises(UserError, match="run this row without torchrun"):
-        context = Context(lambda: DATA, "cpu", False, tmp_path, label="masks")
         training.run_masked(context, [], training.Masked(SMALL, Schedule(1, 0.1, 8), 0, 1.0))
