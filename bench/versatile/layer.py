@@ -7,9 +7,9 @@ Each secondary filter gives an output map of its own, so that n maps need ceil(n
 
 Computed is, by ``execution``:
 * ``cropped``: each secondary filter at its own size, as the paper counts multiplications;
-* ``one``: one convolution with all secondary filters, zero outside their masks;
-* ``shared``: each product once; the sums over rings and blocks of channels that several secondary filters have in
-  common are shared between them.
+* ``one``: one convolution with all secondary filters, zero outside their masks; added masks are folded into one filter;
+* ``shared``: the sums over blocks of channels that several windows have in common are computed once.  The rings that
+  nested masks have in common are not: taken apart into strips they save products and take longer.
 """
 
 from __future__ import annotations
@@ -118,11 +118,15 @@ class VersatileConv2d(Replacement):
     def filters(self, block: Block, crop: int) -> Tensor:
         """The block's secondary filters, (groups * used) x width x side of the mask."""
         start = block.start if self.options.channels == "paper" else 0
-        height, width = self.kernel_size
-        weight = self.weight[:, start : start + self.width, crop : height - crop, crop : width - crop]
+        weight = self._cut(self.weight[:, start : start + self.width], crop)
         if self.groups == 1 or block.used == self.primaries:
             return weight[: self.groups * block.used]
         return torch.unflatten(weight, 0, (self.groups, self.primaries))[:, : block.used].flatten(0, 1)
+
+    def _cut(self, weight: Tensor, crop: int) -> Tensor:
+        """Filters without the rings that a mask leaves out."""
+        height, width = self.kernel_size
+        return weight[:, :, crop : height - crop, crop : width - crop]
 
     def expanded(self) -> Tensor:
         """All secondary filters at full size, zero outside their masks: out_channels x inputs x kernel."""
@@ -138,20 +142,20 @@ class VersatileConv2d(Replacement):
     def _cropped(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
         parts = []
         for block in self.blocks:
-            seen = self._window(x, block.start)
+            seen = self._channels(x, block.start, block.start + self.width)
             maps = [self._convolved(seen, self.filters(block, crop), crop, padding) for crop in block.crops]
             parts.append(sum(maps[1:], maps[0]))
         if self.groups == 1:
             return torch.cat(parts, 1)
         return torch.cat([torch.unflatten(part, 1, (self.groups, -1)) for part in parts], 2).flatten(1, 2)
 
-    def _window(self, x: Tensor, start: int) -> Tensor:
-        """The channels that a window sees, of every group."""
-        if self.width == self.inputs:
+    def _channels(self, x: Tensor, a: int, b: int) -> Tensor:
+        """The channels a to b - 1 of every group."""
+        if b - a == self.inputs:
             return x
         if self.groups == 1:
-            return x[:, start : start + self.width]
-        return torch.unflatten(x, 1, (self.groups, self.inputs))[:, :, start : start + self.width].flatten(1, 2)
+            return x[:, a:b]
+        return torch.unflatten(x, 1, (self.groups, self.inputs))[:, :, a:b].flatten(1, 2)
 
     def _convolved(self, x: Tensor, weight: Tensor, crop: int, padding: tuple[int, int]) -> Tensor:
         """The smaller filter's output at the places of the whole one's: less is padded, or the border is not read."""
@@ -170,56 +174,31 @@ class VersatileConv2d(Replacement):
     # --- sums in common -----------------------------------------------------------------------------------------------
 
     def _shared(self, x: Tensor, padding: tuple[int, int]) -> Tensor:
-        crops = crops_of(self.kernel_size, self.options.spatial)
-        columns = F.unfold(x, self.kernel_size, self.dilation, padding, self.stride)
-        columns = torch.unflatten(columns, 1, (self.groups, self.inputs, -1))
-        weight = torch.unflatten(self.weight, 0, (self.groups, self.primaries)).flatten(3)
-        # a mask and those within it, from the smallest: each adds its ring
-        rings = list(self._rings(crops))
-        # by window, the sums of each mask: N x groups x primaries x places
-        nested: dict[int, list[Tensor]] = {}
-        for (a, b), (first, last), starts in self._segments():
-            parts = [
-                weight[:, :, first:last, ring].flatten(2) @ columns[:, :, a:b, ring].flatten(2, 3) for ring in rings
-            ]
-            sums = list(torch.stack(parts[::-1]).cumsum(0).flip(0))
-            for start in starts:
-                known = nested.get(start)
-                nested[start] = sums if known is None else [one + more for one, more in zip(known, sums, strict=True)]
-        maps = []
+        crops = {crop for block in self.blocks for crop in block.crops}
+        sums: dict[tuple[int, int], Tensor] = {}  # by window and mask, for all primaries
+        for (a, b), first, starts in self._segments():
+            seen = self._channels(x, a, b)
+            for crop in crops:
+                weight = self._cut(self.weight[:, first : first + b - a], crop)
+                part = self._convolved(seen, weight, crop, padding)
+                for start in starts:
+                    sums[start, crop] = sums[start, crop] + part if (start, crop) in sums else part
+        parts = []
         for block in self.blocks:
-            chosen = [nested[block.start][crop][:, :, : block.used] for crop in block.crops]
-            maps.append(sum(chosen[1:], chosen[0]))
-        return torch.unflatten(torch.cat(maps, 2).flatten(1, 2), 2, self._output_size(x, padding))
+            maps = [sums[block.start, crop] for crop in block.crops]
+            parts.append(torch.unflatten(sum(maps[1:], maps[0]), 1, (self.groups, -1))[:, :, : block.used])
+        return torch.cat(parts, 2).flatten(1, 2)
 
-    def _rings(self, crops: tuple[int, ...]) -> Iterator[Tensor]:
-        """The places of each mask that the next smaller one leaves out; of the smallest all."""
-        height, width = self.kernel_size
-        depth = torch.arange(height * width).reshape(height, width)
-        rows, columns = depth // width, depth % width
-        depth = torch.minimum(torch.minimum(rows, height - 1 - rows), torch.minimum(columns, width - 1 - columns))
-        for crop in crops:
-            inside = depth >= crop if crop == crops[-1] else depth == crop
-            yield inside.flatten().nonzero()[:, 0].to(self.weight.device)
-
-    def _segments(self) -> Iterator[tuple[tuple[int, int], tuple[int, int], list[int]]]:
-        """Blocks of input channels, the filter's channels that meet them, and the windows that both belong to."""
+    def _segments(self) -> Iterator[tuple[tuple[int, int], int, list[int]]]:
+        """Blocks of input channels, the filter's channel that meets the first of each, the windows that it is in."""
         if self.options.channels == "released":
             for start in self.starts:
-                yield (start, start + self.width), (0, self.width), [start]
+                yield (start, start + self.width), 0, [start]
             return
         edges = sorted({edge for start in self.starts for edge in (start, start + self.width)})
         for a, b in itertools.pairwise(edges):
-            yield (a, b), (a, b), [start for start in self.starts if start <= a < start + self.width]
-
-    def _output_size(self, x: Tensor, padding: tuple[int, int]) -> tuple[int, int]:
-        height, width = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                x.shape[2:], padding, self.dilation, self.kernel_size, self.stride, strict=True
-            )
-        )
-        return height, width
+            if starts := [start for start in self.starts if start <= a < start + self.width]:
+                yield (a, b), a, starts
 
 
 def execute(model: nn.Module, execution: str) -> None:

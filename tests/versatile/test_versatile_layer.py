@@ -67,6 +67,8 @@ CASES = [
     ((12, 18, 3), {"padding": 1, "groups": 3}, {"windows": 2, "shift": 0.25}),
     ((8, 6, 3), {"padding": 2}, {"windows": 2, "spatial": False, "shift": 0.5}),
     ((1, 6, 3), {"padding": 1}, {"windows": 2}),  # one channel has one window
+    ((10, 7, 3), {"padding": 1}, {"windows": 3, "shift": 0.4}),  # windows that leave channels out
+    ((8, 7, 1), {"groups": 1}, {"windows": 5, "shift": 0.25}),  # four of two channels each
     ((4, 6, 5), {"padding": 2}, {"aggregate": "add"}),
     ((8, 7, 5), {"padding": 1, "groups": 1}, {"aggregate": "add", "windows": 2}),
     ((2, 1, 5), {"padding": 2}, {}),  # no map is left for the smaller masks
