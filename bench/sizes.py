@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -194,5 +195,6 @@ def _biased_outputs(model: nn.Module, input_shape: Sequence[int]) -> int:
 def _params(model: nn.Module, convention: str) -> Fraction:
     if convention == "all":
         return Fraction(sum(parameter.numel() for parameter in model.parameters()))
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    # a layer of another kind that declares its cost has its weights under the same name
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(m, "macs")]
     return converted(Fraction(sum(layer.weight.numel() for layer in layers)), "weights", convention)

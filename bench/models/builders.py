@@ -36,6 +36,7 @@ class Builder:
 BUILDERS: dict[str, Builder] = {
     "vgg16": Builder("bench.models.vgg", "vgg16"),
     "vgg16_bn": Builder("bench.models.vgg", "vgg16_bn"),
+    "alexnet": Builder("bench.models.alexnet", "alexnet"),
     "mcifarnet": Builder("bench.models.mcifarnet", "mcifarnet"),
     "resnet18": Builder("bench.models.resnet", "resnet18"),
     "resnet50": Builder("bench.models.resnet", "resnet50"),
@@ -59,6 +60,8 @@ EDITS: dict[str, str] = {
     "bias": "bench.models.edits:Bias",
     "replace head": "bench.models.edits:ReplaceHead",
     "gate": "bench.gating.edit:Gate",
+    "versatile": "bench.versatile.edit:Versatile",
+    "learned masks": "bench.versatile.edit:Learned",
 }
 
 
