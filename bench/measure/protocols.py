@@ -35,13 +35,13 @@ METRICS = tuple(
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Under:
     """``name`` is one of :data:`PROTOCOLS` and goes behind the metrics."""
 
     name: str
 
 
-def run_under(context: object, parents: list[Result], params: Protocol) -> Result:
+def run_under(context: object, parents: list[Result], params: Under) -> Result:
     """Accuracy under a protocol, and its change from the references.
 
     Parents: evaluations (first half) and their references (second half), seed by seed.  A network that serves every
@@ -62,4 +62,4 @@ def under(runs: list[Step], references: list[Step], name: str) -> Step:
     """The step that gives accuracy and change under the protocol by which all these evaluations were made."""
     parents = [*runs, *references]
     label = f"under {name}({runs[0].name}, {len(runs)} networks)"
-    return make_step(Kind.COMPARE, label, run_under, Protocol(name), parents, device=runs[0].device)
+    return make_step(Kind.COMPARE, label, run_under, Under(name), parents, device=runs[0].device)

@@ -141,8 +141,8 @@ def test_the_dense_network_has_no_change() -> None:
     less = torch.tensor([[9.0, 0.0], [9.0, 0.0], [0.0, 9.0], [0.0, 9.0]])
     labels = torch.zeros(4, dtype=torch.long)
     made = [Result(arrays={"logits": logits, "labels": labels}, facts={"of": None}) for logits in (right, less)]
-    same = protocols.run_under(None, [made[0], made[0]], protocols.Protocol("squash256")).records
+    same = protocols.run_under(None, [made[0], made[0]], protocols.Under("squash256")).records
     assert [(record.metric, record.value) for record in same] == [("top1_acc_squash256", 75.0)]
-    both = protocols.run_under(None, made, protocols.Protocol("squash256")).records
+    both = protocols.run_under(None, made, protocols.Under("squash256")).records
     values = {record.metric: record.value for record in both}
     assert values == {"top1_acc_squash256": 75.0, "top1_change_squash256": 25.0}

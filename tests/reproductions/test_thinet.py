@@ -234,7 +234,7 @@ def test_both_protocols_measure_the_same_networks() -> None:
     found = chain_of(row, "imagenet")
     (own,) = chain_of(ROWS["Table 1 (VGG-16)", "ThiNet-Conv"], "imagenet").networks
     assert [step.key for step in found.networks] == [own.key]
-    assert [step.params for step in found.records] == [protocols.Protocol("short256"), protocols.Protocol("squash256")]
+    assert [step.params for step in found.records] == [protocols.Under("short256"), protocols.Under("squash256")]
     for step, name in zip(found.records, ("short256", "squash256"), strict=True):
         pruned, dense = step.parents
         assert (pruned.source, dense.source) == (Source(name), Source(name))
