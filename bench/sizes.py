@@ -8,6 +8,8 @@ value's.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,7 +25,6 @@ from bench.models.recipe import Recipe
 from bench.pruning import surgery
 from bench.registry import UNITS, OtherConvention, Published, converted, find
 from bench.rows import Paper, Row
-from bench.store import digest
 from bench.verdict import OTHER_CONVENTION, Verdict
 
 METRICS = (
@@ -40,6 +41,8 @@ LOST: dict[str, tuple[type[nn.Module], ...]] = {
     "conv+fc+gates, masks lost at dropout": (nn.Dropout, nn.Dropout2d),
     "conv+fc+gates, masks lost at pools": POOLS,
 }
+# Caffe holds a batch norm as two layers, whose first parameters (means, scales) ThiNet's tool takes for their work
+NORMED = "2x conv+fc+norms"
 # (metric over dense, its form): plain counts, ratios of two, per cent of the dense network that is gone
 RATIOS = {
     "speedup": ("macs", "dense/ours"),
@@ -132,34 +135,13 @@ def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
 
 
 def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
-    """Counted once in a process: rows share networks, and each filter that goes is found by tracing."""
-    key = (digest(recipe.to_json()), counted, convention)
-    if key not in _COUNTED:
-        _COUNTED[key] = _counted(recipe, counted, convention)
-    return _COUNTED[key]
+    # rows share networks, and a paper prints several sizes of each
+    return _counted(json.dumps(recipe.to_json(), sort_keys=True), counted, convention)
 
 
-_COUNTED: dict[tuple[str, str, str], Fraction] = {}
-_BUILT: dict[str, nn.Module] = {}
-
-
-def _built(recipe: Recipe) -> nn.Module:
-    """The network on ``meta``, the filters of each edit removed together; the last one is kept."""
-    key = digest(recipe.to_json())
-    if key not in _BUILT:
-        _BUILT.clear()
-        model = recipe.base.build("meta")
-        for edit in recipe.edits:
-            if isinstance(edit, Remove):
-                surgery.shrink_together(model, recipe.input_shape, edit.widths)
-            else:
-                edit.apply(model, recipe.input_shape)
-        _BUILT[key] = model
-    return _BUILT[key]
-
-
-def _counted(recipe: Recipe, counted: str, convention: str) -> Fraction:
-    model = _built(recipe)
+@functools.cache
+def _counted(text: str, counted: str, convention: str) -> Fraction:
+    recipe, model = _built(text)
     if counted == "params":
         return _params(model, convention)
     gated = recipe.last("gate") is not None
@@ -172,6 +154,9 @@ def _counted(recipe: Recipe, counted: str, convention: str) -> Fraction:
     if convention == "conv+fc+bias":
         total = macs.count(model, recipe.input_shape).total("conv+fc")
         return Fraction(total + _biased_outputs(model, recipe.input_shape))
+    if convention == NORMED:
+        channels = sum(module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        return Fraction(2 * macs.count(model, recipe.input_shape).total("conv+fc") + 4 * channels)
     known = "conv" if convention == "conv" else "conv+fc"
     return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)
 
@@ -190,6 +175,19 @@ def _biased_outputs(model: nn.Module, input_shape: Sequence[int]) -> int:
     for handle in handles:
         handle.remove()
     return sum(outputs)
+
+
+@functools.lru_cache(maxsize=4)
+def _built(text: str) -> tuple[Recipe, nn.Module]:
+    """The recipe, and its network on ``meta``, the filters of each edit removed together."""
+    recipe = Recipe.from_json(json.loads(text))
+    model = recipe.base.build("meta")
+    for edit in recipe.edits:
+        if isinstance(edit, Remove):
+            surgery.shrink_together(model, recipe.input_shape, edit.widths)
+        else:
+            edit.apply(model, recipe.input_shape)
+    return recipe, model
 
 
 def _params(model: nn.Module, convention: str) -> Fraction:
