@@ -261,7 +261,7 @@ def coverages(
         sized: dict[Published, str] = {}
         scales: dict[Published, str] = {}
         if name in scripts:
-            sized = {one.published: str(one.verdict) for one in sizing.of_paper(scripts[name], published)}
+            sized = sizing.verdicts(scripts[name], published)
             for row in (row for row in scripts[name].rows if row.missing is None):
                 for row_name, metric in row.published.values():
                     entry = find(published, row.table, row_name, metric)

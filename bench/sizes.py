@@ -8,12 +8,16 @@ value's.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 from torch import nn
 
+from bench import cache
 from bench.measure import dynamic, macs
 from bench.metrics import Metric
 from bench.models.recipe import Recipe
@@ -73,6 +77,17 @@ def of_paper(paper: Paper, published: Sequence[Published]) -> list[Decided]:
     return found
 
 
+def verdicts(paper: Paper, published: Sequence[Published]) -> dict[Published, str]:
+    """The verdicts of :func:`of_paper` as text, remembered: they follow from the sources and the registry alone."""
+    given = "\n".join([paper.key, torch.__version__, *map(repr, published)])
+    found = cache.remembered(
+        f"sizes-{paper.key}",
+        given,
+        lambda: [[published.index(one.published), str(one.verdict)] for one in of_paper(paper, published)],
+    )
+    return {published[place]: text for place, text in found}
+
+
 def of_row(row: Row, published: Sequence[Published]) -> list[Decided]:
     """The printed sizes that a row links to.
 
@@ -127,18 +142,34 @@ def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
 
 
 def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
-    model = recipe.build("meta")
+    return _count_of(json.dumps(recipe.to_json(), sort_keys=True), counted, convention)
+
+
+# a network is built and counted once for all rows, metrics and conventions: recipes say all that a size depends on
+@functools.cache
+def _count_of(recipe: str, counted: str, convention: str) -> Fraction:
+    found = Recipe.from_json(json.loads(recipe))
     if counted == "params":
-        return _params(model, convention)
-    gated = recipe.last("gate") is not None
+        return _params(_network(recipe), convention)
+    gated = found.last("gate") is not None
     if convention in LOST:
         if not gated:
             raise OtherConvention(f"other convention: {convention}, and the network has no gates")
-        return Fraction(float(dynamic.expected(model, recipe.input_shape, LOST[convention]).totals[0]))
+        return Fraction(float(dynamic.expected(_network(recipe), found.input_shape, LOST[convention]).totals[0]))
     if gated:
         raise OtherConvention(f"other convention: {convention}, and the network's gates cost something")
     known = "conv" if convention == "conv" else "conv+fc"
-    return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)
+    return converted(Fraction(_macs(recipe).total(known)), known, convention)
+
+
+@functools.lru_cache(maxsize=16)
+def _network(recipe: str) -> nn.Module:
+    return Recipe.from_json(json.loads(recipe)).build("meta")
+
+
+@functools.cache
+def _macs(recipe: str) -> macs.Macs:
+    return macs.count(_network(recipe), Recipe.from_json(json.loads(recipe)).input_shape)
 
 
 def _params(model: nn.Module, convention: str) -> Fraction:

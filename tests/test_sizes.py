@@ -192,3 +192,30 @@ def test_links_must_find_one_size_each() -> None:
     paper = replace(PAPERS["fbs"], rows=[row, replace(row, name="again")])
     with pytest.raises(ValueError, match="again: FLOPs of ours is linked twice"):
         sizes.of_paper(paper, [published("15.47")])
+
+
+def test_verdicts_are_remembered_for_the_sources_and_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again nothing is built; another registry or other sources are asked anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    paper, published = PAPERS["fbs"], load("fbs", FOLDER)
+    expected = {one.published: str(one.verdict) for one in DECIDED["fbs"]}
+    assert len(expected) > 10
+    assert sizes.verdicts(paper, published) == expected
+    asked: list[int] = []
+    monkeypatch.setattr(sizes, "of_paper", lambda *given: asked.append(1) or [])
+    assert sizes.verdicts(paper, published) == expected and not asked
+    assert sizes.verdicts(paper, [replace(published[0], source="another"), *published[1:]]) == {}
+    monkeypatch.setattr(cache, "sources", lambda: "others")
+    assert sizes.verdicts(paper, published) == {} and len(asked) == 2
+
+
+def test_a_network_is_built_once_for_all_that_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = Recipe.build
+    monkeypatch.setattr(Recipe, "build", lambda self, device="cpu": built.append(self) or build(self, device))
+    small = Recipe("cifar_resnet20", {"num_classes": 7}, (3, 24, 24)).removed({"layer1.0.conv1": 5})
+    for metric, convention in (("macs", "conv"), ("macs", "2x conv+fc"), ("speedup", "conv"), ("params", "all")):
+        sizes.size(small, metric, convention)
+    assert built == [small, small.base]

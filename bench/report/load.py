@@ -102,8 +102,9 @@ class Line:
     what the row decides where it is the contrast of two others, ``decision`` the verdict on it; ``bases`` are the dense
     network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are
     the row file's.  ``scale`` names the data, and what else of the setting differs between the rows of the
-    paper.  ``older`` says that other code measured it than what newer rows of the table were measured by.  ``command``
-    measures the row, ``table_command`` its whole table.
+    paper.  ``history``, ``widths`` (filters kept, by network and layer) and ``layers`` (reports of a reconstruction)
+    are the row file's.  ``older`` says that other code measured it than what newer rows of the table were measured by.
+    ``command`` measures the row, ``table_command`` its whole table.
     """
 
     paper: str
@@ -127,6 +128,8 @@ class Line:
     id: str = ""
     setting: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
+    widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     older: bool = False
     table_command: str = ""
     claim: Claim | None = None
@@ -287,6 +290,8 @@ def _line(
             value["id"],
             setting,
             value.get("history", {}),
+            value.get("widths", {}),
+            value.get("layers", {}),
             table_command=command(value["id"], setting, declared, whole=True),
             claim=claim,
             decision=decide(claim, cells) if ran and claim is not None else None,

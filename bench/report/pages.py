@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from bench import registry
 from bench.report import coverage as covering
-from bench.report import coverage_figure, figures, findings, networks, render
+from bench.report import coverage_figure, figures, findings, leaderboard, networks, render
 from bench.report.coverage import Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
@@ -62,17 +62,21 @@ def write(
             written += files
     if coverages:
         short = {name: name.replace("_", " ") for name in coverages}
-        written.append(coverage_figure.draw(coverages, short, root / _COVERAGE))
+        written += coverage_figure.draw(coverages, short, root / _COVERAGE)
+    short = {name: name.replace("_", " ") for name in papers}
+    files, same = leaderboard.write(root, found, short)
+    _remove_stale(root / leaderboard.FOLDER, set(files))
+    written += files
     index = root / "README.md"
-    write_text(index, _index(papers, found, coverages or {}))
+    write_text(index, _index(papers, found, coverages or {}, same))
     return [*written, index]
 
 
 def _remove_stale(folder: Path, current: set[Path]) -> None:
     """Tables and figures that no row gives any more would be taken for results."""
-    for kind, endings in (("tables", tuple(_FORMATS)), ("figures", ("png", "csv"))):
+    for kind, endings in (("tables", tuple(_FORMATS)), ("figures", ("png", "svg", "csv"))):
         for ending in endings:
-            for path in (folder / kind).glob(f"*/*.{ending}"):
+            for path in [*(folder / kind).glob(f"*/*.{ending}"), *folder.glob(f"*.{ending}")]:
                 if path not in current:
                     with disk_errors(path):
                         path.unlink()
@@ -124,11 +128,14 @@ def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
         files.append(path)
         links.append(f"[{_CALLED[ending]}]({_link(path, folder)})")
     text = [f"### {table.title}", "", render.markdown(table)]
-    for path in figures.draw(table, folder / "figures" / table.scale):
-        files.append(path)
-        if path.suffix == ".png":
-            text += [f"![{table.name}, {table.scale}]({_link(path, folder)})", ""]
-        else:
+    drawn, said = figures.draw(table, folder / "figures" / table.scale)
+    files += drawn
+    text += [line for note in said for line in (note, "")]
+    for path in drawn:
+        if path.suffix == ".png":  # a click gives the same without pixels
+            picture = f"![{table.name}, {table.scale}]({_link(path, folder)})"
+            text += [f"[{picture}]({_link(path.with_suffix('.svg'), folder)})", ""]
+        elif path.suffix == ".csv":
             links.append(f"[points of the curves]({_link(path, folder)})")
     return [*text, f"Files: {', '.join(links)}", ""]
 
@@ -182,8 +189,13 @@ def _machine(hardware: Mapping[str, Any]) -> str:
     return f"{hardware['name']} ({hardware['device']}), {hardware['threads']} threads, {hardware['system']}"
 
 
-def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]], coverages: Mapping[str, Coverage]) -> str:
-    """How much of what was published is decided, and the papers and scales with the counts of their verdicts."""
+def _index(
+    papers: Mapping[str, About],
+    found: Mapping[str, Sequence[Line]],
+    coverages: Mapping[str, Coverage],
+    same: Sequence[str],
+) -> str:
+    """How much of what was published is decided, the findings, the methods on the ``same`` network, what ran."""
     counts = {
         (paper, scale): _count(line for line in found[paper] if line.scale == scale)
         for paper in papers
@@ -206,6 +218,7 @@ def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]], cov
                     *(f"    - {said}" for said in findings.sentences(found[paper], decided[paper])),
                     "",
                 ]
+    text += same
     if counts:
         text += ["## What ran", ""]
         head = ["paper", "scale", "rows", *present]
