@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import runner, sizes
+from bench import cache, runner, sizes
 from bench.models.recipe import Recipe
 from bench.registry import OtherConvention, Published, load
 from bench.rows import Row
