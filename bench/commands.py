@@ -65,6 +65,8 @@ def _declared(paper: Paper) -> dict[str, Declared]:
             row.seeds,
             row.release,
             row.seeds_at,
+            row.scales,
+            row.missing,
         )
         for order, (name, row) in enumerate(paper.ids.items())
     }
@@ -436,6 +438,15 @@ def data(options: argparse.Namespace) -> Output:
     counts = cifar10.write_subset(place, options.folder, progress=not options.json)
     text = f"{options.folder}: {counts['train']} training and {counts['test']} test images"
     return {"folder": str(options.folder), **counts}, text, 0
+
+
+def site(options: argparse.Namespace) -> Output:
+    """Writes the pages of a folder of results again, from its rows: also of a run that was stopped in the middle."""
+    source = options.source or _results()
+    if not any(loading.row_files(source)):
+        raise UserError(f"no rows in {source}: run `bench run` first, or name a folder with --from")
+    written = _write_pages(source)
+    return [str(path) for path in written], f"{len(written)} files; the index: {source / 'README.md'}", 0
 
 
 def _write_pages(root: Path) -> list[Path]:

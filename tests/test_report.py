@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -620,6 +621,26 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
     assert write(runs.root, runs.registry, runs.about()) == written
     assert {path: path.read_bytes() for path in written} == before
     assert not stale.exists()
+
+
+def test_the_page_of_a_stopped_run_shows_what_is_there_and_says_what_is_missing(runs: Runs) -> None:
+    """Of a table that was begun, the rows without a file that can run there; tables without any by name."""
+    paths = [runs.row(f"row {n}", accuracies(90.0 + n), scale="digits") for n in range(5)]
+    runs.row("other", accuracies(1.0), scale="digits", table="Table 2 (later)").unlink()
+    for path in paths[2:]:
+        path.unlink()
+    (paths[2].parent / f".{paths[2].name}.4711").write_text('{"id": "toy')  # killed while it was written
+    able = f"{PAPER}/table-1/"
+    runs.declared[f"{able}row-3"] = replace(runs.declared[f"{able}row-3"], scales=("cifar10",))
+    runs.declared[f"{able}row-4"] = replace(runs.declared[f"{able}row-4"], missing="not implemented")
+    write(runs.root, runs.registry, runs.about())
+    page = (runs.root / PAPER / "README.md").read_text()
+    assert "| row 1 | 91.00 [89.00, 93.00] |" in page
+    assert "Not measured here yet, 1 of 3 rows: row 2.\n" in page
+    assert "No row of these tables has been run yet: Table 2 (later).\n" in page
+    runs.row("row 2", accuracies(92.0), scale="digits", setting={"seeds": [0]})
+    write(runs.root, runs.registry, runs.about())
+    assert "Not measured here yet" not in (runs.root / PAPER / "README.md").read_text()
 
 
 def test_the_page_says_what_was_done_to_images_and_to_boxes(runs: Runs) -> None:

@@ -75,7 +75,8 @@ class Declared:
 
     ``order`` is its place in the script, ``scale`` its own scale, ``claimed`` the speed-up that the paper states,
     ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one,
-    ``seeds_at`` those at scales that have others, ``release`` whether its network is kept beside the results.
+    ``seeds_at`` those at scales that have others, ``release`` whether its network is kept beside the results,
+    ``scales`` those it is meant for (None: all), ``missing`` why it cannot run at all.
     """
 
     table: str
@@ -88,6 +89,12 @@ class Declared:
     seeds: tuple[int, ...] = (0, 1, 2)
     release: bool = False
     seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    scales: tuple[str, ...] | None = None
+    missing: str | None = None
+
+    def meant_for(self, scale: str, folder: bool) -> bool:
+        """Whether it can run at a scale, or on a folder of the user's."""
+        return self.missing is None and (folder or self.scales is None or scale in (*self.scales, self.scale))
 
 
 # the rows of each paper by id

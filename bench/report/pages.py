@@ -101,7 +101,10 @@ def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[s
         if here:
             text += [f"## {heading}", ""]
         for table in here:
-            text += _section(folder, table, files)
+            text += _section(folder, table, unmeasured(table, lines, about.rows), files)
+    absent = dict.fromkeys(row.table for row in about.rows.values() if row.table not in {t.name for t in tables})
+    if absent:
+        text += ["No row of these tables has been run yet: " + "; ".join(map(render.markdown_text, absent)) + ".", ""]
     text += networks.markdown(folder)
     if about.deviations:
         text += ["## Deviations from the paper", ""]
@@ -119,7 +122,17 @@ def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[s
     return [*files, page]
 
 
-def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
+def unmeasured(table: Table, lines: Sequence[Line], rows: Mapping[str, Declared]) -> str:
+    """Which rows of the table have no row file at its scale, in no setting, though they can run: a run was stopped."""
+    setting = table.lines[0].setting
+    scale, folder = setting.get("scale", table.scale), bool(setting.get("folder"))
+    there = {line.id for line in lines if line.setting.get("scale") == scale}
+    able = {name: row for name, row in rows.items() if row.table == table.name and row.meant_for(scale, folder)}
+    left = [render.markdown_text(row.name) for name, row in able.items() if name not in there]
+    return f"Not measured here yet, {len(left)} of {len(able)} rows: {'; '.join(left)}." if left else ""
+
+
+def _section(folder: Path, table: Table, left: str, files: list[Path]) -> list[str]:
     """One table's part of the page; its files are written and added to ``files``."""
     links = []
     for ending, give in _FORMATS.items():
@@ -127,7 +140,8 @@ def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
         write_text(path, give(table))
         files.append(path)
         links.append(f"[{_CALLED[ending]}]({_link(path, folder)})")
-    text = [f"### {table.title}", "", render.markdown(table)]
+    text = [f"### {table.title}", "", render.markdown_table(table)]
+    text += [left, ""] if left else []
     drawn, said = figures.draw(table, folder / "figures" / table.scale)
     files += drawn
     text += [line for note in said for line in (note, "")]
@@ -137,7 +151,8 @@ def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
             text += [f"[{picture}]({_link(path.with_suffix('.svg'), folder)})", ""]
         elif path.suffix == ".csv":
             links.append(f"[points of the curves]({_link(path, folder)})")
-    return [*text, f"Files: {', '.join(links)}", ""]
+    notes = render.markdown_notes(table)
+    return [*text, *([notes] if notes else []), f"Files: {', '.join(links)}", ""]
 
 
 def _commands(tables: Sequence[Table]) -> list[str]:
