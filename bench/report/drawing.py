@@ -134,7 +134,7 @@ def _told(artist: Any) -> Iterator[str]:
 
 
 def _numbers(values: Any) -> str:
-    return " ".join(f"{float(value):.9g}" for value in np.ma.filled(np.ma.asarray(values, dtype=float), np.nan).ravel())
+    return " ".join(f"{float(value):.9g}" for value in np.asarray(values, dtype=float).ravel())
 
 
 def limits(lows: Sequence[float], values: Sequence[float], highs: Sequence[float]) -> tuple[float, float] | None:

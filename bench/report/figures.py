@@ -286,7 +286,7 @@ def _dot_panel(axes: Axes, lines: Sequence[Line], places: Any, name: str, colour
     values = np.array([cell.value for cell in cells])
     found = published_value(lines, name)
     marks = [0.0, *([] if found is None else [found[0]])]
-    cut = limits(values - below, values, values + above)
+    cut = limits(list(values - below), list(values), list(values + above))
     if cut is not None:
         cut = min(cut[0], *marks), max(cut[1], *marks)
     inside = np.ones(len(values), bool) if cut is None else (values >= cut[0]) & (values <= cut[1])

@@ -53,19 +53,19 @@ def widths(lines: Sequence[Line]) -> tuple[list[str], Curves]:
 
 def errors(lines: Sequence[Line]) -> tuple[list[str], Curves]:
     """The same of the errors of the layers' reconstruction: on held-out training rows, else on the fitted ones."""
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for line in _of_one_base(lines):
         reports = next(iter(line.layers.values()), [])
-        values = {report["reader"]: _error(report) for report in reports}
-        values = {name: value for name, value in values.items() if value is not None and value > 0.0}
+        missed = {str(report["reader"]): _error(report) for report in reports}
+        values = {name: value for name, value in missed.items() if value > 0.0}
         if values:
             found[line.name] = values
     return _curves(found)
 
 
-def _error(report: Mapping[str, Any]) -> float | None:
-    held: float | None = report.get("held_out_error")
-    return report["error"] if held is None else held
+def _error(report: Mapping[str, Any]) -> float:
+    held = report.get("held_out_error")
+    return float(report["error"] if held is None else held)
 
 
 def _of_one_base(lines: Sequence[Line]) -> list[Line]:
@@ -114,4 +114,4 @@ def _together(rows: Sequence[str]) -> str:
     """The rows that one line stands for."""
     rest = len(rows) - _NAMED
     said = " = ".join(rows[:_NAMED])
-    return textwrap.fill(said + (f" = {rest} more" if rest > 0 else ""), _WRAP)
+    return textwrap.fill(said + (f" and {rest} more" if rest > 0 else ""), _WRAP)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bench import registry
+from bench import claims, registry
 from bench.report import coverage as covering
 from bench.report import coverage_figure, figures, findings, leaderboard, networks, render
 from bench.report.coverage import Coverage
@@ -29,6 +29,8 @@ _CALLED = {"md": "Markdown", "csv": "every value (csv)", "tex": "LaTeX", "html":
 _OWN, _NOT_RUN = "Measured", "Not run"
 _ANALOGUES = "Analogues: on other data than the paper's, without verdicts"
 _COVERAGE = "coverage.png"
+# so many rows that are missing are named
+_NAMED = 6
 _GENERATED = "This page is generated from the row files; edits are overwritten."
 
 
@@ -102,7 +104,8 @@ def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[s
             text += [f"## {heading}", ""]
         for table in here:
             text += _section(folder, table, unmeasured(table, lines, about.rows), files)
-    absent = dict.fromkeys(row.table for row in about.rows.values() if row.table not in {t.name for t in tables})
+    begun = {table.name for table in tables}
+    absent = dict.fromkeys(row.table for row in about.rows.values() if row.table not in begun and row.missing is None)
     if absent:
         text += ["No row of these tables has been run yet: " + "; ".join(map(render.markdown_text, absent)) + ".", ""]
     text += networks.markdown(folder)
@@ -128,8 +131,11 @@ def unmeasured(table: Table, lines: Sequence[Line], rows: Mapping[str, Declared]
     scale, folder = setting.get("scale", table.scale), bool(setting.get("folder"))
     there = {line.id for line in lines if line.setting.get("scale") == scale}
     able = {name: row for name, row in rows.items() if row.table == table.name and row.meant_for(scale, folder)}
+    if table.name == claims.TABLE:  # a claim about other data is not missing here
+        able = {name: row for name, row in able.items() if row.scale == scale}
     left = [render.markdown_text(row.name) for name, row in able.items() if name not in there]
-    return f"Not measured here yet, {len(left)} of {len(able)} rows: {'; '.join(left)}." if left else ""
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    return f"Not measured here yet, {len(left)} of {len(able)} rows: {'; '.join(left[:_NAMED])}{more}." if left else ""
 
 
 def _section(folder: Path, table: Table, left: str, files: list[Path]) -> list[str]:
