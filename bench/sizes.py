@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench import cache
 from bench.measure import dynamic, macs
 from bench.metrics import Metric
 from bench.models.edits import Remove
@@ -81,6 +82,28 @@ def of_paper(paper: Paper, published: Sequence[Published]) -> list[Decided]:
     return found
 
 
+def decided(paper: Paper, published: Sequence[Published]) -> list[Decided]:
+    """:func:`of_paper`, remembered: it follows from the sources and the registry alone."""
+    given = "\n".join([paper.key, torch.__version__, *map(repr, published)])
+    found = cache.remembered(
+        f"sizes-{paper.key}",
+        given,
+        lambda: [
+            [published.index(one.published), one.row, None if one.value is None else str(one.value), one.verdict.word]
+            for one in of_paper(paper, published)
+        ],
+    )
+    return [
+        Decided(
+            published[place],
+            row,
+            None if value is None else Fraction(value),
+            Verdict(word, verified=published[place].verified),
+        )
+        for place, row, value, word in found
+    ]
+
+
 def of_row(row: Row, published: Sequence[Published]) -> list[Decided]:
     """The printed sizes that a row links to.
 
@@ -135,10 +158,10 @@ def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
 
 
 def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
-    # rows share networks, and a paper prints several sizes of each
     return _counted(json.dumps(recipe.to_json(), sort_keys=True), counted, convention)
 
 
+# a network is built and counted once for all rows, metrics and conventions: recipes say all that a size depends on
 @functools.cache
 def _counted(text: str, counted: str, convention: str) -> Fraction:
     recipe, model = _built(text)
@@ -152,13 +175,18 @@ def _counted(text: str, counted: str, convention: str) -> Fraction:
     if gated:
         raise OtherConvention(f"other convention: {convention}, and the network's gates cost something")
     if convention == "conv+fc+bias":
-        total = macs.count(model, recipe.input_shape).total("conv+fc")
-        return Fraction(total + _biased_outputs(model, recipe.input_shape))
+        return Fraction(_macs(text).total("conv+fc") + _biased_outputs(model, recipe.input_shape))
     if convention == NORMED:
         channels = sum(module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-        return Fraction(2 * macs.count(model, recipe.input_shape).total("conv+fc") + 4 * channels)
+        return Fraction(2 * _macs(text).total("conv+fc") + 4 * channels)
     known = "conv" if convention == "conv" else "conv+fc"
-    return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)
+    return converted(Fraction(_macs(text).total(known)), known, convention)
+
+
+@functools.cache
+def _macs(text: str) -> macs.Macs:
+    recipe, model = _built(text)
+    return macs.count(model, recipe.input_shape)
 
 
 def _biased_outputs(model: nn.Module, input_shape: Sequence[int]) -> int:
@@ -177,7 +205,7 @@ def _biased_outputs(model: nn.Module, input_shape: Sequence[int]) -> int:
     return sum(outputs)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def _built(text: str) -> tuple[Recipe, nn.Module]:
     """The recipe, and its network on ``meta``, the filters of each edit removed together."""
     recipe = Recipe.from_json(json.loads(text))

@@ -81,6 +81,7 @@ class Declared:
     ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one,
     ``seeds_at`` those at scales that have others, ``release`` whether its network is kept beside the results.
     ``sizes`` decides the printed sizes of the registry that the row links to, which takes building its network.
+    ``scales`` are those it is meant for (None: all), ``missing`` why it cannot run at all.
     """
 
     table: str
@@ -94,6 +95,12 @@ class Declared:
     release: bool = False
     seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     sizes: Callable[[Sequence[Published]], Sequence[Decided]] = lambda published: ()
+    scales: tuple[str, ...] | None = None
+    missing: str | None = None
+
+    def meant_for(self, scale: str, folder: bool) -> bool:
+        """Whether it can run at a scale, or on a folder of the user's."""
+        return self.missing is None and (folder or self.scales is None or scale in (*self.scales, self.scale))
 
 
 # the rows of each paper by id
@@ -108,8 +115,9 @@ class Line:
     what the row decides where it is the contrast of two others, ``decision`` the verdict on it; ``bases`` are the dense
     network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are
     the row file's; ``sizes`` decides the printed sizes when it is asked.  ``scale`` names the data, and what else of
-    the setting differs between the rows of the paper.  ``older`` says that other code measured it than what newer rows
-    of the table were measured by.  ``command`` measures the row, ``table_command`` its whole table.
+    the setting differs between the rows of the paper.  ``history``, ``widths`` (filters kept, by network and layer) and
+    ``layers`` (reports of a reconstruction) are the row file's.  ``older`` says that other code measured it than what
+    newer rows of the table were measured by.  ``command`` measures the row, ``table_command`` its whole table.
     """
 
     paper: str
@@ -133,6 +141,8 @@ class Line:
     id: str = ""
     setting: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
+    widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     older: bool = False
     table_command: str = ""
     claim: Claim | None = None
@@ -295,6 +305,8 @@ def _line(
             value["id"],
             setting,
             value.get("history", {}),
+            value.get("widths", {}),
+            value.get("layers", {}),
             table_command=command(value["id"], setting, declared, whole=True),
             claim=claim,
             decision=decide(claim, cells) if ran and claim is not None else None,
