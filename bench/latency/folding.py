@@ -19,15 +19,16 @@ def fold(model: nn.Module) -> nn.Module:
     graph, modules = trace(model), dict(model.named_modules())
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
 
-    def called(node: object) -> nn.Module | None:
-        once = isinstance(node, fx.Node) and node.op == "call_module" and calls[str(node.target)] == 1
-        return modules[str(node.target)] if once else None  # type: ignore[attr-defined]
+    def called(node: fx.Node) -> nn.Module | None:
+        once = node.op == "call_module" and calls[str(node.target)] == 1
+        return modules[str(node.target)] if once else None
 
     for node in graph.nodes:
         source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or len(source.users) != 1:
+            continue
         norm, conv = called(node), called(source)
-        alone = isinstance(source, fx.Node) and len(source.users) == 1
-        if alone and isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
+        if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d):
             _put(model, str(source.target), fuse_conv_bn_eval(conv, norm))
             _put(model, str(node.target), nn.Identity())
     return model
