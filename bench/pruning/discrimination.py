@@ -99,7 +99,7 @@ class Replay:
             loss = total_loss(self.tail, place, values, target, response, self.settings, self.auxiliary)
             (outer,) = torch.autograd.grad(loss, response)
         shape = (weight.shape[0], len(wanted), *weight.shape[2:])
-        gradient = conv2d_weight(_channels(x, wanted), shape, outer, *how)  # type: ignore[arg-type]
+        gradient = conv2d_weight(_channels(x, wanted), shape, outer, *how)  # type: ignore[arg-type, no-untyped-call]
         return float(loss.detach()), gradient.to(weight.dtype)
 
 
