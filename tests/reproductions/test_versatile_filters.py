@@ -181,7 +181,7 @@ EMBEDDED = Recipe("vgg16_bn", {"num_classes": 10, "form": "cifar", "width": 0.12
 HALF = Recipe("vgg16_bn", {"num_classes": 10, "form": "cifar", "width": 0.5}, (3, 32, 32))
 FULL = Recipe("vgg16_bn", {"num_classes": 10, "form": "cifar", "width": 1.0}, (3, 32, 32))
 SCHEDULES = {
-    "clutter": Schedule(4, 0.1, 64, weight_decay=5e-4, shape="cosine"),
+    "clutter": Schedule(4, 0.003, 64, weight_decay=0.01, shape="cosine", clip=1.0, optimizer="AdamW"),
     "cifar10": Schedule(10, 0.1, 128, weight_decay=5e-4, shape="cosine"),
 }
 SIGNS = "{-1,+1}"
