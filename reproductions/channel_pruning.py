@@ -24,6 +24,7 @@ from bench.pruning.calibration import Sampling
 from bench.pruning.layerwise import Method
 from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
 from bench.steps import Kind, Step, make_step
+from bench.train.distillation import Distillation
 from bench.train.schedule import Schedule
 from bench.zoo import EMBEDDED, resnet50, resnet56, vgg16, vgg_layers
 
@@ -52,6 +53,11 @@ DEVIATIONS = [
     "the basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
     "Filter pruning (the paper's own implementation is not published): Li et al. 2017 on the same inner channels, the "
     "filters of the smallest absolute weight sum go, nothing is reconstructed.",
+    "Fine-tuning of ResNet-56 on CIFAR-10: the paper's schedule is not known to us. Ours takes SGD, batch 128, a "
+    "cosine from 0.01 to zero behind a short warm-up, weight decay 1e-4, 4 epochs for all rows, the dense network's "
+    "control too; rows of 16 epochs take the tenth of the training epochs that the author names. Distilled "
+    "(ours): a tenth of the loss from the labels, the rest from the dense network's outputs at temperature 4; the "
+    "control has no teacher.",
     "On CIFAR-10 VGG-16 is the CIFAR form (one linear layer), half as wide, with batch norm, trained here for 16 "
     "epochs: its rows of Table 1 and Figure 4 are analogues. Fine-tuning takes two epochs there.",
     "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one "
@@ -78,6 +84,11 @@ RELEASED_RESNET50: list[tuple[int, int, int]] = [
 ]
 # fmt: on
 RESNET50_BLOCKS = (3, 4, 6, 3)
+
+# from the dense network, in fine_tuning_study.py too
+SOFT = Distillation(temperature=4.0, weight=0.9)
+# a tenth of the training epochs, as the author tells (the released code's issue 82); ResNet-56's are 164
+TENTH = 16
 
 # Paper: conv1_x to conv3_x keep r, conv4_x 1.5 r, conv5_x all (quoted in the released code's issue 30)
 RATIOS = {name: 1.5 if name.startswith("conv4") else 1.0 for name in CONVS if not name.startswith("conv5")}
@@ -155,8 +166,8 @@ def tuning_schedule(scale: str, recipe: Recipe, amp: bool) -> Schedule:
         return Schedule(epochs=2 if scale == "clutter" else 3, lr=0.005, batch=64, weight_decay=5e-4, shape="cosine")
     if recipe.builder == "vgg16_bn":  # an eighth of the training epochs, from a tenth of its rate
         return Schedule(epochs=2, lr=0.01, batch=128, weight_decay=5e-4, shape="cosine", amp=amp)
-    if scale == "cifar10":  # a tenth of the training epochs, from a hundredth of its rate
-        return Schedule(epochs=16, lr=1e-3, batch=128, weight_decay=1e-4, shape="cosine", amp=amp)
+    if scale == "cifar10":  # the rate by fine_tuning_study.py; what two cores do in an hour and a half for all rows
+        return Schedule(epochs=4, lr=0.01, batch=128, weight_decay=1e-4, shape="cosine", amp=amp)
     # the last rate and the batch of the dense network's own training (its published recipe: 0.1, 0.01, 0.001; 128)
     return Schedule(epochs=1, lr=1e-3, batch=128, weight_decay=1e-4, shape="cosine", amp=amp)
 
@@ -201,10 +212,22 @@ def pruned(
     return pruning.pruned(parent, curves, params, setting.data, gmacs(recipe, images, 4.0), target)
 
 
-def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool) -> Chain:
-    """A row before or after fine-tuning."""
+def chain(
+    setting: Setting,
+    recipe: Recipe,
+    *,
+    prune: Prune | None,
+    tune: bool,
+    epochs: int | None = None,
+    distillation: Distillation | None = None,
+) -> Chain:
+    """A row before or after fine-tuning: of so many ``epochs`` (None: the scale's), with the dense network as teacher
+    where there is a ``distillation``.
+    """
     tuning = tuning_schedule(setting.scale, recipe, setting.amp) if tune else None
-    return measured_chain(setting, recipe, dense=dense, prune=prune, tuning=tuning)
+    if tuning is not None and epochs is not None:
+        tuning = replace(tuning, epochs=epochs)
+    return measured_chain(setting, recipe, dense=dense, prune=prune, tuning=tuning, distillation=distillation)
 
 
 def by_ratio(
@@ -337,7 +360,8 @@ def table6() -> list[Row]:
 def table8() -> list[Row]:
     """ResNet-56 on CIFAR-10, half of the inner channels: LASSO and filter pruning (Li et al., ICLR 2017: the filters of
     the smallest weight sum go, the rest stays), before and after fine-tuning, and from scratch.  Beside them the best
-    of ours: exact selection, error-driven widths, the full reconstruction.
+    of ours: exact selection, error-driven widths, the full reconstruction; tuned on the labels, and with the dense
+    network as teacher.  All tuned for 4 epochs, and once more for a tenth of the training's.
     """
     half = shape_of(RESNET56_SHAPE, _half(RESNET56_SHAPE))
     lasso = partial(inner, selection="lasso", allocation="uniform", speedup=2)
@@ -363,7 +387,53 @@ def table8() -> list[Row]:
         row_chain = partial(chain, prune=best, tune=tune)
         scales = NOT_ON_CLUTTER if tune else None
         rows.append(Row(TABLE8, name, "cifar10", dense=resnet56, chain=row_chain, ours=True, scales=scales))
+    name = "Exact, error-driven, full reconstruction (fine-tuned, distilled)"
+    taught = partial(chain, prune=best, tune=True, distillation=SOFT)
+    rows.append(
+        Row(TABLE8, name, "cifar10", dense=resnet56, chain=taught, ours=True, scales=("cifar10",), release=True)
+    )
+    return [*rows, *_tenth(half, lasso, filters, best), *_at_3x()]
+
+
+def _tenth(half: Recipe, lasso: Prune, filters: Prune, best: Prune) -> list[Row]:
+    """Table 8 tuned for a tenth of the training epochs: for a GPU, or half a day on two cores."""
+    rows = []
+    for name, prune, printed, soft in (
+        ("Ours (fine-tuned, 16 epochs)", lasso, "Ours (fine-tuned)", None),
+        ("Filter pruning (fine-tuned, 16 epochs)", filters, "Filter pruning (fine-tuned, our impl.)", None),
+        ("Exact, error-driven, full reconstruction (fine-tuned, 16 epochs)", best, "", None),
+        ("Exact, error-driven, full reconstruction (fine-tuned, distilled, 16 epochs)", best, "", SOFT),
+    ):
+        row_chain = partial(chain, prune=prune, tune=True, epochs=TENTH, distillation=soft)
+        row = Row(TABLE8, name, "cifar10", dense=resnet56, chain=row_chain, scales=("cifar10",))
+        if printed:
+            link = {"top1_err_increase": (printed, "top1_err_increase@2x")}
+            rows.append(replace(row, shape=half, claimed=2.0, published=link))
+        else:
+            rows.append(replace(row, ours=True))
     return rows
+
+
+def _at_3x() -> list[Row]:
+    """Beyond the paper: LASSO and the best of ours at 3x, fine-tuned as at 2x."""
+    lasso = partial(inner, selection="lasso", allocation="uniform", speedup=3)
+    best = partial(inner, selection="exact", allocation="error-driven", speedup=3, full=True)
+    return [
+        Row(
+            TABLE8,
+            name,
+            "cifar10",
+            dense=resnet56,
+            chain=partial(chain, prune=prune, tune=True, distillation=soft),
+            ours=True,
+            scales=("cifar10",),
+            release=soft is not None,
+        )
+        for name, prune, soft in (
+            ("LASSO at 3x (fine-tuned)", lasso, None),
+            ("Exact, error-driven, full reconstruction at 3x (fine-tuned, distilled)", best, SOFT),
+        )
+    ]
 
 
 def figure4() -> list[Row]:

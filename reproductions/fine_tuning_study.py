@@ -35,7 +35,7 @@ from bench.train.distillation import Distillation, distil
 from bench.train.fit import fit
 from bench.train.schedule import Schedule
 from bench.zoo import resnet56
-from reproductions.channel_pruning import inner
+from reproductions.channel_pruning import SOFT, inner
 
 IMAGES, HELD_OUT, RENEWING = 10_000, 5000, 2560
 
@@ -210,7 +210,6 @@ def _renamed(records: list[Record], old: str, new: str) -> Record:
 
 TABLE = "What brings a pruned network back (ResNet-56 at 2x, training images only)"
 BASE = Schedule(epochs=2, lr=0.01, batch=128, weight_decay=1e-4, shape="cosine")
-SOFT = Distillation(temperature=4.0, weight=0.9)
 # the row's name, its schedule and its teacher's part
 TRIALS: list[tuple[str, Schedule, Distillation | None]] = [
     *(
