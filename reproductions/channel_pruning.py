@@ -4,7 +4,8 @@ Layer by layer, the input channels of a convolution are selected by LASSO so tha
 still be computed from them, and the weights are rebuilt by least squares.  Inputs come from the network as pruned so
 far, responses from the original one.  Reproduced here: Table 1 (VGG-16 at 2x, 4x, 5x), Table 4 (the same shapes from
 scratch), Table 6 (ResNet-50), Table 8 (ResNet-56 on CIFAR-10), Figure 4 (single layers).  What selection, widths and
-reconstruction are worth on their own is a study beside it (``selection_study.py``).
+reconstruction are worth on their own, and what brings a pruned network back, are studies beside it
+(``selection_study.py``, ``fine_tuning_study.py``).
 """
 
 from __future__ import annotations
