@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bench import zoo
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
+from bench.protocols import Protocol
 from bench.pruning.steps import dense_macs
 from bench.rows import Chain, Setting
 from bench.steps import Kind, Step, make_step
@@ -32,9 +33,12 @@ def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
     return dense.sampled(samplers).removed(widths)
 
 
-def dense(setting: Setting, recipe: Recipe, seed: int) -> Step:
-    """The dense network: the user's weights, torchvision's, or trained here (:func:`bench.zoo.training`)."""
-    schedule = zoo.training(setting.scale, recipe)
+def dense(setting: Setting, recipe: Recipe, seed: int, how: Protocol | None = None) -> Step:
+    """The dense network: the user's weights, torchvision's, or trained here, by the paper's protocol if it has its own.
+
+    Without one by :data:`bench.zoo.TRAINING`.
+    """
+    schedule = zoo.training(setting.scale, recipe) if how is None else how.dense
     if setting.weights is not None or schedule is None:
         return loaded(setting, recipe)
     return trained(setting, recipe, None, schedule, seed, "dense")
@@ -153,6 +157,31 @@ def measured_chain(
     return Chain(distinct(networks), records, runs, references)
 
 
+def compared_chain(
+    setting: Setting,
+    recipe: Recipe,
+    starts: Sequence[Step],
+    networks: Sequence[Step],
+    controls: Sequence[Step] = (),
+    *,
+    compare: bool = True,
+    measure: Measure = measured,
+) -> Chain:
+    """One network for each seed, measured and, with ``compare``, compared with the dense ones in ``starts``.
+
+    ``controls`` are dense networks that were trained as long.
+    """
+    runs, different = evaluations(setting, recipe, networks, measure)
+    references, _ = evaluations(setting, recipe, starts, measure)
+    records = [*different, measuring.summarised(different)]
+    if compare:
+        records.append(measuring.compared(runs, references))
+    if controls:
+        longer, _ = evaluations(setting, recipe, controls, measure)
+        records.append(measuring.compared(runs, longer, "_control"))
+    return Chain(list(networks), records, runs, references)
+
+
 def from_scratch(
     setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]], label: str = "from scratch"
 ) -> Chain:
@@ -160,11 +189,7 @@ def from_scratch(
     small = shape_of(recipe, widths(recipe))
     schedule = zoo.from_scratch(setting.scale, recipe)
     networks = [trained(setting, small, None, schedule, seed, label) for seed in setting.seeds]
-    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
-    runs, different = evaluations(setting, small, networks, measured)
-    references, _ = evaluations(setting, recipe, starts, measured)
-    records = [*different, measuring.summarised(different), measuring.compared(runs, references)]
-    return Chain(networks, records, runs, references)
+    return compared_chain(setting, recipe, [dense(setting, recipe, seed) for seed in setting.seeds], networks)
 
 
 def worth(setting: Setting, recipe: Recipe, *, dense: Dense, first: Prune, second: Prune) -> Chain:

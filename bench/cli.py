@@ -1,5 +1,5 @@
-"""The command line: ``bench list | run | tables | coverage | power | macs | prune | evaluate | doctor | data | accept |
-gc``.
+"""The command line: ``bench list | run | sync | tables | coverage | power | macs | latency | prune | evaluate |
+doctor | data | accept | nightly | check | history | gc``.
 
 Exit status 0: done; 1: a row failed; 2: a mistake of the user's, told in one line; a bug gives a traceback.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
+from bench.tracking.modes import MODES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +58,11 @@ def _run(options: argparse.Namespace) -> tuple[Any, str, int]:
         return (*listing.rows(options.paper), 0)
     from bench import commands
 
+    if options.command in ("nightly", "check", "history"):
+        from bench.nightly import commands as nightly
+
+        does = {"nightly": nightly.nightly, "check": nightly.check, "history": nightly.show_history}
+        return does[options.command](options)
     result: tuple[Any, str, int] = getattr(commands, options.command)(options)
     return result
 
@@ -110,11 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
     sub.add_argument("--strict-data", action="store_true", help="boxes that are empty or leave their image are errors")
     sub.add_argument("--amp", action="store_true", help="fine-tune in mixed precision (GPU)")
+    sub.add_argument("--round", type=_natural, help="round the widths that pruning leaves to 8, 16 or 32: an analogue")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
     sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")
     sub.add_argument("--reuse-times", action="store_true", help="take times of earlier runs on this device as they are")
     sub.add_argument("--isolate", action="store_true", help="each row in a process of its own: a crash costs that row")
+    sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
     where(sub)
+
+    sub = command("sync", "send to W&B what has not reached it; the store is the truth, W&B its mirror")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
 
     sub = command("tables", "print the tables of runs/ where it exists, else of results/")
     sub.add_argument("paper", nargs="*")
@@ -134,6 +145,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--convention", default="conv+fc", choices=["conv", "conv+fc", "2x"])
     sub.add_argument("--size", type=_natural, help="input side (default 224, CIFAR nets 32)")
 
+    sub = command("latency", "time pruned networks beside their dense ones, each as it is and in its best form")
+    sub.add_argument("name", nargs="*", help="papers, rows, models (vgg16, MODULE:FACTORY) or saved networks' folders")
+    sub.add_argument("--suite", help="cpu, gpu (one command, no data, 9 minutes) or papers (the papers' own tables)")
+    sub.add_argument("--batch", help="batch sizes, e.g. 1,8,32,128 (default on the CPU 1,8)")
+    sub.add_argument("--dtype", help="fp32, tf32, bf16 (default on the CPU fp32, on a GPU tf32,bf16)")
+    sub.add_argument("--layout", help="nchw, nhwc (default both; the faster is a network's best form)")
+    sub.add_argument("--mode", default="forward", help="forward, forward+backward, or detections (with NMS)")
+    sub.add_argument("--compile", action="store_true", help="torch.compile is one of the forms")
+    sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    sub.add_argument("--round", type=_natural, help="each pruned network also with its widths rounded to 8, 16 or 32")
+    sub.add_argument("--staircase", metavar="LAYER", help="latency of this layer (a module's name) by channel count")
+    sub.add_argument("--sensitivity", action="store_true", help="is a network slowed by 10 %% caught here? ten times")
+    sub.add_argument("--size", type=_natural, help="input side of a model (default 224, CIFAR nets 32)")
+    sub.add_argument("--weights", type=Path, help="state dict of a model (default: fresh weights, which take as long)")
+    sub.add_argument("--seconds", type=float, help="seconds of measuring a point at most (CPU: 90)")
+    sub.add_argument("--processes", type=_natural, default=5, help="fresh processes a point at most (default 5)")
+    sub.add_argument("--minutes", type=float, help="minutes of the whole run: what is left out is said")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="results go to OUT/latency (default runs/)")
+
     sub = command("prune", "prune a network of your own")
     sub.add_argument("model", help="MODULE:FACTORY that returns the trained nn.Module (or takes --weights)")
     sub.add_argument("--method", default="cp", help="cp, exact, thinet, max-response, first-k, weight-sum or random")
@@ -152,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--classes", help="class names in the order of the outputs: a file, one a line, or a,b,c (- for none)"
     )
+    sub.add_argument("--wandb", choices=MODES, default=MODES[-1], help="send sizes and records to W&B (default: no)")
     where(sub)
 
     sub = command("evaluate", "evaluate saved networks again and compare with what was recorded of them")
@@ -175,6 +206,27 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", nargs="*")
     sub.add_argument("--from", dest="source", type=Path, default=Path("runs"))
     sub.add_argument("--to", type=Path, default=Path("results"))
+
+    sub.add_argument("--baseline", type=Path, help="promote to this baseline instead, with predictions; no pages")
+
+    sub = command("nightly", "run every row that this machine can run, each on its own; compare, remember, summarise")
+    sub.add_argument("paper", nargs="*", help="papers (default: all)")
+    sub.add_argument("--scale", help="as of `bench run`, or embedded (default: each row's own)")
+    sub.add_argument("--budget", type=float, help="minutes: the most valuable rows that fit; the others are listed")
+    sub.add_argument("--baseline", type=Path, help="compare with this (default results/baseline where it exists)")
+    sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
+    sub.add_argument("--plan", action="store_true", help="print the rows in order with their minutes; run nothing")
+    sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
+    where(sub)
+
+    sub = command("check", "compare a run with a baseline: SAME, BETTER, WORSE, AMBIGUOUS, MISSING")
+    sub.add_argument("--baseline", type=Path, help="the folder to compare with (default results/baseline)")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
+
+    sub = command("history", "a row's nights, and whether a value drifts")
+    sub.add_argument("row", help="its id, or a part of it that only it has")
+    sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
 
     sub = command("gc", "remove steps that no row needs and that the code of today would not find again")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")

@@ -19,6 +19,7 @@ from bench import evaluate as evaluating
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
+from bench.latency import command as timing
 from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
 from bench.models.builders import BUILDERS
@@ -37,6 +38,7 @@ from bench.rows import Paper, Row
 from bench.runner import Job
 from bench.steps import Kind
 from bench.store import Store, disk_errors, write_json
+from bench.tracking import mirror, mirrored, modes
 
 Output = tuple[Any, str, int]
 
@@ -80,11 +82,12 @@ def abouts() -> dict[str, pages.About]:
 
 def run(options: argparse.Namespace) -> Output:
     """Runs rows, or prints the plan."""
-    job = _job(options)
+    job = job_of(options)
     processes.start(job.device)
     chosen = runner.choose(options.paper, options.table, options.row)
     if options.plan:
         return _plan(chosen, job)
+    mode = modes.chosen(options.wandb)
     if options.isolate and processes.launched() > 1:
         raise UserError("--isolate gives each row one process: leave out torchrun")
     store = Store(options.out)
@@ -95,11 +98,22 @@ def run(options: argparse.Namespace) -> Output:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    outcomes = runner.run_isolated(planned, job, say) if options.isolate else runner.run(planned, job, store, say)
-    status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
-    if not processes.is_main():
-        return [], "", status
-    written = _write_pages(options.out)
+    names = [paper.key for paper, _ in chosen]
+    watch = mirror_of(options.out, names, mode, say) if processes.is_main() and mode != modes.DISABLED else None
+    try:
+        if options.isolate:
+            outcomes = runner.run_isolated(planned, job, say, watch)
+        else:
+            outcomes = runner.run(planned, job, store, say, watch)
+        status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
+        if not processes.is_main():
+            return [], "", status
+        written = write_pages(options.out)
+        if watch is not None:
+            watch.finish()
+    finally:
+        if watch is not None:
+            watch.close()
     shown = [
         table
         for paper, rows in chosen
@@ -117,6 +131,26 @@ def run(options: argparse.Namespace) -> Output:
     return value, ending.text(shown, page, _failed(outcomes)), status
 
 
+def mirror_of(out: Path, names: Sequence[str], mode: str, say: runner.Say) -> mirrored.Mirrored | None:
+    """The mirror of a run of these papers, whose processes start now: they are ready when the first row ends."""
+    known = abouts()
+    try:
+        return mirrored.Mirrored(out, registry_folder(), {name: known[name] for name in names}, mode, say)
+    except OSError as error:
+        say(f"W&B: nothing is mirrored ({error}): run `bench sync` later")
+        return None
+
+
+def sync(options: argparse.Namespace) -> Output:
+    """Sends to W&B what has not reached it."""
+    if not any(loading.row_files(options.out)):
+        raise UserError(f"no rows in {options.out}: run `bench run` first, or name their folder with --out")
+    count, had, sent, problems = mirrored.sync(options.out, registry_folder(), abouts())
+    value = {"runs": count, "sent": sent - had, "unchanged": had, "left": count - sent}
+    text = f"{count} runs: {sent - had} sent, {had} unchanged, {count - sent} left"
+    return value, "\n".join([*problems, text]), 1 if sent < count else 0
+
+
 def _failed(outcomes: Sequence[runner.Outcome]) -> str:
     """How many rows failed, and why; nothing where all went well."""
     failed = [outcome for outcome in outcomes if outcome.status == runner.FAILED]
@@ -126,7 +160,8 @@ def _failed(outcomes: Sequence[runner.Outcome]) -> str:
     return "\n".join([*lines, *(f"  {outcome.id}: {outcome.reason}" for outcome in failed)])
 
 
-def _job(options: argparse.Namespace) -> Job:
+def job_of(options: argparse.Namespace) -> Job:
+    """The job that a command's options describe; what a command has no option for is the default."""
     return Job(
         out=options.out,
         data=bench.data.data_root(options.data),
@@ -136,9 +171,10 @@ def _job(options: argparse.Namespace) -> Job:
         weights=options.weights,
         protocol=options.protocol,
         workers=options.workers,
-        amp=options.amp,
-        strict=options.strict_data,
-        reuse_times=options.reuse_times,
+        amp=getattr(options, "amp", False),
+        strict=getattr(options, "strict_data", False),
+        reuse_times=getattr(options, "reuse_times", False),
+        multiple=getattr(options, "round", None),
         progress=not options.json and sys.stderr.isatty(),
     )
 
@@ -308,6 +344,15 @@ def macs(options: argparse.Namespace) -> Output:
     return value, "\n".join(lines), 0
 
 
+def latency(options: argparse.Namespace) -> Output:
+    """Times networks and what was pruned from them."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    return timing.run(timing.request_of(options), registry_folder(), say)
+
+
 def prune(options: argparse.Namespace) -> Output:
     """Prunes a network of the user's own and saves it."""
     if ":" not in options.model:
@@ -316,6 +361,8 @@ def prune(options: argparse.Namespace) -> Output:
         raise UserError("give your image folder (train/ and test/ or val/) with --data")
     if processes.launched() > 1:
         raise UserError("bench prune works in one process: start it without torchrun")
+    if options.wandb == modes.ONLINE:
+        modes.check_login()
     sys.path.insert(0, os.getcwd())
     job = Job(device=options.device)
     result = api.prune(
@@ -350,6 +397,9 @@ def prune(options: argparse.Namespace) -> Output:
     lines += [api.in_words(record) for record in result.records]
     lines += [f"left out: {name}: {reason}" for name, reason in result.left_out]
     lines += [f"warning: {line}" for line in result.warnings]
+    if options.wandb != modes.DISABLED:
+        asked = {"method": options.method, "widths": options.widths, "speedup": options.speedup, "device": job.device}
+        lines += mirrored.once(options.out, mirror.of_pruned(options.out, options.model, asked, value), options.wandb)
     lines.append(f"saved: {options.out} (bench.api.load reads it, --weights {options.out} prunes it further)")
     return value, "\n".join(lines), 0
 
@@ -390,7 +440,8 @@ def doctor(options: argparse.Namespace) -> Output:
         "wandb": {
             "version": installed["wandb"],
             "mode": os.environ.get("WANDB_MODE"),
-            "key": "WANDB_API_KEY" in os.environ,
+            "server": modes.target().server,
+            "login": modes.logged_in(),
         },
     }
     lines = [f"{name} {version}" for name, version in provenance.versions().items()]
@@ -402,11 +453,8 @@ def doctor(options: argparse.Namespace) -> Output:
         embedded = scale in bench.data.EMBEDDED
         found = "embedded" if embedded else str(place) if place else f"not found: {bench.data.missing(scale, root)}"
         lines.append(f"data {scale}: {found}")
-    state = (
-        f"version {installed['wandb']}, {'key set' if value['wandb']['key'] else 'no key'}"
-        if installed["wandb"]
-        else "not installed"
-    )
+    login = f"{'login' if modes.logged_in() else 'no login'} for {modes.target().server}"
+    state = f"version {installed['wandb']}, {login}" if installed["wandb"] else "not installed"
     lines.append(f"wandb: {state}")
     try:
         install_ops()
@@ -437,7 +485,7 @@ def data(options: argparse.Namespace) -> Output:
     return {"folder": str(options.folder), **counts}, text, 0
 
 
-def _write_pages(root: Path) -> list[Path]:
+def write_pages(root: Path) -> list[Path]:
     """The pages of all papers; why a value is not decided is said without regard to what this machine has."""
     folder = registry_folder()
 
@@ -448,13 +496,17 @@ def _write_pages(root: Path) -> list[Path]:
 
 
 def accept(options: argparse.Namespace) -> Output:
-    """Promotes rows from runs/ to results/ and writes the pages."""
+    """Promotes rows from runs/ to results/ and writes the pages, or to a baseline."""
+    if options.baseline is not None:
+        from bench.nightly.commands import accept_baseline
+
+        return accept_baseline(options.source, options.baseline, options.paper)
     known, papers = declared(), options.paper or None
     chosen = accepting.choose(options.source, options.to, papers, known)
     with released.prepared(options.source, options.to, [row for _, row in chosen], known) as networks:
         files = accepting.write(options.source, options.to, papers, known, chosen)
         kept = networks.write()
-    written = _write_pages(options.to)
+    written = write_pages(options.to)
     value = {
         "rows": [str(f) for f in files],
         "networks": [str(k) for k in kept],

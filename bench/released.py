@@ -69,6 +69,7 @@ def prepared(
     for row in rows:
         said, setting = declared[row["id"].partition("/")[0]][row["id"]], row["setting"]
         own = said.release and row["status"] == RAN and setting["scale"] == said.scale and not setting["folder"]
+        own = own and not setting.get("round")
         if own and (row["id"] not in chosen or rank(row) > rank(chosen[row["id"]])):
             chosen[row["id"]] = row
     found = Prepared(go=_dismissed(results, {row["id"].partition("/")[0] for row in rows}, declared))

@@ -9,10 +9,10 @@ import pkgutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -24,12 +24,23 @@ from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.models import weights
 from bench.models.recipe import Recipe
+from bench.pruning.rounding_steps import rounded_steps
 from bench.rows import Chain, Paper, Row, Setting, match, row_id
 from bench.steps import Context, DataValue, Kind, Step, canonical, in_order
 from bench.store import Result, Store, file_digest
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 Say = Callable[[str], None]
+
+
+class Watch(Protocol):
+    """Who is told of the rows as they run: id and setting when one begins, the file of what it measured at its end."""
+
+    def began(self, name: str, setting: Mapping[str, Any]) -> None:
+        """The work on a row begins."""
+
+    def ended(self, file: Path | None) -> None:
+        """It has ended; None for a row that failed."""
 
 
 def default_device() -> str:
@@ -41,7 +52,8 @@ def default_device() -> str:
 class Job:
     """What to run and where: the choices of one ``bench run``.
 
-    ``reuse_times`` answers times from earlier runs of the same device; otherwise they are taken anew.
+    ``reuse_times`` answers times from earlier runs of the same device; otherwise they are taken anew, as are steps of
+    the kinds ``fresh``.  ``multiple`` rounds the widths that pruning leaves.
     """
 
     out: Path = Path("runs")
@@ -56,6 +68,8 @@ class Job:
     progress: bool = True
     strict: bool = False
     reuse_times: bool = False
+    fresh: frozenset[Kind] = frozenset()
+    multiple: int | None = None
     images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
     values: dict[tuple[str, int], DataValue] = field(default_factory=dict)
     fitting: set[str] = field(default_factory=set)
@@ -67,6 +81,8 @@ class Job:
             raise UserError("no CUDA device is available here: leave out --device, or choose cpu")
         if self.device == "auto":
             self.device = default_device()
+        if self.multiple not in (None, 8, 16, 32):
+            raise UserError("--round takes 8, 16 or 32")
         if self.weights is not None and not self.weights.is_file():
             raise UserError(f"no weights file {self.weights}: give the path of a state dict with --weights")
 
@@ -201,8 +217,17 @@ def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
         job.amp,
     )
     chain = row.chain(setting, recipe)
+    if job.multiple is not None:
+        chain = rounded_chain(chain, job.multiple)
     _check_weights(chain, recipe, job)
     return Planned(paper, row, scale, recipe, chain, size, setting=setting)
+
+
+def rounded_chain(chain: Chain, multiple: int) -> Chain:
+    """The chain with the widths that its prunings leave rounded."""
+    parts = [chain.networks, chain.records, chain.evaluations, chain.references]
+    every = iter(rounded_steps([step for part in parts for step in part], multiple))
+    return Chain(*[[next(every) for _ in part] for part in parts])
 
 
 def _check_weights(chain: Chain, recipe: Recipe, job: Job) -> None:
@@ -251,6 +276,7 @@ class Engine:
         self.memory: dict[Any, Any] = {}
         self.failures: dict[str, str] = {}  # by the step's key: it is not tried again in this run
         self.there: set[str] = set()  # looked at in this run, or made by it
+        self.made: set[str] = set()  # made by this run
         self.users: dict[str, set[str]] = {}  # the steps of this run that each step is a parent of
 
     def run_row(self, entry: Planned) -> Outcome:
@@ -266,7 +292,7 @@ class Engine:
             failure = self._ensure(step, entry, f"[{number}/{len(todo)}] ")
             if failure is not None:
                 return Outcome(entry.id, FAILED, failure)
-        file = rowfile.write(self.store, entry, self._description(entry)) if processes.is_main() else None
+        file = rowfile.write(self.store, entry, description(entry, self.job)) if processes.is_main() else None
         return Outcome(entry.id, OK, file=file)
 
     def _missing(self, leaves: list[Step]) -> list[Step]:
@@ -303,7 +329,7 @@ class Engine:
             return False
 
     def _not_run(self, entry: Planned) -> Path | None:
-        return rowfile.write_reason(self.store, entry, self._label(entry)) if processes.is_main() else None
+        return rowfile.write_reason(self.store, entry, _label(entry, self.job)) if processes.is_main() else None
 
     def _ensure(self, step: Step, entry: Planned, where: str) -> str | None:
         """The step is in the store afterwards: it was, or it is run now.  Returns what went wrong instead.
@@ -358,7 +384,7 @@ class Engine:
         """Whether the result can be used: it is whole, and no time that another run took."""
         if step.key in self.there:
             return True
-        if step.kind is Kind.TIME and not self.job.reuse_times:
+        if step.kind in self.job.fresh or (step.kind is Kind.TIME and not self.job.reuse_times):
             return False
         if self.store.load(step.key) is None:
             return False
@@ -384,6 +410,7 @@ class Engine:
         if processes.is_main():
             store.save(step.key, result, self._about(step, entry, time.monotonic() - begin))
         self.there.add(step.key)
+        self.made.add(step.key)
 
     def _about(self, step: Step, entry: Planned, seconds: float) -> dict[str, Any]:
         """What is stored beside a step's result: what it was, and the provenance that makes it repeatable."""
@@ -402,38 +429,41 @@ class Engine:
                 "source": step.code.hash,
                 "versions": provenance.versions(),
                 "hardware": {**provenance.hardware(self.job.device), "processes": processes.launched()},
-                "data": self._data(entry),
+                "data": _data(entry, self.job),
                 "date": provenance.now(),
             },
         }
 
-    def _label(self, entry: Planned) -> str:
-        images = self.job.images.get((entry.scale, entry.size))
-        return images.name if images is not None else Path(entry.scale).name
 
-    def _data(self, entry: Planned) -> dict[str, Any] | None:
-        images = self.job.images.get((entry.scale, entry.size))
-        if images is None:
-            return None
-        problems = {"problems": images.problems} if images.problems or isinstance(images, DetectionSet) else {}
-        return {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol, **problems}
+def _label(entry: Planned, job: Job) -> str:
+    images = job.images.get((entry.scale, entry.size))
+    return images.name if images is not None else Path(entry.scale).name
 
-    def _description(self, entry: Planned) -> dict[str, Any]:
-        """The setting of a row, as its file holds it."""
-        assert entry.setting is not None
-        job = self.job
-        given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
-        return {
-            "scale": self._label(entry),
-            "folder": entry.scale not in bench.data.SCALES,
-            "data": self._data(entry),
-            "seeds": list(entry.setting.seeds),
-            "weights": given,
-            "device": job.device,
-            **({"amp": True} if job.amp else {}),
-            **({"strict": True} if job.strict else {}),
-            **({"chosen_device": True} if job.device != default_device() else {}),
-        }
+
+def _data(entry: Planned, job: Job) -> dict[str, Any] | None:
+    images = job.images.get((entry.scale, entry.size))
+    if images is None:
+        return None
+    problems = {"problems": images.problems} if images.problems or isinstance(images, DetectionSet) else {}
+    return {"name": images.name, "fingerprint": images.fingerprint, "protocol": images.protocol, **problems}
+
+
+def description(entry: Planned, job: Job) -> dict[str, Any]:
+    """The setting of a row that can run, as its file holds it."""
+    assert entry.setting is not None
+    given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
+    return {
+        "scale": _label(entry, job),
+        "folder": entry.scale not in bench.data.SCALES,
+        "data": _data(entry, job),
+        "seeds": list(entry.setting.seeds),
+        "weights": given,
+        "device": job.device,
+        **({"amp": True} if job.amp else {}),
+        **({"round": job.multiple} if job.multiple is not None else {}),
+        **({"strict": True} if job.strict else {}),
+        **({"chosen_device": True} if job.device != default_device() else {}),
+    }
 
 
 def _result(store: Store, step: Step) -> Result:
@@ -443,7 +473,9 @@ def _result(store: Store, step: Step) -> Result:
     return result
 
 
-def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda text: None) -> list[Outcome]:
+def run(
+    planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda text: None, watch: Watch | None = None
+) -> list[Outcome]:
     """Runs the rows one after the other in this process; every row ends in one outcome."""
     memory.settle()
     engine = Engine(job, store, say)
@@ -454,13 +486,31 @@ def run(planned: Sequence[Planned], job: Job, store: Store, say: Say = lambda te
     for number, entry in enumerate(planned, start=1):
         where = f"[row {number}/{len(planned)}] {entry.id}"
         engine.say = lambda text, where=where: say(f"{where} {text}")  # type: ignore[misc]
-        found.append(engine.run_row(entry))
+        with _watched(watch, entry, job) as done:
+            found.append(engine.run_row(entry))
+            done.append(found[-1])
         if found[-1].status == FAILED and processes.is_main():
             say(f"{entry.id}: failed: {found[-1].reason}")
     return found
 
 
-def run_isolated(planned: Sequence[Planned], job: Job, say: Say = lambda text: None) -> list[Outcome]:
+@contextlib.contextmanager
+def _watched(watch: Watch | None, entry: Planned, job: Job) -> Iterator[list[Outcome]]:
+    """Tells ``watch`` of a row that can run: that it begins, and how it ended, which the caller puts into the list."""
+    done: list[Outcome] = []
+    if watch is None or entry.chain is None:
+        yield done
+        return
+    watch.began(entry.id, description(entry, job))
+    try:
+        yield done
+    finally:
+        watch.ended(done[0].file if done else None)
+
+
+def run_isolated(
+    planned: Sequence[Planned], job: Job, say: Say = lambda text: None, watch: Watch | None = None
+) -> list[Outcome]:
     """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.runner", *(f"reproductions.{key}" for key in _keys(planned))])
@@ -469,16 +519,18 @@ def run_isolated(planned: Sequence[Planned], job: Job, say: Say = lambda text: N
     for number, entry in enumerate(planned, start=1):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_in_child, args=(sender, entry.id, bare, f"[row {number}/{len(planned)}] "))
-        process.start()
-        sender.close()
-        try:
-            found.append(receiver.recv())
-        except EOFError:
+        with _watched(watch, entry, job) as done:
+            process.start()
+            sender.close()
+            try:
+                found.append(receiver.recv())
+            except EOFError:
+                process.join()
+                code = process.exitcode or 0
+                reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
+                found.append(Outcome(entry.id, FAILED, reason))
             process.join()
-            code = process.exitcode or 0
-            reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
-            found.append(Outcome(entry.id, FAILED, reason))
-        process.join()
+            done.append(found[-1])
         if found[-1].status == FAILED:
             say(f"{entry.id}: failed: {found[-1].reason}")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS, batch_norm_convs
+from bench.protocols import ANY, cosine, lookup
 from bench.train.schedule import Schedule
 
 # the embedded scales, and the side of the images that the narrow ResNets take there
@@ -43,25 +44,26 @@ def vgg_layers(recipe: Recipe) -> dict[str, str]:
     return batch_norm_convs() if recipe.builder == "vgg16_bn" else CONVS
 
 
-def training(scale: str, recipe: Recipe) -> Schedule | None:
-    """How the dense network is trained where the user gives no weights; None where torchvision has them (ImageNet)."""
-    if scale == "imagenet":
-        return None
-    if scale == "clutter":
-        # chosen once, for dense networks of 88 to 95 % in a minute or two each
-        if recipe.builder == "vgg16":
-            # without batch norm SGD spends half of the epochs on the plateau at the start, the more the narrower
-            optimizer = "AdamW"
-            return Schedule(16, 0.002, 64, weight_decay=0.01, shape="cosine", clip=1.0, optimizer=optimizer)
-        return Schedule(epochs=8, lr=0.1, batch=64, weight_decay=5e-4, shape="cosine")
-    if scale == "digits":
-        # without batch norm the narrow VGG needs its gradients clipped to leave the plateau at the start
-        epochs, clip = (20, 1.0) if recipe.builder == "vgg16" else (8, None)
-        return Schedule(epochs=epochs, lr=0.05, batch=64, weight_decay=5e-4, shape="cosine", clip=clip)
-    if recipe.builder == "vgg16_bn":  # ours, as long as two cores allow in little more than an hour
-        return Schedule(epochs=16, lr=0.1, batch=128, weight_decay=5e-4, shape="cosine")
+# (scale, network): how the dense network is trained where the user gives no weights; None: torchvision has them
+TRAINING: dict[tuple[str, str], Schedule | None] = {
+    ("imagenet", ANY): None,
+    # chosen once, for dense networks of 88 to 95 % in a minute or two each; without batch norm SGD spends half of the
+    # epochs on the plateau at the start, the more the narrower
+    ("clutter", "vgg16"): cosine(16, 0.002, 64, weight_decay=0.01, clip=1.0, optimizer="AdamW"),
+    ("clutter", ANY): cosine(8, 0.1, 64),
+    # without batch norm the narrow VGG needs its gradients clipped to leave the plateau at the start
+    ("digits", "vgg16"): cosine(20, 0.05, 64, clip=1.0),
+    ("digits", ANY): cosine(8, 0.05, 64),
+    # ours, as long as two cores allow in little more than an hour
+    (ANY, "vgg16_bn"): cosine(16, 0.1, 128),
     # ResNet-56: He et al. 2016, section 4.2
-    return Schedule(epochs=164, lr=0.1, batch=128, weight_decay=1e-4, shape="steps", milestones=(82, 123))
+    (ANY, ANY): Schedule(164, 0.1, 128, weight_decay=1e-4, shape="steps", milestones=(82, 123)),
+}
+
+
+def training(scale: str, recipe: Recipe) -> Schedule | None:
+    """The entry of :data:`TRAINING`."""
+    return lookup(TRAINING, scale, recipe)
 
 
 def from_scratch(scale: str, recipe: Recipe) -> Schedule:

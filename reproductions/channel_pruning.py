@@ -1,33 +1,43 @@
 """Channel Pruning for Accelerating Very Deep Neural Networks (He, Zhang, Sun; ICCV 2017; arXiv 1707.06168).
 
-Layer by layer, the input channels of a convolution are selected by LASSO so that the original network's responses can
-still be computed from them, and the weights are rebuilt by least squares.  Inputs come from the network as pruned so
-far, responses from the original one.  Reproduced here: Table 1 (VGG-16 at 2x, 4x, 5x), Table 4 (the same shapes from
-scratch), Table 6 (ResNet-50), Table 8 (ResNet-56 on CIFAR-10), Figure 4 (single layers).  What selection, widths and
-reconstruction are worth on their own, and what brings a pruned network back, are studies beside it
-(``selection_study.py``, ``fine_tuning_study.py``).
+Layer by layer, from the first to the last, a convolution loses input channels, and with them go the filters that make
+them.  X_i are the inputs of channel i in the network *as pruned so far*, Y the responses of the *original* network
+(section 3.2), W_i the channel's weights, c' the channels that may stay:
+
+    beta = argmin |Y - sum_i beta_i X_i W_i'|^2 + lambda |beta|_1,  |beta|_0 <= c'      bench.pruning.selection.lasso
+    W    = argmin |Y - sum_{i: beta_i != 0} X_i W_i'|^2                      bench.pruning.reconstruction.reconstruct
+
+first which channels, by LASSO, then the weights of those that stay, by least squares (section 3.1);
+:func:`bench.pruning.layerwise.prune` walks through the layers.  On a residual branch Y makes good what the shortcut has
+lost, and a sampler in front of the branch picks the channels that its first convolution reads (section 3.3).
+
+Reproduced here: Table 1 (VGG-16 at 2x, 4x, 5x), Table 4 (the same shapes from scratch), Table 6 (ResNet-50), Table 8
+(ResNet-56 on CIFAR-10), Figure 4 (single layers).  What selection, widths and reconstruction are worth on their own,
+and what brings a pruned network back, are studies beside it (``selection_study.py``, ``fine_tuning_study.py``).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 from bench.chains import Prune, dense, from_scratch, gmacs, measured_chain, shape_of
 from bench.cli import main
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
+from bench.protocols import ANY, Protocol, cosine, protocol
 from bench.pruning import steps as pruning
 from bench.pruning import surgery
 from bench.pruning.calibration import Sampling
 from bench.pruning.layerwise import Method
 from bench.rows import SIZE_ALONE, Chain, Paper, Row, Setting
-from bench.steps import Kind, Step, make_step
+from bench.steps import Step
 from bench.train.distillation import Distillation
 from bench.train.schedule import Schedule
-from bench.zoo import EMBEDDED, resnet50, resnet56, vgg16, vgg_layers
+from bench.zoo import TRAINING, resnet50, resnet56, vgg16, vgg_layers
 
 DEVIATIONS = [
     "LASSO: the paper raises lambda until at most c' channels are left, the released code bisects it on 400 sampled "
@@ -65,6 +75,42 @@ DEVIATIONS = [
     "layer.",
 ]
 
+# --------------------------------------------------------------------------------------------------------------------
+# Protocols
+
+# (scale, network): training of the dense network (that of all papers on these networks), fine-tuning, calibration
+PROTOCOLS = {
+    # the paper's fine-tuning; as many images as the authors
+    ("imagenet", ANY): Protocol(TRAINING["imagenet", ANY], Schedule(10, 1e-5, 128), images=5000),
+    ("digits", "vgg16"): Protocol(TRAINING["digits", "vgg16"], cosine(3, 0.005, 64), images=720),
+    ("digits", ANY): Protocol(TRAINING["digits", ANY], cosine(3, 0.005, 64), images=720),
+    ("clutter", "vgg16"): Protocol(TRAINING["clutter", "vgg16"], cosine(2, 0.005, 64), images=720),
+    ("clutter", ANY): Protocol(TRAINING["clutter", ANY], cosine(2, 0.005, 64), images=720),
+    # an eighth of the training epochs, from a tenth of its rate
+    (ANY, "vgg16_bn"): Protocol(TRAINING[ANY, "vgg16_bn"], cosine(2, 0.01, 128), images=5170),
+    # the rate by fine_tuning_study.py, the epochs by what two cores do in an hour or two for all rows of Table 8; as
+    # many images as the subset of CIFAR-10 has
+    ("cifar10", ANY): Protocol(TRAINING[ANY, ANY], cosine(4, 0.01, 128, weight_decay=1e-4), images=5170),
+    # the last rate and the batch of the dense network's own training (its published recipe: 0.1, 0.01, 0.001; 128)
+    (ANY, ANY): Protocol(TRAINING[ANY, ANY], cosine(1, 1e-3, 128, weight_decay=1e-4), images=5170),
+}
+# a tenth of ResNet-56's 164 epochs of training, as the author tells (the released code's issue 82)
+TENTH = 16
+# fine-tuning with the dense network as teacher (ours)
+SOFT = Distillation(temperature=4.0, weight=0.9)
+# of the rows that train longest: the whole job on clutter takes less than ten minutes on two cores
+NOT_ON_CLUTTER = ("digits", "cifar10", "imagenet")
+
+# --------------------------------------------------------------------------------------------------------------------
+# Widths
+
+VGG_SHAPE = vgg16("imagenet", 1000, False)
+RESNET50_SHAPE = resnet50("imagenet", 1000, True)
+RESNET56_SHAPE = resnet56("cifar10", 10, False)
+
+# Paper: conv1_x to conv3_x keep r, conv4_x 1.5 r, conv5_x all (quoted in the released code's issue 30)
+RATIOS = {name: 1.5 if name.startswith("conv4") else 1.0 for name in CONVS if not name.startswith("conv5")}
+
 # Exact released widths (filters left).  2x and 4x: yihui-he/py-faster-rcnn@fe6ae69 models/pascal_voc/VGGx{2,4};
 # 5x: yihui-he/channel-pruning@4e1c4cc temp/channel_pruning.prototxt
 # fmt: off
@@ -86,58 +132,26 @@ RELEASED_RESNET50: list[tuple[int, int, int]] = [
 # fmt: on
 RESNET50_BLOCKS = (3, 4, 6, 3)
 
-# from the dense network, in fine_tuning_study.py too
-SOFT = Distillation(temperature=4.0, weight=0.9)
-# a tenth of the training epochs, as the author tells (the released code's issue 82); ResNet-56's are 164
-TENTH = 16
 
-# Paper: conv1_x to conv3_x keep r, conv4_x 1.5 r, conv5_x all (quoted in the released code's issue 30)
-RATIOS = {name: 1.5 if name.startswith("conv4") else 1.0 for name in CONVS if not name.startswith("conv5")}
-
-FIGURE4 = {
-    "conv1_2": "conv2_1",
-    "conv2_1": "conv2_2",
-    "conv2_2": "conv3_1",
-    "conv3_1": "conv3_2",
-    "conv3_2": "conv3_3",
-    "conv4_1": "conv4_2",
-}
-FIGURE4_CRITERIA = ("first k", "max response", "lasso", "exact")
-FIGURE4_SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
-
-TABLE1 = "Table 1 (VGG-16 alone)"
-TABLE4 = "Table 4 (vs training from scratch, 4x)"
-TABLE6 = "Table 6 (ResNet-50 2x)"
-TABLE8 = "Table 8 (ResNet-56 CIFAR-10 2x)"
-FIGURE = "Figure 4 (single layers of VGG-16)"
-CRITERIA = "Criteria (VGG-16 on CIFAR-10)"
+def vgg_ratios(recipe: Recipe, speedup: float) -> pruning.Ratios:
+    """The paper's ratios of VGG-16's layers, scaled until the conv MACs meet the speed-up."""
+    return pruning.Ratios({vgg_layers(recipe)[name]: ratio for name, ratio in RATIOS.items()}, speedup)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# The networks, at the paper's scale and at the others
-
-# of the rows that train longest: the whole job on clutter takes less than ten minutes on two cores
-NOT_ON_CLUTTER = ("digits", "cifar10", "imagenet")
-
-
-VGG_SHAPE = vgg16("imagenet", 1000, False)
-RESNET50_SHAPE = resnet50("imagenet", 1000, True)
-RESNET56_SHAPE = resnet56("cifar10", 10, False)
+def vgg_released(recipe: Recipe, speedup: float) -> pruning.Fixed:
+    """The released widths of VGG-16, scaled to the recipe's width factor."""
+    factor, layers = recipe.arguments.get("width", 1.0), vgg_layers(recipe)
+    return pruning.Fixed({layers[name]: max(1, round(n * factor)) for name, n in RELEASED_VGG[round(speedup)].items()})
 
 
-def ratios(recipe: Recipe) -> dict[str, float]:
-    """The paper's ratios by module name."""
-    return {vgg_layers(recipe)[name]: ratio for name, ratio in RATIOS.items()}
+def vgg_uniform(recipe: Recipe, speedup: float) -> pruning.Fixed:
+    """The same share of all of VGG-16's layers but the last."""
+    shares = {module: 1.0 for name, module in vgg_layers(recipe).items() if name != "conv5_3"}
+    return pruning.Fixed(pruning.ratio_widths(recipe, shares, speedup))
 
 
-def released_vgg(speedup: int, recipe: Recipe) -> dict[str, int]:
-    """The released widths, by module name, scaled to the recipe's width factor."""
-    factor = recipe.arguments.get("width", 1.0)
-    return {vgg_layers(recipe)[name]: max(1, round(kept * factor)) for name, kept in RELEASED_VGG[speedup].items()}
-
-
-def released_resnet50(recipe: Recipe) -> dict[str, int]:
-    """The released widths of ResNet-50 by module name; at other depths and widths the fractions of the same stage."""
+def resnet50_released(recipe: Recipe, speedup: float) -> pruning.Fixed:
+    """The released 2x widths of ResNet-50 and of its samplers; elsewhere the same fractions, stage by stage."""
     blocks = recipe.arguments.get("blocks", RESNET50_BLOCKS)
     base = round(64 * recipe.arguments.get("width", 1.0))
     keep, first, inputs = {}, 0, base
@@ -152,65 +166,75 @@ def released_resnet50(recipe: Recipe) -> dict[str, int]:
             keep[f"{name}.conv2"] = max(1, round(planes * last / full))
             inputs = 4 * planes
         first += RESNET50_BLOCKS[stage]
-    return keep
+    return pruning.Fixed(keep)
+
+
+def inner_uniform(recipe: Recipe, speedup: float) -> pruning.Widths:
+    """ResNet-56: half of each block's inner channels at 2x (1.993x), else the same share of them."""
+    producers, _ = pruning.prunable(recipe)
+    if speedup != 2:
+        return pruning.Ratios(dict.fromkeys(producers, 1.0), speedup)
+    model = recipe.build("meta")
+    return pruning.Fixed({name: surgery.convolution(model, name).out_channels // 2 for name in producers})
+
+
+def error_driven(recipe: Recipe, speedup: float) -> pruning.ErrorDriven:
+    """Each layer keeps what its reconstruction error asks for (ours)."""
+    return pruning.ErrorDriven(speedup)
+
+
+def sampled_readers(widths: pruning.Fixed | pruning.Ratios) -> tuple[str, ...]:
+    """The convolutions behind a channel sampler: those whose inputs have a width of their own."""
+    names = widths.keep if isinstance(widths, pruning.Fixed) else widths.ratios
+    return tuple(name.removesuffix(":in") for name in names if name.endswith(":in"))
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Training, sampling and fine-tuning: the paper's on ImageNet, what fits the data elsewhere
+# From the dense network to a row
 
 
-def tuning_schedule(scale: str, recipe: Recipe, amp: bool) -> Schedule:
-    """Fine-tuning after pruning."""
-    if scale == "imagenet":
-        return Schedule(epochs=10, lr=1e-5, batch=128, amp=amp)
-    if scale in EMBEDDED:
-        return Schedule(epochs=2 if scale == "clutter" else 3, lr=0.005, batch=64, weight_decay=5e-4, shape="cosine")
-    if recipe.builder == "vgg16_bn":  # an eighth of the training epochs, from a tenth of its rate
-        return Schedule(epochs=2, lr=0.01, batch=128, weight_decay=5e-4, shape="cosine", amp=amp)
-    if scale == "cifar10":  # the rate by fine_tuning_study.py; what two cores do in an hour and a half for all rows
-        return Schedule(epochs=4, lr=0.01, batch=128, weight_decay=1e-4, shape="cosine", amp=amp)
-    # the last rate and the batch of the dense network's own training (its published recipe: 0.1, 0.01, 0.001; 128)
-    return Schedule(epochs=1, lr=1e-3, batch=128, weight_decay=1e-4, shape="cosine", amp=amp)
+@dataclass(frozen=True)
+class ChannelPruning:
+    """A network pruned to ``widths(recipe, speedup)``.
 
-
-def calibration(scale: str) -> int:
-    """Calibration images: 5,000 on ImageNet as the authors, 720 of embedded data, else at most 5,170 (the subset's)."""
-    return {"imagenet": 5000, "digits": 720, "clutter": 720}.get(scale, 5170)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Chains of steps
-
-
-def pruned(
-    setting: Setting,
-    recipe: Recipe,
-    parent: Step,
-    seed: int,
-    selection: str,
-    widths: pruning.Widths,
-    samplers: tuple[str, ...] = (),
-    compensate: bool = True,
-    full: bool = False,
-    reconstruct: bool = True,
-    target: str = "",
-) -> Step:
-    """Channel pruning of ``parent``; ``target`` names the widths in plans.
-
-    ``compensate`` is the paper's enhancement for residual branches (section 3.3); ``full`` also refits the readers that
-    keep all channels and rectifies the targets twice (ours).  Without ``reconstruct`` the old weights stay.
+    ``selection`` is the criterion; without ``reconstruct`` the old weights stay.  ``compensate`` is the paper's
+    enhancement for residual branches (section 3.3); ``full`` also refits the readers that keep all channels and
+    rectifies the targets twice (ours).  ``target`` names the widths in plans.
     """
-    images = min(calibration(setting.scale), setting.train_images)
-    if selection == "weight sum" and not reconstruct and setting.weights is not None:
-        seed = 0  # no image has a say: one dense network gives one pruned network, whatever the seed
-    sampling = Sampling(positions=10, seed=seed)
-    method = Method(selection, compensate=compensate, reconstruct=reconstruct, refit=full, rectify=2 if full else 0)
-    curves = None
-    if isinstance(widths, pruning.ErrorDriven):
-        measuring_curves = pruning.CurveMeasuring(sampling, images, samplers)
-        curves = pruning.curves(parent, measuring_curves, setting.data, gmacs(recipe, images, 3.0))
-    params = pruning.Pruning(method, widths, sampling, images, samplers)
-    return pruning.pruned(parent, curves, params, setting.data, gmacs(recipe, images, 4.0), target)
+
+    widths: Callable[[Recipe, float], pruning.Widths]
+    speedup: float
+    selection: str = "lasso"
+    reconstruct: bool = True
+    compensate: bool = True
+    full: bool = False
+    target: str = ""
+
+    def __call__(self, setting: Setting, recipe: Recipe, parent: Step, seed: int) -> Step:
+        """The step that prunes ``parent``'s network; the seed is that of the images and positions."""
+        if self.selection == "weight sum" and not self.reconstruct and setting.weights is not None:
+            seed = 0  # no image has a say: one dense network gives one pruned network, whatever the seed
+        images, sampling = protocol(PROTOCOLS, setting, recipe).images, Sampling(positions=10, seed=seed)
+        widths, curves = self.widths(recipe, self.speedup), None
+        samplers: tuple[str, ...] = ()
+        if isinstance(widths, pruning.ErrorDriven):
+            measuring = pruning.CurveMeasuring(sampling, images)
+            curves = pruning.curves(parent, measuring, setting.data, gmacs(recipe, images, 3.0))
+        else:
+            samplers = sampled_readers(widths)
+        method = Method(self.selection, compensate=self.compensate, reconstruct=self.reconstruct)
+        if self.full:
+            method = replace(method, refit=True, rectify=2)
+        params = pruning.Pruning(method, widths, sampling, images, samplers)
+        return pruning.pruned(parent, curves, params, setting.data, gmacs(recipe, images, 4.0), self.target)
+
+    def keep(self, recipe: Recipe) -> Mapping[str, int]:
+        """The widths by module name, where the data have no say in them."""
+        widths = self.widths(recipe, self.speedup)
+        if isinstance(widths, pruning.Fixed):
+            return widths.keep
+        assert isinstance(widths, pruning.Ratios)
+        return pruning.ratio_widths(recipe, dict(widths.ratios), self.speedup)
 
 
 def chain(
@@ -222,267 +246,198 @@ def chain(
     epochs: int | None = None,
     distillation: Distillation | None = None,
 ) -> Chain:
-    """A row before or after fine-tuning: of so many ``epochs`` (None: the scale's), with the dense network as teacher
-    where there is a ``distillation``.
+    """A row before or after fine-tuning, compared with the dense network.
+
+    It is tuned for ``epochs`` (None: the protocol's), and has the dense network as teacher with ``distillation``.
     """
-    tuning = tuning_schedule(setting.scale, recipe, setting.amp) if tune else None
+    how = protocol(PROTOCOLS, setting, recipe)
+    start, tuning = partial(dense, how=how), how.tuning if tune else None
     if tuning is not None and epochs is not None:
         tuning = replace(tuning, epochs=epochs)
-    return measured_chain(setting, recipe, dense=dense, prune=prune, tuning=tuning, distillation=distillation)
+    return measured_chain(setting, recipe, dense=start, prune=prune, tuning=tuning, distillation=distillation)
 
 
-def by_ratio(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: float, selection: str = "lasso"
-) -> Step:
-    """At the paper's layer ratios, by LASSO unless another criterion is named."""
-    return pruned(setting, recipe, parent, seed, selection, pruning.Ratios(ratios(recipe), speedup))
-
-
-def by_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, speedup: int) -> Step:
-    """LASSO at the released widths of VGG-16."""
-    return pruned(
-        setting,
-        recipe,
-        parent,
-        seed,
-        "lasso",
-        pruning.Fixed(released_vgg(speedup, recipe)),
-        target=f"released {speedup}x",
-    )
-
-
-def resnet50_release(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, compensate: bool) -> Step:
-    """LASSO at the released widths of ResNet-50, with channel samplers."""
-    widths = released_resnet50(recipe)
-    samplers = tuple(name.removesuffix(":in") for name in widths if name.endswith(":in"))
-    return pruned(setting, recipe, parent, seed, "lasso", pruning.Fixed(widths), samplers, compensate)
-
-
-def inner(
-    setting: Setting,
-    recipe: Recipe,
-    parent: Step,
-    seed: int,
-    *,
-    selection: str,
-    allocation: str,
-    speedup: float,
-    full: bool = False,
-    reconstruct: bool = True,
-) -> Step:
-    """ResNet-56: the filters of each block's first convolution, at uniform or error-driven widths."""
-    producers, _ = pruning.prunable(recipe)
-    if allocation == "error-driven":
-        widths: pruning.Widths = pruning.ErrorDriven(speedup)
-    elif speedup == 2:  # the paper's case: half of the channels, 1.993x
-        widths = pruning.Fixed(_half(recipe))
-    else:
-        widths = pruning.Ratios(dict.fromkeys(producers, 1.0), speedup)
-    return pruned(setting, recipe, parent, seed, selection, widths, full=full, reconstruct=reconstruct)
-
-
-def single_layer(setting: Setting, recipe: Recipe, *, reader: str) -> Chain:
-    """Figure 4: the input of the layer ``reader`` (the paper's name) pruned alone by four criteria."""
-    seed = setting.seeds[0]
-    images = min(calibration(setting.scale), setting.train_images)
-    name = vgg_layers(recipe)[reader]
+def single_layer(setting: Setting, recipe: Recipe, *, producer: str) -> Chain:
+    """Figure 4: the filters of one layer (the paper's name), pruned alone by four criteria."""
+    how, seed = protocol(PROTOCOLS, setting, recipe), setting.seeds[0]
+    reader = vgg_layers(recipe)[dict(pairwise(CONVS))[producer]]
     # every point is an evaluation: half of them keep the whole job on clutter short
     speedups = FIGURE4_SPEEDUPS[1::2] if setting.scale == "clutter" else FIGURE4_SPEEDUPS
-    params = pruning.SingleLayer(name, FIGURE4_CRITERIA, speedups, Sampling(positions=10, seed=seed), images)
-    work = gmacs(recipe, setting.test_images, 4.0 * len(speedups)) + gmacs(recipe, images, 1.0)
-    start = dense(setting, recipe, seed)
-    step = make_step(
-        Kind.PRUNE,
-        f"single layer({name})",
-        pruning.run_single_layer,
-        params,
-        [start],
-        data=setting.data,
-        device=setting.device,
-        work=work,
-    )
-    return Chain([], [step])
+    params = pruning.SingleLayer(reader, FIGURE4_CRITERIA, speedups, Sampling(positions=10, seed=seed), how.images)
+    work = gmacs(recipe, setting.test_images, 4.0 * len(speedups)) + gmacs(recipe, how.images, 1.0)
+    return Chain([], [pruning.single_layer(dense(setting, recipe, seed, how), params, setting.data, work)])
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Rows
 
+TABLE1 = "Table 1 (VGG-16 alone)"
+TABLE4 = "Table 4 (vs training from scratch, 4x)"
+TABLE6 = "Table 6 (ResNet-50 2x)"
+TABLE8 = "Table 8 (ResNet-56 CIFAR-10 2x)"
+FIGURE = "Figure 4 (single layers of VGG-16)"
+CRITERIA = "Criteria (VGG-16 on CIFAR-10)"
+FILTERS_TUNED = "Filter pruning (fine-tuned, our impl.)"
+
+SPEEDUPS = (2, 4, 5)
+AT_RATIOS = {speedup: ChannelPruning(vgg_ratios, speedup) for speedup in SPEEDUPS}
+AT_RELEASE = {speedup: ChannelPruning(vgg_released, speedup, target=f"released {speedup}x") for speedup in SPEEDUPS}
+UNIFORM_4X = ChannelPruning(vgg_uniform, 4)
+RESNET50_PLAIN = ChannelPruning(resnet50_released, 2, compensate=False)
+RESNET50_ENHANCED = ChannelPruning(resnet50_released, 2)
+RESNET56_LASSO = ChannelPruning(inner_uniform, 2)
+# Li et al., ICLR 2017: the filters of the smallest weight sum go, the rest stays
+RESNET56_FILTERS = ChannelPruning(inner_uniform, 2, "weight sum", reconstruct=False)
+RESNET56_BEST = ChannelPruning(error_driven, 2, "exact", full=True)
+# what a row measures: the pruned network, the fine-tuned one, or its shape from fresh weights
+PRUNED, TUNED, SCRATCH = "pruned", "fine-tuned", "from scratch"
+
+FIGURE4 = ("conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv4_1")
+FIGURE4_CRITERIA = ("first k", "max response", "lasso", "exact")
+FIGURE4_SPEEDUPS = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+
+Network = Callable[[str, int, bool], Recipe]
+# each network's own scale and shape
+OWN: dict[Network, tuple[str, Recipe]] = {
+    vgg16: ("imagenet", VGG_SHAPE),
+    resnet50: ("imagenet", RESNET50_SHAPE),
+    resnet56: ("cifar10", RESNET56_SHAPE),
+}
+
+
+def row(
+    table: str,
+    name: str,
+    network: Network,
+    prune: ChannelPruning | None,
+    stage: str,
+    printed: tuple[str, str] | None,
+    scales: tuple[str, ...] | None = None,
+) -> Row:
+    """One of the paper's rows, the dense network's without ``prune``.
+
+    ``printed`` is the registry's row and metric; what stands behind an @ is no part of our metric's name.
+    """
+    scale, whole = OWN[network]
+    shape, claimed, tail = whole, None, partial(chain, prune=prune, tune=stage == TUNED)
+    if prune is not None:
+        shape, claimed = shape_of(whole, prune.keep(whole)), prune.speedup
+        if stage == SCRATCH:
+            tail = partial(from_scratch, widths=prune.keep, label=name.lower())
+    published = {} if printed is None else {printed[1].partition("@")[0]: printed}
+    return Row(table, name, scale, shape, claimed, network, tail, published, scales=scales)
+
+
+def our_row(
+    table: str,
+    name: str,
+    network: Network,
+    prune: ChannelPruning | None,
+    stage: str,
+    scales: tuple[str, ...] | None = None,
+) -> Row:
+    """A row beyond the paper, on CIFAR-10."""
+    tail = partial(chain, prune=prune, tune=stage == TUNED)
+    return Row(table, name, "cifar10", dense=network, chain=tail, scales=scales, ours=True)
+
 
 def table1() -> list[Row]:
     """VGG-16 at 2x, 4x and 5x, at the paper's ratios and at the released widths, before and after fine-tuning."""
-    rows = [
-        _vgg_row(
-            TABLE1, "VGG-16 dense", {"top5_acc": ("baseline", "top5_acc")}, chain=partial(chain, prune=None, tune=False)
-        )
-    ]
-    for speedup in (2, 4, 5):
-        for tune, label in ((False, "without fine-tune"), (True, "fine-tuned")):
-            link = {"top5_err_increase": (f"Ours ({label})", f"top5_err_increase@{speedup}x")}
-            for released in (False, True):
-                prune = partial(by_release if released else by_ratio, speedup=speedup)
-                name = f"VGG-16 {speedup}x{' released widths' if released else ''}, {label}"
-                keep = released_vgg(speedup, VGG_SHAPE) if released else _ratio_widths(speedup)
-                rows.append(_vgg_row(TABLE1, name, link, partial(chain, prune=prune, tune=tune), keep, speedup))
+    rows = [row(TABLE1, "VGG-16 dense", vgg16, None, PRUNED, ("baseline", "top5_acc"))]
+    for speedup in SPEEDUPS:
+        for stage, label in ((PRUNED, "without fine-tune"), (TUNED, "fine-tuned")):
+            printed = (f"Ours ({label})", f"top5_err_increase@{speedup}x")
+            for words, prune in (("", AT_RATIOS[speedup]), (" released widths", AT_RELEASE[speedup])):
+                rows.append(row(TABLE1, f"VGG-16 {speedup}x{words}, {label}", vgg16, prune, stage, printed))
     return rows
 
 
 def table4() -> list[Row]:
     """The 4x shape trained from scratch, as released and with the same share everywhere."""
-    released, uniform = partial(released_vgg, 4), partial(_uniform_vgg, 4)
-    rows = []
-    for name, widths in (("from scratch", released), ("from scratch (uniformed)", uniform)):
-        link = {"top5_err_increase": (name, "top5_err_increase")}
-        row_chain = partial(from_scratch, widths=widths, label=name)
-        row = _vgg_row(TABLE4, name, link, row_chain, widths(VGG_SHAPE), 4)
-        rows.append(replace(row, scales=NOT_ON_CLUTTER))
-    for tune, name in ((False, "Ours (no fine-tune)"), (True, "Ours (fine-tuned)")):
-        link = {"top5_err_increase": (name, "top5_err_increase")}
-        prune = partial(by_release, speedup=4)
-        rows.append(_vgg_row(TABLE4, name, link, partial(chain, prune=prune, tune=tune), released(VGG_SHAPE), 4))
-    return rows
+    return [
+        row(TABLE4, name, vgg16, prune, stage, (name, "top5_err_increase"), scales)
+        for name, prune, stage, scales in (
+            ("from scratch", AT_RELEASE[4], SCRATCH, NOT_ON_CLUTTER),
+            ("from scratch (uniformed)", UNIFORM_4X, SCRATCH, NOT_ON_CLUTTER),
+            ("Ours (no fine-tune)", AT_RELEASE[4], PRUNED, None),
+            ("Ours (fine-tuned)", AT_RELEASE[4], TUNED, None),
+        )
+    ]
 
 
 def table6() -> list[Row]:
     """ResNet-50 at the released 2x widths: plain, with compensation of the residual branch, and fine-tuned."""
-    shape = shape_of(RESNET50_SHAPE, released_resnet50(RESNET50_SHAPE))
-    rows = []
-    for name, compensate, tune in (
-        ("Ours", False, False),
-        ("Ours (enhanced)", True, False),
-        ("Ours (enhanced, fine-tuned)", True, True),
-    ):
-        prune = partial(resnet50_release, compensate=compensate)
-        link = {"top5_err_increase": (name, "top5_err_increase@2x")}
-        tail = partial(chain, prune=prune, tune=tune)
-        rows.append(Row(TABLE6, name, "imagenet", shape, 2.0, resnet50, tail, link, scales=NOT_ON_CLUTTER))
-    return rows
+    return [
+        row(TABLE6, name, resnet50, prune, stage, (name, "top5_err_increase@2x"), NOT_ON_CLUTTER)
+        for name, prune, stage in (
+            ("Ours", RESNET50_PLAIN, PRUNED),
+            ("Ours (enhanced)", RESNET50_ENHANCED, PRUNED),
+            ("Ours (enhanced, fine-tuned)", RESNET50_ENHANCED, TUNED),
+        )
+    ]
 
 
 def table8() -> list[Row]:
-    """ResNet-56 on CIFAR-10, half of the inner channels: LASSO and filter pruning (Li et al., ICLR 2017: the filters of
-    the smallest weight sum go, the rest stays), before and after fine-tuning, and from scratch.  Beside them the best
-    of ours: exact selection, error-driven widths, the full reconstruction; tuned on the labels, and with the dense
-    network as teacher.  All tuned for 4 epochs, and once more for a tenth of the training's.
+    """ResNet-56 on CIFAR-10, half of the inner channels: LASSO and filter pruning before and after fine-tuning, and
+    from scratch.  Beside them the best of ours: exact selection, error-driven widths, the full reconstruction.
     """
-    half = shape_of(RESNET56_SHAPE, _half(RESNET56_SHAPE))
-    lasso = partial(inner, selection="lasso", allocation="uniform", speedup=2)
-    filters = partial(inner, selection="weight sum", allocation="uniform", speedup=2, reconstruct=False)
-    best = partial(inner, selection="exact", allocation="error-driven", speedup=2, full=True)
-    untouched = partial(chain, prune=None, tune=False)
-    base = {"top1_acc": ("baseline", "top1_acc")}
-    rows = [Row(TABLE8, "ResNet-56 dense", "cifar10", RESNET56_SHAPE, None, resnet56, untouched, base)]
-    for name, row_chain in (
-        ("Ours", partial(chain, prune=lasso, tune=False)),
-        ("Ours (fine-tuned)", partial(chain, prune=lasso, tune=True)),
-        ("Filter pruning", partial(chain, prune=filters, tune=False)),
-        ("Filter pruning (fine-tuned, our impl.)", partial(chain, prune=filters, tune=True)),
-        ("From scratch", partial(from_scratch, widths=_half)),
-    ):
-        # the paper prints filter pruning after fine-tuning alone
-        link = {} if name == "Filter pruning" else {"top1_err_increase": (name, "top1_err_increase@2x")}
-        # from scratch needs the full training set
-        scales: tuple[str, ...] | None = ("digits", "cifar10") if name == "From scratch" else None
-        rows.append(Row(TABLE8, name, "cifar10", half, 2.0, resnet56, row_chain, link, scales=scales))
-    for tune in (False, True):
-        name = f"Exact, error-driven, full reconstruction{' (fine-tuned)' if tune else ''}"
-        row_chain = partial(chain, prune=best, tune=tune)
-        scales = NOT_ON_CLUTTER if tune else None
-        rows.append(Row(TABLE8, name, "cifar10", dense=resnet56, chain=row_chain, ours=True, scales=scales))
-    name = "Exact, error-driven, full reconstruction (fine-tuned, distilled)"
-    taught = partial(chain, prune=best, tune=True, distillation=SOFT)
-    rows.append(
-        Row(TABLE8, name, "cifar10", dense=resnet56, chain=taught, ours=True, scales=("cifar10",), release=True)
-    )
-    return [*rows, *_tenth(half, lasso, filters, best), *_at_3x()]
-
-
-def _tenth(half: Recipe, lasso: Prune, filters: Prune, best: Prune) -> list[Row]:
-    """Table 8 tuned for a tenth of the training epochs: for a GPU, or half a day on two cores."""
-    rows = []
-    for name, prune, printed, soft in (
-        ("Ours (fine-tuned, 16 epochs)", lasso, "Ours (fine-tuned)", None),
-        ("Filter pruning (fine-tuned, 16 epochs)", filters, "Filter pruning (fine-tuned, our impl.)", None),
-        ("Exact, error-driven, full reconstruction (fine-tuned, 16 epochs)", best, "", None),
-        ("Exact, error-driven, full reconstruction (fine-tuned, distilled, 16 epochs)", best, "", SOFT),
-    ):
-        row_chain = partial(chain, prune=prune, tune=True, epochs=TENTH, distillation=soft)
-        row = Row(TABLE8, name, "cifar10", dense=resnet56, chain=row_chain, scales=("cifar10",))
-        if printed:
-            link = {"top1_err_increase": (printed, "top1_err_increase@2x")}
-            rows.append(replace(row, shape=half, claimed=2.0, published=link))
-        else:
-            rows.append(replace(row, ours=True))
-    return rows
-
-
-def _at_3x() -> list[Row]:
-    """Beyond the paper: LASSO and the best of ours at 3x, fine-tuned as at 2x."""
-    lasso = partial(inner, selection="lasso", allocation="uniform", speedup=3)
-    best = partial(inner, selection="exact", allocation="error-driven", speedup=3, full=True)
+    increase, best = "top1_err_increase@2x", "Exact, error-driven, full reconstruction"
     return [
-        Row(
-            TABLE8,
-            name,
-            "cifar10",
-            dense=resnet56,
-            chain=partial(chain, prune=prune, tune=True, distillation=soft),
-            ours=True,
-            scales=("cifar10",),
-            release=soft is not None,
-        )
-        for name, prune, soft in (
-            ("LASSO at 3x (fine-tuned)", lasso, None),
-            ("Exact, error-driven, full reconstruction at 3x (fine-tuned, distilled)", best, SOFT),
-        )
+        row(TABLE8, "ResNet-56 dense", resnet56, None, PRUNED, ("baseline", "top1_acc")),
+        row(TABLE8, "Ours", resnet56, RESNET56_LASSO, PRUNED, ("Ours", increase)),
+        row(TABLE8, "Ours (fine-tuned)", resnet56, RESNET56_LASSO, TUNED, ("Ours (fine-tuned)", increase)),
+        row(TABLE8, "Filter pruning", resnet56, RESNET56_FILTERS, PRUNED, None),  # printed after fine-tuning alone
+        row(TABLE8, FILTERS_TUNED, resnet56, RESNET56_FILTERS, TUNED, (FILTERS_TUNED, increase)),
+        # from scratch needs the full training set
+        row(
+            TABLE8, "From scratch", resnet56, RESNET56_LASSO, SCRATCH, ("From scratch", increase), ("digits", "cifar10")
+        ),
+        our_row(TABLE8, best, resnet56, RESNET56_BEST, PRUNED),
+        our_row(TABLE8, f"{best} (fine-tuned)", resnet56, RESNET56_BEST, TUNED, NOT_ON_CLUTTER),
+        *tuned_otherwise(best),
     ]
+
+
+def tuned_otherwise(best: str) -> list[Row]:
+    """Table 8 with the dense network as teacher, for a tenth of the training epochs (for a GPU), and at 3x."""
+    only, increase = ("cifar10",), "top1_err_increase@2x"
+    lasso_3x, best_3x = replace(RESNET56_LASSO, speedup=3), replace(RESNET56_BEST, speedup=3)
+    found = []
+    for name, prune, epochs, soft, printed in (
+        (f"{best} (fine-tuned, distilled)", RESNET56_BEST, None, SOFT, ""),
+        ("Ours (fine-tuned, 16 epochs)", RESNET56_LASSO, TENTH, None, "Ours (fine-tuned)"),
+        ("Filter pruning (fine-tuned, 16 epochs)", RESNET56_FILTERS, TENTH, None, FILTERS_TUNED),
+        (f"{best} (fine-tuned, 16 epochs)", RESNET56_BEST, TENTH, None, ""),
+        (f"{best} (fine-tuned, distilled, 16 epochs)", RESNET56_BEST, TENTH, SOFT, ""),
+        ("LASSO at 3x (fine-tuned)", lasso_3x, None, None, ""),
+        (f"{best} at 3x (fine-tuned, distilled)", best_3x, None, SOFT, ""),
+    ):
+        tail = partial(chain, prune=prune, tune=True, epochs=epochs, distillation=soft)
+        if printed:
+            made = row(TABLE8, name, resnet56, prune, TUNED, (printed, increase), only)
+        else:
+            made = our_row(TABLE8, name, resnet56, prune, TUNED, only)
+        found.append(replace(made, chain=tail, release=soft is not None and epochs is None))
+    return found
 
 
 def figure4() -> list[Row]:
     """Single layers of VGG-16 pruned alone: first k, max response, LASSO and exact selection at several speed-ups."""
     return [
-        _vgg_row(FIGURE, producer, {}, partial(single_layer, reader=reader), seeds=(0,))
-        for producer, reader in FIGURE4.items()
+        Row(FIGURE, name, "imagenet", VGG_SHAPE, None, vgg16, partial(single_layer, producer=name), seeds=(0,))
+        for name in FIGURE4
     ]
 
 
 def criteria() -> list[Row]:
     """VGG-16's CIFAR form at the paper's ratios by LASSO, first k and max response, before and after fine-tuning."""
-    rows = [Row(CRITERIA, "dense, fine-tuned", "cifar10", dense=vgg16, chain=partial(chain, prune=None, tune=True))]
-    for tune in (False, True):
-        for speedup in (2, 4, 5):
-            for selection in ("first k", "max response", "lasso"):
-                name = f"{speedup}x {selection.replace('lasso', 'LASSO')}{', fine-tuned' if tune else ''}"
-                prune = partial(by_ratio, speedup=speedup, selection=selection)
-                rows.append(Row(CRITERIA, name, "cifar10", dense=vgg16, chain=partial(chain, prune=prune, tune=tune)))
-    return [replace(row, ours=True, scales=("cifar10",)) for row in rows]
-
-
-def _vgg_row(
-    table: str,
-    name: str,
-    published: dict[str, tuple[str, str]],
-    chain: Callable[[Setting, Recipe], Chain],
-    keep: Mapping[str, int] | None = None,
-    claimed: float | None = None,
-    seeds: tuple[int, ...] = (0, 1, 2),
-) -> Row:
-    shape = shape_of(VGG_SHAPE, keep or {})
-    return Row(table, name, "imagenet", shape, claimed, vgg16, chain, published, seeds=seeds)
-
-
-def _ratio_widths(speedup: float) -> dict[str, int]:
-    return pruning.ratio_widths(VGG_SHAPE, ratios(VGG_SHAPE), speedup)
-
-
-def _uniform_vgg(speedup: float, recipe: Recipe) -> dict[str, int]:
-    shares = {module: 1.0 for name, module in vgg_layers(recipe).items() if name != "conv5_3"}
-    return pruning.ratio_widths(recipe, shares, speedup)
-
-
-def _half(recipe: Recipe) -> dict[str, int]:
-    producers, _ = pruning.prunable(recipe)
-    model = recipe.build("meta")
-    return {name: surgery.convolution(model, name).out_channels // 2 for name in producers}
+    only = ("cifar10",)
+    return [our_row(CRITERIA, "dense, fine-tuned", vgg16, None, TUNED, only)] + [
+        our_row(CRITERIA, f"{speedup}x {words}{label}", vgg16, ChannelPruning(vgg_ratios, speedup, name), stage, only)
+        for stage, label in ((PRUNED, ""), (TUNED, ", fine-tuned"))
+        for speedup in SPEEDUPS
+        for name, words in (("first k", "first k"), ("max response", "max response"), ("lasso", "LASSO"))
+    ]
 
 
 def released_code() -> list[Row]:
@@ -507,28 +462,20 @@ def not_yet() -> list[Row]:
     ]
 
 
-def seeds_on_clutter(row: Row) -> tuple[int, ...]:
+def seeds_on_clutter(one: Row) -> tuple[int, ...]:
     """Five where the study of the selection takes five, whose networks these are; one for the rest.
 
     So that the whole job takes less than ten minutes on two cores.
     """
     shared = (TABLE8, "ResNet-56 dense"), (TABLE8, "Ours")
-    return (0, 1, 2, 3, 4) if (row.table, row.name) in shared else (0,)
+    return (0, 1, 2, 3, 4) if (one.table, one.name) in shared else (0,)
 
 
 def paper() -> Paper:
     """The paper as the harness sees it."""
-    rows = [
-        *table1(),
-        *table4(),
-        *table6(),
-        *table8(),
-        *figure4(),
-        *criteria(),
-        *released_code(),
-        *not_yet(),
-    ]
-    rows = [replace(row, seeds_at={"clutter": seeds_on_clutter(row)}) for row in rows]
+    tables = (table1, table4, table6, table8, figure4, criteria, released_code, not_yet)
+    rows = [one for table in tables for one in table()]
+    rows = [replace(one, seeds_at={"clutter": seeds_on_clutter(one)}) for one in rows]
     title = "Channel Pruning for Accelerating Very Deep Neural Networks"
     return Paper("channel_pruning", title, "He, Zhang, Sun; ICCV 2017; arXiv 1707.06168", rows, DEVIATIONS)
 

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from bench.chains import Prune, dense, gmacs
+from bench.chains import dense, gmacs
 from bench.cli import main
 from bench.data.images import ImageSet, MemorySplit
 from bench.data.stream import ImageStream
@@ -27,6 +27,7 @@ from bench.measure.statistics import interval_of_mean
 from bench.metrics import Metric
 from bench.models.checkpoint import checkpoint, network, takes_channels_last
 from bench.models.recipe import Recipe
+from bench.protocols import protocol
 from bench.pruning.peers import renew
 from bench.rows import Chain, Paper, Row, Setting
 from bench.steps import Context, Kind, Step, make_step
@@ -35,7 +36,7 @@ from bench.train.distillation import Distillation, distil
 from bench.train.fit import fit
 from bench.train.schedule import Schedule
 from bench.zoo import resnet56
-from reproductions.channel_pruning import SOFT, inner
+from reproductions.channel_pruning import PROTOCOLS, RESNET56_LASSO, SOFT
 
 IMAGES, HELD_OUT, RENEWING = 10_000, 5000, 2560
 
@@ -230,7 +231,6 @@ TRIALS: list[tuple[str, Schedule, Distillation | None]] = [
     ("rate 0.01, constant", replace(BASE, shape="constant"), None),
     ("rate 0.01, weight decay 5e-4", replace(BASE, weight_decay=5e-4), None),
 ]
-LASSO: Prune = partial(inner, selection="lasso", allocation="uniform", speedup=2)
 
 
 def chain(
@@ -239,8 +239,8 @@ def chain(
     """LASSO's network tuned (or not) in the way ``name``, measured on the held-out images beside the dense one."""
     seed = setting.seeds[0]
     parts = Parts(IMAGES, HELD_OUT, seed)
-    start = dense(setting, recipe, seed)
-    step = LASSO(setting, recipe, start, seed)
+    start = dense(setting, recipe, seed, protocol(PROTOCOLS, setting, recipe))
+    step = RESNET56_LASSO(setting, recipe, start, seed)
     if schedule is not None:
         params = Trial(schedule, distillation, parts)
         passes = 3.0 if distillation is None else 4.0

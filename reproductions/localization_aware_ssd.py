@@ -1,11 +1,19 @@
 """Localization-aware Channel Pruning for Object Detection (Xie, Zhu, Zhao, Tao, Liu, Tao; arXiv 1911.02237v3).
 
-SSD is pruned stage by stage.  An auxiliary network reads the layer at the end of a stage through contextual RoIAlign
-and learns, with the detector, to classify and to locate the matched default boxes; then the input channels of the
-stage's layers are picked greedily by the gradient of reconstruction plus auxiliary loss (Discrimination-aware Channel
-Pruning, Zhuang et al. 2018), and at last the network is fine-tuned.  The publication's own tables could not be read:
-their cells stand empty.  Measured here is its claim, that the localization terms help: the same pruning with and
-without them, and four other criteria at the same widths.
+SSD is pruned stage by stage (:class:`Staged`).  An auxiliary network (:class:`Auxiliary`) reads the layer at the end of
+a stage, F, at the default boxes B that are matched with a ground-truth box G, C the smallest box around both:
+
+    F_O  = RoIAlign(F, B) + RoIAlign(F, C)                     contextual RoIAlign (section 3.2)
+    L_ac = cross-entropy(classes from F_O)                     L_ar = m (1 - GIoU(box from F_O, G))
+    L_f  = L_a + L_c + L_r,  L_a = L_ac + L_ar                 trains the auxiliary network with the detector
+
+and then the input channels of the stage's layers are picked greedily: channel after channel the one whose weights have
+the largest gradient of reconstruction error plus alpha L_a, after each pick the kept weights move
+(:mod:`bench.pruning.greedy`; Discrimination-aware Channel Pruning, Zhuang et al. 2018).  At last the network is
+fine-tuned.
+
+The publication's own tables could not be read: their cells stand empty.  Measured here is its claim, that the
+localization terms help: the same pruning with and without them, and four other criteria at the same widths.
 """
 
 from __future__ import annotations
@@ -21,13 +29,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss, roi_align
 
-from bench.chains import gmacs, loaded
+from bench.chains import gmacs, shape_of
 from bench.cli import main
 from bench.data import BOXES
-from bench.measure import detection_steps as measuring
+from bench.detection_chains import DetectorProtocol, Prune, measured_chain, worth
 from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
 from bench.models.ssd import SSD
+from bench.protocols import ANY, cosine, protocol
 from bench.pruning import detection_steps as pruning
 from bench.pruning import surgery
 from bench.pruning.calibration import Sampling
@@ -278,7 +287,9 @@ def run_selected(context: Context, parents: list[Result], params: StageSelection
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Networks and schedules
+# Networks and protocols
+
+Network = Callable[[str, int, bool], Recipe]
 
 
 def ssd_vgg16(scale: str, classes: int, given: bool) -> Recipe:
@@ -295,34 +306,18 @@ def ssd_resnet50(scale: str, classes: int, given: bool) -> Recipe:
     return Recipe("ssd300_resnet50", {"num_classes": classes}, (3, 300, 300))
 
 
-def augmentation(scale: str) -> detection.Augmenting:
-    """SSD's on photographs; digits must not be mirrored, and scenes hold several sizes already."""
-    return detection.Augmenting(mirror=False, zoom_out=1.0) if scale == "scenes" else detection.Augmenting()
-
-
-def dense_schedule(scale: str) -> Schedule:
-    """How the dense detector is trained where no weights are given."""
-    if scale in ("voc", "coco"):  # mmdet's configurations: 24 epochs over ten (VOC) or five (COCO) repetitions
-        epochs, lr = (240, 1e-3) if scale == "voc" else (120, 2e-3)
-        steps = (epochs * 2 // 3, epochs * 5 // 6)
-        return Schedule(epochs=epochs, lr=lr, batch=64, weight_decay=5e-4, shape="steps", milestones=steps)
-    epochs = 30 if scale == "scenes" else 40
-    return Schedule(epochs=epochs, lr=4e-3, batch=16, weight_decay=1e-4, shape="cosine", clip=10.0, optimizer="AdamW")
-
-
-def tuning_schedule(scale: str, epochs: int) -> Schedule:
-    """Fine-tuning, and the training of a stage, from the dense detector's last rates."""
-    if scale in ("voc", "coco"):
-        return Schedule(epochs=epochs, lr=1e-3, batch=32, weight_decay=5e-4, shape="cosine")
-    return Schedule(epochs=epochs, lr=5e-4, batch=16, weight_decay=1e-4, shape="cosine", clip=10.0, optimizer="AdamW")
-
-
-def tuning_epochs(scale: str) -> int:
-    """Epochs of the last fine-tuning; a stage is trained for half of them."""
-    return 30 if scale in ("voc", "coco") else 2
-
-
-CALIBRATION_IMAGES = 128
+by_steps = partial(Schedule, batch=64, weight_decay=5e-4, shape="steps")
+by_adamw = partial(Schedule, batch=16, weight_decay=1e-4, shape="cosine", clip=10.0, optimizer="AdamW")
+# digits must not be mirrored, and scenes hold several sizes already
+PLAIN = detection.Augmenting(mirror=False, zoom_out=1.0)
+# (scale, network): training of the dense detector, fine-tuning (a stage is trained for half as long), calibration
+PROTOCOLS = {
+    # mmdet's configurations: 24 epochs over ten (VOC) or five (COCO) repetitions
+    ("voc", ANY): DetectorProtocol(by_steps(240, 1e-3, milestones=(160, 200)), cosine(30, 1e-3, 32), images=128),
+    ("coco", ANY): DetectorProtocol(by_steps(120, 2e-3, milestones=(80, 100)), cosine(30, 1e-3, 32), images=128),
+    ("scenes", ANY): DetectorProtocol(by_adamw(30, 4e-3), by_adamw(2, 5e-4), images=128, augmenting=PLAIN),
+    (ANY, ANY): DetectorProtocol(by_adamw(40, 4e-3), by_adamw(2, 5e-4), images=128),
+}
 
 
 def sampling(seed: int) -> Sampling:
@@ -331,151 +326,78 @@ def sampling(seed: int) -> Sampling:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Chains
-
-# (setting, dense recipe, dense step, widths by producer, seed) to the step that prunes
-Prune = Callable[[Setting, Recipe, Step, dict[str, int], int], Step]
-DENSE_SEED = 0  # one dense network; seeds are those of the selection
+# From the dense detector to a row
 
 
-def dense(setting: Setting, recipe: Recipe) -> Step:
-    """The dense detector: the user's weights, or trained here (at paper scale from ImageNet's backbone)."""
-    if setting.weights is not None:
-        return loaded(setting, recipe)
-    schedule = dense_schedule(setting.scale)
-    work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
-    large = recipe.builder != "narrow_ssd"
-    return detection.trained(
-        setting,
-        recipe,
-        None,
-        schedule,
-        DENSE_SEED,
-        "dense",
-        work=work,
-        augmenting=augmentation(setting.scale),
-        backbone=large,
-    )
-
-
-def tuned(setting: Setting, recipe: Recipe, parent: Step, seed: int, epochs: int) -> Step:
-    """Fine-tuning of ``parent``."""
-    work = gmacs(recipe, setting.train_images, 3.0 * epochs)
-    schedule = replace(tuning_schedule(setting.scale, epochs), amp=setting.amp)
-    return detection.trained(
-        setting,
-        recipe,
-        parent,
-        schedule,
-        seed,
-        f"fine-tuned {epochs} epochs",
-        work=work,
-        augmenting=augmentation(setting.scale),
-    )
-
-
-def layerwise(
-    setting: Setting,
-    recipe: Recipe,
-    parent: Step,
-    keep: dict[str, int],
-    seed: int,
-    *,
-    selection: str,
-    reconstruct: bool,
-) -> Step:
-    """One walk through all layers: a criterion of Channel Pruning's or ThiNet's family, or a ranking."""
-    params = pruning.DetectorPruning(
-        keep, Method(selection, reconstruct=reconstruct), CALIBRATION_IMAGES, sampling(seed)
-    )
-    return make_step(
-        Kind.PRUNE,
-        f"pruned({selection}, seed {seed})",
-        pruning.run_pruned,
-        params,
-        [parent],
-        data=setting.data,
-        device=setting.device,
-        work=gmacs(recipe, CALIBRATION_IMAGES, 3.0),
-    )
-
-
-def staged(
-    setting: Setting, recipe: Recipe, parent: Step, keep: dict[str, int], seed: int, *, localization: bool
-) -> Step:
+@dataclass(frozen=True)
+class Staged:
     """Localization-aware pruning, or without ``localization`` discrimination-aware: segment by segment."""
-    step, label = parent, "LCP" if localization else "DCP"
-    epochs = max(1, tuning_epochs(setting.scale) // 2)
-    for number, (position, producers) in enumerate(segments(recipe), start=1):
-        training = AuxiliaryTraining(
-            position, localization, tuning_schedule(setting.scale, epochs), seed, augmentation(setting.scale)
-        )
-        step = make_step(
-            Kind.TRAIN,
-            f"{label} auxiliary {number}(seed {seed})",
-            run_auxiliary,
-            training,
-            [step],
-            data=setting.data,
-            device=setting.device,
-            work=gmacs(recipe, setting.train_images, 3.0 * epochs),
-            rate=detection.RATE,
-        )
-        here = {producer: keep[producer] for producer in producers}
-        selection = StageSelection(position, localization, here, GREEDY, CALIBRATION_IMAGES, sampling(seed))
-        step = make_step(
-            Kind.PRUNE,
-            f"{label} selected {number}(seed {seed})",
-            run_selected,
-            selection,
-            [step],
-            data=setting.data,
-            device=setting.device,
-            # two passes of a third of the network over one mini-batch for each channel picked
-            work=gmacs(recipe, selection.sampling.batch, 2.0 * sum(here.values())),
-            rate=18.0,
-        )
-    return step
+
+    localization: bool
+    share: float = 0.5
+
+    def __call__(self, setting: Setting, recipe: Recipe, parent: Step, seed: int) -> Step:
+        """Each segment: the auxiliary network and the detector trained together, then the selection of its layers."""
+        how, keep, step = protocol(PROTOCOLS, setting, recipe), equal_share(recipe, self.share), parent
+        schedule = replace(how.tuning, epochs=max(1, how.tuning.epochs // 2), amp=False)
+        label = "LCP" if self.localization else "DCP"
+        for number, (position, producers) in enumerate(segments(recipe), start=1):
+            learn = AuxiliaryTraining(position, self.localization, schedule, seed, how.augmenting)
+            step = make_step(
+                Kind.TRAIN,
+                f"{label} auxiliary {number}(seed {seed})",
+                run_auxiliary,
+                learn,
+                [step],
+                data=setting.data,
+                device=setting.device,
+                work=gmacs(recipe, setting.train_images, 3.0 * schedule.epochs),
+                rate=detection.RATE,
+            )
+            here = {producer: keep[producer] for producer in producers}
+            choose = StageSelection(position, self.localization, here, GREEDY, how.images, sampling(seed))
+            step = make_step(
+                Kind.PRUNE,
+                f"{label} selected {number}(seed {seed})",
+                run_selected,
+                choose,
+                [step],
+                data=setting.data,
+                device=setting.device,
+                # two passes of a third of the network over one mini-batch for each channel picked
+                work=gmacs(recipe, choose.sampling.batch, 2.0 * sum(here.values())),
+                rate=18.0,
+            )
+        return step
 
 
-def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
-    """Detections and AP of a step's network."""
-    return measuring.detected(setting, step, seed, gmacs(recipe, setting.test_images, 1.0))
+@dataclass(frozen=True)
+class OneWalk:
+    """All layers in one walk: a criterion of Channel Pruning's or ThiNet's family, or a ranking."""
+
+    selection: str
+    reconstruct: bool = True
+    share: float = 0.5
+
+    def __call__(self, setting: Setting, recipe: Recipe, parent: Step, seed: int) -> Step:
+        """The step that prunes ``parent``'s detector."""
+        images, keep = protocol(PROTOCOLS, setting, recipe).images, equal_share(recipe, self.share)
+        method = Method(self.selection, reconstruct=self.reconstruct)
+        params = pruning.DetectorPruning(keep, method, images, sampling(seed))
+        return pruning.layer_by_layer(setting, parent, params, gmacs(recipe, images, 3.0))
 
 
-def chain(
-    setting: Setting, recipe: Recipe, *, prune: Prune | None, share: float = 0.5, tune: bool = True, more: int = 0
-) -> Chain:
-    """A row: dense, pruned, fine-tuned (``more`` epochs longer), compared with the dense network on the same images."""
-    start = dense(setting, recipe)
-    reference = measured(setting, recipe, start, DENSE_SEED)
-    if prune is None and not tune:
-        return Chain([start], [reference], [reference], [reference])
-    networks = []
-    epochs = tuning_epochs(setting.scale) + more
-    seeds = setting.seeds if prune is not None else (DENSE_SEED,)
-    for seed in seeds:
-        step = start if prune is None else prune(setting, recipe, start, equal_share(recipe, share), seed)
-        networks.append(tuned(setting, recipe, step, seed, epochs) if tune else step)
-    runs = [measured(setting, recipe, step, seed) for step, seed in zip(networks, seeds, strict=True)]
-    records = [*runs, *([measuring.summarised(setting, runs)] if len(runs) > 1 else [])]
-    records.append(measuring.compared(setting, runs, [reference] * len(runs)))
-    if tune and prune is not None:
-        control = measured(setting, recipe, tuned(setting, recipe, start, DENSE_SEED, epochs), DENSE_SEED)
-        records.append(measuring.compared(setting, runs, [control] * len(runs), suffix="_control"))
-    return Chain(networks, records, runs, [reference] * len(runs))
+def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool, more: int = 0) -> Chain:
+    """A row before or after fine-tuning, which takes ``more`` epochs than the protocol has."""
+    how = protocol(PROTOCOLS, setting, recipe)
+    tuning = replace(how.tuning, epochs=how.tuning.epochs + more) if tune else None
+    return measured_chain(setting, recipe, how, prune=prune, tuning=tuning)
 
 
-def worth(setting: Setting, recipe: Recipe, *, first: Prune, second: Prune, share: float, tune: bool) -> Chain:
-    """What one method is worth against another, paired by image and seed."""
-    runs: tuple[list[Step], list[Step]] = ([], [])
-    for seed in setting.seeds:
-        for place, prune in enumerate((first, second)):
-            step = prune(setting, recipe, dense(setting, recipe), equal_share(recipe, share), seed)
-            if tune:
-                step = tuned(setting, recipe, step, seed, tuning_epochs(setting.scale))
-            runs[place].append(measured(setting, recipe, step, seed))
-    return Chain([], [measuring.compared(setting, *runs, kind="difference")])
+def terms_worth(setting: Setting, recipe: Recipe, *, tune: bool) -> Chain:
+    """LCP minus DCP at the same widths, seeds and images."""
+    how = protocol(PROTOCOLS, setting, recipe)
+    return worth(setting, recipe, how, first=LCP, second=DCP, tuning=how.tuning if tune else None)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -483,23 +405,28 @@ def worth(setting: Setting, recipe: Recipe, *, first: Prune, second: Prune, shar
 
 CRITERIA = "Criteria at equal widths (SSD-VGG16)"
 WORTH = "What the localization terms are worth (SSD-VGG16)"
-LCP, DCP = partial(staged, localization=True), partial(staged, localization=False)
-RANDOM = partial(layerwise, selection="random", reconstruct=False)
+LCP, DCP = Staged(localization=True), Staged(localization=False)
+RANDOM = OneWalk("random", reconstruct=False)
 METHODS: list[tuple[str, Prune, tuple[int, ...]]] = [
     ("random", RANDOM, (0, 1, 2)),
-    ("L1 norm", partial(layerwise, selection="weight sum", reconstruct=False), (0,)),
-    ("LASSO, least squares", partial(layerwise, selection="lasso", reconstruct=True), (0,)),
-    ("ThiNet, least squares", partial(layerwise, selection="thinet", reconstruct=True), (0,)),
-    ("exact, least squares", partial(layerwise, selection="exact", reconstruct=True), (0,)),
+    ("L1 norm", OneWalk("weight sum", reconstruct=False), (0,)),
+    ("LASSO, least squares", OneWalk("lasso"), (0,)),
+    ("ThiNet, least squares", OneWalk("thinet"), (0,)),
+    ("exact, least squares", OneWalk("exact"), (0,)),
     ("DCP", DCP, (0, 1, 2)),
     ("LCP", LCP, (0, 1, 2)),
 ]
 
 
-def shape_of(dense: Callable[[], Recipe], share: float) -> Recipe:
-    """The pruned network at equal shares."""
-    recipe = dense()
-    return recipe.removed(equal_share(recipe, share))
+def whole(network: Network, scale: str, classes: int) -> Recipe:
+    """A detector at the paper's own shape."""
+    return network(scale, classes, False)
+
+
+def pruned_shape(network: Network, scale: str, classes: int, share: float) -> Recipe:
+    """The same with equal shares of its filters gone."""
+    recipe = network(scale, classes, False)
+    return shape_of(recipe, equal_share(recipe, share))
 
 
 def paper_tables() -> list[Row]:
@@ -510,52 +437,48 @@ def paper_tables() -> list[Row]:
         ("VOC2007 SSD-ResNet-50", "voc", ssd_resnet50, 20, 0.7),
         ("COCO SSD-ResNet-50", "coco", ssd_resnet50, 80, 0.7),
     ):
-        shape = partial(network, scale, classes, False)
         metric = "map_voc07" if scale == "voc" else "coco_ap"
-        common: dict[str, Any] = {"dense": network, "data": BOXES, "scales": ("voc", "coco")}
-        untouched, link = partial(chain, prune=None, tune=False), {metric: ("baseline", "mAP")}
-        rows.append(Row(table, "baseline", scale, shape, chain=untouched, seeds=(0,), published=link, **common))
-        smaller, link = partial(shape_of, shape, share), {metric: ("pruned", "mAP")}
-        pruned = partial(chain, prune=LCP, share=share)
-        rows.append(Row(table, "pruned", scale, smaller, chain=pruned, published=link, **common))
-    return rows
+        shape, smaller = partial(whole, network, scale, classes), partial(pruned_shape, network, scale, classes, share)
+        tail = partial(chain, prune=None, tune=False)
+        rows.append(
+            Row(table, "baseline", scale, shape, None, network, tail, {metric: ("baseline", "mAP")}, seeds=(0,))
+        )
+        tail = partial(chain, prune=Staged(localization=True, share=share), tune=True)
+        rows.append(Row(table, "pruned", scale, smaller, None, network, tail, {metric: ("pruned", "mAP")}))
+    return [replace(one, data=BOXES, scales=("voc", "coco")) for one in rows]
 
 
 def criteria() -> list[Row]:
     """Half of the backbone's parameters gone, by every criterion, before and after two epochs of fine-tuning."""
-    shape = partial(ssd_vgg16, "voc", 20, False)
-    half = partial(shape_of, shape, 0.5)
-
-    def row(
-        name: str, small: Callable[[], Recipe], row_chain: Callable[[Setting, Recipe], Chain], seeds: tuple[int, ...]
-    ) -> Row:
-        return Row(CRITERIA, name, "voc", small, dense=ssd_vgg16, chain=row_chain, seeds=seeds, ours=True, data=BOXES)
-
-    rows = [
-        row("dense", shape, partial(chain, prune=None, tune=False), (0,)),
-        row("dense, fine-tuned", shape, partial(chain, prune=None), (0,)),
+    shape, half = partial(whole, ssd_vgg16, "voc", 20), partial(pruned_shape, ssd_vgg16, "voc", 20, 0.5)
+    rows: list[tuple[str, Prune | None, bool, int, tuple[int, ...]]] = [
+        ("dense", None, False, 0, (0,)),
+        ("dense, fine-tuned", None, True, 0, (0,)),
+        *((name, prune, False, 0, seeds) for name, prune, seeds in METHODS),
+        *((f"{name}, fine-tuned", prune, True, 0, seeds) for name, prune, seeds in METHODS),
+        ("random, fine-tuned as long as LCP's stages", RANDOM, True, SEGMENTS, (0, 1, 2)),
     ]
-    for tune in (False, True):
-        for name, prune, seeds in METHODS:
-            suffix = ", fine-tuned" if tune else ""
-            rows.append(row(name + suffix, half, partial(chain, prune=prune, tune=tune), seeds))
-    longer = partial(chain, prune=RANDOM, more=SEGMENTS)
-    return [*rows, row("random, fine-tuned as long as LCP's stages", half, longer, (0, 1, 2))]
+    return [
+        Row(
+            CRITERIA,
+            name,
+            "voc",
+            shape if prune is None else half,
+            dense=ssd_vgg16,
+            chain=partial(chain, prune=prune, tune=tune, more=more),
+            seeds=seeds,
+            ours=True,
+            data=BOXES,
+        )
+        for name, prune, tune, more, seeds in rows
+    ]
 
 
 def localization_worth() -> list[Row]:
-    """LCP minus DCP at the same widths, seeds and images."""
+    """What the localization terms are worth, before and after fine-tuning."""
     return [
-        Row(
-            WORTH,
-            f"LCP minus DCP{suffix}",
-            "voc",
-            dense=ssd_vgg16,
-            ours=True,
-            data=BOXES,
-            chain=partial(worth, first=LCP, second=DCP, share=0.5, tune=tune),
-        )
-        for tune, suffix in ((False, ""), (True, ", fine-tuned"))
+        Row(WORTH, name, "voc", dense=ssd_vgg16, chain=partial(terms_worth, tune=tune), ours=True, data=BOXES)
+        for name, tune in (("LCP minus DCP", False), ("LCP minus DCP, fine-tuned", True))
     ]
 
 

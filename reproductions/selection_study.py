@@ -17,12 +17,13 @@ from functools import partial
 from bench.chains import Prune, dense, gmacs, worth
 from bench.cli import main
 from bench.models.recipe import Recipe
+from bench.protocols import protocol
 from bench.pruning import peers
 from bench.pruning import steps as pruning
 from bench.rows import Chain, Paper, Row, Setting
 from bench.steps import Step
 from bench.zoo import resnet56
-from reproductions.channel_pruning import calibration, chain, inner, pruned
+from reproductions.channel_pruning import PROTOCOLS, ChannelPruning, chain, error_driven, inner_uniform
 
 DEVIATIONS = [
     "A study of ours: no paper prints these values. The network, the weights and the data are those of Channel "
@@ -71,9 +72,10 @@ class Method:
         written = self.selection.replace("lasso", "LASSO").replace("thinet", "ThiNet")
         return f"{written}, {self.widths}{', full reconstruction' if self.full else ''}"
 
-    def prune(self, speedup: int) -> Prune:
-        """The step that prunes by it."""
-        return partial(inner, selection=self.selection, allocation=self.widths, full=self.full, speedup=speedup)
+    def prune(self, speedup: int) -> ChannelPruning:
+        """The pruning by it."""
+        widths = error_driven if self.widths == DRIVEN else inner_uniform
+        return ChannelPruning(widths, speedup, self.selection, full=self.full)
 
 
 LASSO, EXACT = Method("lasso"), Method("exact")
@@ -138,7 +140,7 @@ def by_peer(
     speedup: float,
 ) -> Step:
     """The dense network pruned by torch-pruning."""
-    images = min(calibration(setting.scale), setting.train_images)
+    images = protocol(PROTOCOLS, setting, recipe).images
     if importance == "magnitude" and not renewed:  # no image is looked at: one network whatever the seed
         images, seed = 0, 0
     params = peers.Peer(importance, everywhere, speedup, images, seed, renewed)
@@ -160,12 +162,9 @@ def at(speedup: int) -> list[Row]:
     return rows
 
 
-def by_reading(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, reading: Reading) -> Step:
-    """LASSO at 2x under one reading of what the paper leaves open about the basic block."""
-    ratios = reading(recipe)
-    samplers = tuple(name.removesuffix(":in") for name in ratios if name.endswith(":in"))
-    widths = pruning.Ratios(ratios, 2.0)
-    return pruned(setting, recipe, parent, seed, "lasso", widths, samplers)
+def read(recipe: Recipe, speedup: float, *, reading: Reading) -> pruning.Ratios:
+    """The widths at a speed-up under one reading of what the paper leaves open about the basic block."""
+    return pruning.Ratios(reading(recipe), speedup)
 
 
 def readings() -> list[Row]:
@@ -176,7 +175,7 @@ def readings() -> list[Row]:
             name,
             "cifar10",
             dense=resnet56,
-            chain=partial(chain, prune=partial(by_reading, reading=reading), tune=False),
+            chain=partial(chain, prune=ChannelPruning(partial(read, reading=reading), 2), tune=False),
             scales=("cifar10",),
             ours=True,
         )

@@ -48,7 +48,7 @@ def mcifarnet_macs(density: float, dense_inputs: tuple[int, ...] = ()) -> int:
 
 
 def test_the_counts_are_those_of_closed_forms() -> None:
-    gated = fbs._gated(fbs.MCIFARNET, 500)
+    gated = fbs.MCIFARNET.gated(500, fbs.PAPER)
     assert sizes.size(gated, "macs", "conv+fc+gates") == mcifarnet_macs(0.5) == 44_276_032
     # dropout stands behind conv3 and conv6
     lost = mcifarnet_macs(0.5, dense_inputs=(4, 7))
@@ -87,8 +87,8 @@ def test_the_conventions_of_a_plain_network() -> None:
         (VGG16, "macs", "conv+fc+gates"),
         (VGG16, "macs", "unstated"),
         (VGG16, "params", "unstated"),
-        (fbs._gated(fbs.MCIFARNET, 500), "macs", "conv+fc"),
-        (fbs._gated(fbs.MCIFARNET, 500), "speedup", "conv"),
+        (fbs.MCIFARNET.gated(500, fbs.PAPER), "macs", "conv+fc"),
+        (fbs.MCIFARNET.gated(500, fbs.PAPER), "speedup", "conv"),
     ],
 )
 def test_a_network_that_cannot_be_counted_so_is_not(recipe: Recipe, metric: str, convention: str) -> None:

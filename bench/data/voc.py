@@ -51,6 +51,8 @@ _PIECES = {
     "VOC2012/JPEGImages": "VOCtrainval_11-May-2012.tar",
 }
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+# bytes of an annotation file: the largest of VOC has 20,000
+_LARGEST_XML = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -264,8 +266,13 @@ def _read(root: Path, name: str, source: Path) -> _Raw:
         raise UserError(f"image {image} of {source} is missing: put it there or remove its line")
     if not xml.is_file():
         raise UserError(f"annotation {xml} of {source} is missing: put it there or remove its line")
+    if xml.stat().st_size > _LARGEST_XML:
+        raise UserError(f"{xml} of {source} has more than {_LARGEST_XML / 1e6:g} MB, which no annotation has: mend it")
+    content = xml.read_bytes()
+    if b"<!ENTITY" in content:  # entities of entities grow without bound
+        raise UserError(f"{xml} of {source} defines entities, which no annotation needs: remove them")
     try:
-        root_element = ElementTree.parse(xml).getroot()
+        root_element = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{xml} is malformed XML ({error}): mend it or remove its line from {source}") from error
     size = root_element.find("size")

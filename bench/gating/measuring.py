@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.chains import gmacs
 from bench.errors import UserError
 from bench.gating.flow import Flow
 from bench.gating.layer import gated_layers
@@ -18,7 +20,9 @@ from bench.measure.steps import missing_of
 from bench.measure.units import firsts
 from bench.metrics import Metric
 from bench.models.checkpoint import network
-from bench.steps import Context, DataValue, Kind, Step, make_step
+from bench.models.recipe import Recipe
+from bench.rows import Setting
+from bench.steps import Context, Kind, Step, make_step
 from bench.store import Record, Result
 
 METRICS = (
@@ -165,7 +169,24 @@ def run_skipped(context: Context, parents: list[Result], params: Skipping) -> Re
     return Result(records=found)
 
 
-def measured(parent: Step, seed: int, data: DataValue, work: float) -> Step:
-    """The step that measures accuracy and MACs of ``parent``'s network."""
-    name, params = f"measured({parent.name})", Measuring(seed)
-    return make_step(Kind.EVALUATE, name, run_measured, params, [parent], data=data, device=parent.device, work=work)
+def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
+    """The step that measures accuracy and MACs of a step's network."""
+    work = gmacs(recipe, setting.test_images, 1.0)
+    return _evaluated(setting, f"measured({step.name})", run_measured, Measuring(seed), step, work)
+
+
+def memory_of(setting: Setting, recipe: Recipe, step: Step, seed: int, batches: tuple[int, ...]) -> Step:
+    """The step that counts memory accesses and peak memory of a step's network at these batch sizes."""
+    work = gmacs(recipe, min(_MEMORY_IMAGES, setting.test_images), 1.0)
+    return _evaluated(setting, f"memory({step.name})", run_memory, MemoryMeasuring(batches, seed), step, work)
+
+
+def skip_checked(setting: Setting, recipe: Recipe, step: Step, images: int) -> Step:
+    """The step that checks skipped against masked execution of a step's network on ``images`` images at most."""
+    images = min(images, setting.test_images)
+    work = gmacs(recipe, images, 2.0)
+    return _evaluated(setting, f"skipped({step.name})", run_skipped, Skipping(images), step, work)
+
+
+def _evaluated(setting: Setting, name: str, run: Any, params: Any, parent: Step, work: float) -> Step:
+    return make_step(Kind.EVALUATE, name, run, params, [parent], data=setting.data, device=setting.device, work=work)

@@ -171,3 +171,18 @@ def gated(
     return make_step(
         Kind.TRAIN, name, run_gated, params, [parent], data=data, device=parent.device, work=work, origin=origin
     )
+
+
+def slimmed(parent: Step, sparse: Sparse, target: Slimming, data: DataValue, work: float) -> Step:
+    """The two steps of network slimming: ``parent``'s network trained with the L1 term, then the removal."""
+    learned = make_step(
+        Kind.TRAIN, f"sparse({parent.name})", run_sparse, sparse, [parent], data=data, device=parent.device, work=work
+    )
+    words = "fixed widths" if target.speedup is None else f"{target.speedup:.3g}x"
+    name = f"slimmed({words}, {parent.name})"
+    return make_step(Kind.PRUNE, name, run_slimmed, target, [learned], device=parent.device)
+
+
+def sized(what: str, shape: Recipe, device: str) -> Step:
+    """The step that counts the MACs that densities alone tell."""
+    return make_step(Kind.SIZE, f"sizes({what})", run_expected, Sizes(shape), device=device)

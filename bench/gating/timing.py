@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from bench.chains import gmacs
 from bench.gating.compact import Compact, dense
-from bench.gating.layer import gated_layers
+from bench.gating.fresh import normalise
 from bench.gating.skip import SkippedNetwork
 from bench.gating.skipped import SkippedConv
 from bench.measure import dynamic, latency
 from bench.metrics import Metric
 from bench.models.checkpoint import network
 from bench.models.recipe import Recipe
-from bench.steps import Context
+from bench.rows import Setting
+from bench.steps import Context, Kind, Step, make_step
 from bench.store import Record, Result
 from bench.train.fit import seed_everything
 
@@ -131,7 +134,7 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
         plain = recipe.base.build().eval()
         gated = copy.deepcopy(plain)
         recipe.apply(gated)
-        _normalise(gated, context.data().train.batch(list(range(64))))
+        normalise(gated, context.data().train.batch(list(range(64))))
     plain, gated = plain.to(context.device).eval(), gated.to(context.device).eval()
     skipping = SkippedNetwork(gated).to(context.device)
     networks: dict[str, latency.Network] = {
@@ -187,17 +190,6 @@ def _channels_last(model: nn.Module) -> latency.Network:
     return lambda x: model(x.contiguous(memory_format=torch.channels_last))
 
 
-def _normalise(model: nn.Module, images: Tensor) -> None:
-    """Gives a gated network with fresh weights the statistics of some images, as training would."""
-    layers = gated_layers(model).values()
-    before = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 1.0
-    model.train()(images)
-    for layer, momentum in zip(layers, before, strict=True):
-        layer.momentum = momentum
-
-
 @torch.inference_mode()
 def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3) -> dict[str, float]:
     """Where the skipped network's time goes on single images (CPU), in per cent: gates, gathering, convolving, rest."""
@@ -224,3 +216,11 @@ def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3)
         dense(values[skipping.output])
     total = sum(spent.values())
     return {part: 100.0 * nanoseconds / total for part, nanoseconds in spent.items()}
+
+
+def timed(setting: Setting, recipe: Recipe, what: str, params: Timing, parents: Sequence[Step] = ()) -> Step:
+    """The step that times the networks of ``parents`` (dense, gated), or those that ``params`` describe."""
+    work = gmacs(recipe, 4000, 1.0)
+    return make_step(
+        Kind.TIME, f"latency({what})", run_latency, params, parents, data=setting.data, device=setting.device, work=work
+    )

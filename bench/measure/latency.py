@@ -119,22 +119,22 @@ def interleaved(
     """
     with torch.inference_mode():
         if not device.startswith("cuda"):
-            return [_measure(networks, inputs, protocol, _wall, "wall clock, CPU", "cpu", progress)]
+            return [turns(networks, inputs, protocol, wall, "wall clock, CPU", "cpu", progress)]
         found = [
-            _measure(networks, inputs, protocol, _synchronised, "wall clock, CUDA", device, progress),
-            _measure(networks, inputs, protocol, _events, "events, CUDA", device, progress),
+            turns(networks, inputs, protocol, synchronised, "wall clock, CUDA", device, progress),
+            turns(networks, inputs, protocol, events, "events, CUDA", device, progress),
         ]
-        graphs = {name: _captured(network, inputs[0]) for name, network in networks.items()}
+        graphs = {name: captured(network, inputs[0]) for name, network in networks.items()}
         failed = {name: reason for name, reason in graphs.items() if isinstance(reason, str)}
         if failed:
             found[0].telemetry["no CUDA graph"] = failed
         else:
             replays = {name: graph for name, graph in graphs.items() if not isinstance(graph, str)}
-            found.append(_measure(replays, inputs, protocol, _events, "CUDA graph, events", device, progress))
+            found.append(turns(replays, inputs, protocol, events, "CUDA graph, events", device, progress))
         return found
 
 
-def _measure(
+def turns(
     networks: Mapping[str, Network],
     inputs: Sequence[Tensor],
     protocol: Protocol,
@@ -143,6 +143,7 @@ def _measure(
     device: str,
     progress: bool,
 ) -> Timing:
+    """The networks' turns by one ``clock(network, images)`` in seconds; ``label`` says which it is."""
     names = list(networks)
     before = machine(device)
     for name in names:
@@ -178,13 +179,15 @@ def _precise(taken: Mapping[str, list[list[list[float]]]], names: Sequence[str],
     return True
 
 
-def _wall(network: Network, x: Tensor) -> float:
+def wall(network: Network, x: Tensor) -> float:
+    """Seconds of one call on the CPU."""
     begin = time.perf_counter_ns()
     network(x)
     return (time.perf_counter_ns() - begin) * 1e-9
 
 
-def _synchronised(network: Network, x: Tensor) -> float:
+def synchronised(network: Network, x: Tensor) -> float:
+    """Seconds of one call until the GPU has finished: what a user waits."""
     torch.cuda.synchronize()
     begin = time.perf_counter_ns()
     network(x)
@@ -192,7 +195,8 @@ def _synchronised(network: Network, x: Tensor) -> float:
     return (time.perf_counter_ns() - begin) * 1e-9
 
 
-def _events(network: Network, x: Tensor) -> float:
+def events(network: Network, x: Tensor) -> float:
+    """Seconds between two events of the GPU around one call."""
     begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     begin.record()
@@ -202,7 +206,7 @@ def _events(network: Network, x: Tensor) -> float:
     return float(begin.elapsed_time(end)) * 1e-3
 
 
-def _captured(network: Network, x: Tensor) -> Network | str:
+def captured(network: Network, x: Tensor) -> Network | str:
     """The network as a CUDA graph, or why it cannot be captured."""
     static = x.clone()
     try:

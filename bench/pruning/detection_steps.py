@@ -13,7 +13,8 @@ from bench.models.ssd import SSD
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, Sampling, calibrate
 from bench.pruning.layerwise import Method, prune
-from bench.steps import Context
+from bench.rows import Setting
+from bench.steps import Context, Kind, Step, make_step
 from bench.store import Result
 from bench.train.detection_steps import detector
 from bench.train.detector import batches
@@ -59,3 +60,11 @@ def run_pruned(context: Context, parents: list[Result], params: DetectorPruning)
     facts = {"layers": [report.to_json() for report in reports]}
     smaller = recipe.removed(params.keep).biased(surgery.structure(net, pruned)[1])
     return checkpoint(pruned.cpu(), smaller, facts=facts)
+
+
+def layer_by_layer(setting: Setting, parent: Step, params: DetectorPruning, work: float) -> Step:
+    """The step that prunes ``parent``'s detector in one walk through its layers."""
+    name = f"pruned({params.method.selection}, seed {params.sampling.seed})"
+    return make_step(
+        Kind.PRUNE, name, run_pruned, params, [parent], data=setting.data, device=setting.device, work=work
+    )

@@ -360,6 +360,12 @@ def pruned(
     return make_step(Kind.PRUNE, name, run_pruned, params, parents, data=data, device=parent.device, work=work)
 
 
+def single_layer(parent: Step, params: SingleLayer, data: DataValue, work: float) -> Step:
+    """The step that prunes one layer of the dense network alone, by several criteria."""
+    name = f"single layer({params.reader})"
+    return make_step(Kind.PRUNE, name, run_single_layer, params, [parent], data=data, device=parent.device, work=work)
+
+
 def _target(widths: Widths) -> str:
     if isinstance(widths, Fixed):
         return "fixed widths"

@@ -207,7 +207,7 @@ def rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
 
 
 # what of a setting the name of its scale must tell where a paper's rows differ in it
-_TELLING = ("data", "protocol", "weights", "device")
+_TELLING = ("data", "protocol", "weights", "device", "round")
 
 
 def _labels(files: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], str]:
@@ -225,6 +225,7 @@ def _labels(files: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]],
         if value["status"] != RAN:
             return base
         told = [f"{part} {_told(value['setting'], part)}" for part in differing]
+        told = [text for text in told if text != "round "]  # of the widths as they are
         return f"{base} ({', '.join(told)})" if told else base
 
     return label
@@ -259,8 +260,8 @@ def _line(
     try:
         cells, points = aggregate(value["records"])
         setting = value["setting"]
-        # other data than the paper's are an analogue, whatever they are called
-        analogue = setting["scale"] != declared.scale or bool(setting.get("folder"))
+        # other data than the paper's are an analogue, whatever they are called; so are rounded widths
+        analogue = setting["scale"] != declared.scale or bool(setting.get("folder") or setting.get("round"))
         links = {m: _linked(path, published, declared.table, where) for m, where in declared.published.items()}
         ran = value["status"] == RAN
         claim = known.get(declared.name) if declared.table == claims.TABLE else None
@@ -312,6 +313,8 @@ def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bo
         parts += ["--protocol", "squash256"]
     if setting.get("amp"):
         parts.append("--amp")
+    if setting.get("round"):
+        parts += ["--round", str(setting["round"])]
     if setting.get("strict"):
         parts.append("--strict-data")
     # a machine without a GPU takes the processor unasked, one that has one does not

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -25,3 +25,9 @@ class Schedule:
     amp: bool = False
     clip: float | None = None
     optimizer: str = "SGD"
+
+
+def longer(schedule: Schedule, times: int) -> Schedule:
+    """``times`` as many epochs of the same kind: the rate falls at the same shares of them."""
+    milestones = tuple(times * epoch for epoch in schedule.milestones)
+    return replace(schedule, epochs=times * schedule.epochs, milestones=milestones)

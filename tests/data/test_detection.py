@@ -243,6 +243,11 @@ def no_size_and_no_image(root: Path) -> None:
 
 VOC_BREAKAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "malformed": (in_xml("</object>", ""), ["Annotations/a.xml", "malformed XML"]),
+    "entities": (
+        in_xml("<annotation>", '<!DOCTYPE a [<!ENTITY b "b"><!ENTITY c "&b;&b;">]><annotation>'),
+        ["Annotations/a.xml", "defines entities"],
+    ),
+    "too large": (in_xml("</annotation>", " " * 1_000_000 + "</annotation>"), ["Annotations/a.xml", "more than 1 MB"]),
     "not xml": (lambda r: (r / "Annotations/a.xml").write_bytes(b"\xff\x00\x01") and None, ["Annotations/a.xml"]),
     "no xml": (lambda r: (r / "Annotations/a.xml").unlink(), ["Annotations/a.xml", "missing", "trainval.txt"]),
     "no image": (lambda r: (r / "JPEGImages/a.jpg").unlink(), ["JPEGImages/a.jpg", "missing", "trainval.txt"]),

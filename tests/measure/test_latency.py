@@ -27,7 +27,7 @@ def measure(times: dict[str, Any], **protocol: Any) -> tuple[Timing, list[str]]:
 
     settings = {"block": 3, "rounds": 8, "least": 8, "warm_up": 2, "seconds": 1e9, **protocol}
     names = {n: n for n in times}
-    timing = latency._measure(names, INPUTS, Protocol(**settings), clock, "made up", "cpu", False)  # type: ignore[misc]
+    timing = latency.turns(names, INPUTS, Protocol(**settings), clock, "made up", "cpu", False)  # type: ignore[misc]
     return timing, order
 
 
@@ -110,4 +110,4 @@ def test_the_median_of_an_even_number_lies_between_the_two_in_the_middle() -> No
 
 def test_the_wall_clock_reads_seconds() -> None:
     """A call that sleeps for 20 ms; the machine may be slow, but not fifty times as slow."""
-    assert 0.02 <= latency._wall(lambda x: time.sleep(0.02), INPUTS[0]) < 1.0
+    assert 0.02 <= latency.wall(lambda x: time.sleep(0.02), INPUTS[0]) < 1.0

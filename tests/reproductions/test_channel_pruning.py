@@ -153,6 +153,9 @@ def test_how_long_and_how_fast_everything_is_trained() -> None:
         recipe = getattr(cp, name)(scale, 10, False)
         step = cp.dense(setting(scale), recipe, 1)
         assert (step.run, step.params) == (training.run_trained, training.Training(expected, 1, recipe))
+        place = ("Table 8", "ResNet-56 dense") if name == "resnet56" else ("Table 1", "VGG-16 dense")
+        (network,) = chain_of(ROWS[place], setting(scale, (1,)))[0].networks
+        assert network == step  # the paper's own table and the one that papers share say the same
     for scale, expected in TUNING.items():
         row, where = ROWS["Table 8", "Ours (fine-tuned)"], setting(scale)
         chain, _ = chain_of(row, where)

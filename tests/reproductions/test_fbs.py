@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import runner
 from bench.commands import declared
 from bench.gating import steps as gating
+from bench.gating.layer import GatedConv2d, gated_layers
+from bench.gating.skip import SkippedNetwork
 from bench.measure.latency import Protocol
 from bench.models.recipe import Recipe
 from bench.report import pages
@@ -25,6 +28,7 @@ from bench.train.steps import run_trained
 from reproductions import fbs
 
 REGISTRY = Path(fbs.__file__).parent / "registry"
+SHORT = fbs.Protocol(Schedule(epochs=1, lr=0.02, batch=256), Schedule(epochs=1, lr=0.01, batch=256), images=720)
 SETTING = Setting("digits", DataValue("plain", "training"), 10, 1437, 360, "cpu", (0,), None)
 
 
@@ -32,10 +36,51 @@ def rows(table: str) -> dict[str, Row]:
     return {row.name: row for row in fbs.paper().rows if row.table == table}
 
 
+def test_the_layer_of_the_paper_by_hand() -> None:
+    """Two input channels of two cells, three 1x1 filters, d = 0.6 (two winners); worked out on paper."""
+    x = torch.tensor([[[[2.0, -4.0]], [[1.0, 1.0]]]])  # ss = (3, 1)
+    phi = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+    rho = torch.tensor([0.5, 0.0, 1.0])  # g = relu(3.5, 2, -2)
+    theta = torch.tensor([[1.0, 0.0], [0.0, 3.0], [1.0, 1.0]])[:, :, None, None]  # (2, -4), (3, 3), (3, -3)
+    beta = torch.tensor([1.0, -1.0, 5.0])
+    found = fbs.boosted_and_suppressed(x, theta, lambda y: y / 2, beta, phi, rho, 600)
+    # 3.5 (1 + 1), 3.5 (-2 + 1); 2 (1.5 - 1) twice; suppressed
+    torch.testing.assert_close(found, torch.tensor([[[[7.0, -3.5]], [[1.0, 1.0]], [[0.0, 0.0]]]]))
+    # of equals the first wins
+    equal = fbs.boosted_and_suppressed(x, theta, lambda y: y / 2, beta, 0 * phi, 0 * rho + 1.0, 300)
+    assert equal.abs().sum((0, 2, 3)).gt(0).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("density", [300, 500, 1000])
+@torch.no_grad()
+def test_what_runs_computes_the_layer_of_the_paper(density: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """M-CifarNet with drawn gates, masked and skipped, against the same network with the paper's layers in it."""
+    torch.manual_seed(density)
+    net = tiny("digits", 10, False).gated(density, fbs.PAPER).build().double().eval()
+    for layer in gated_layers(net).values():
+        layer.beta.normal_()
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 2.0)
+    images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    masked, skipped = net(images), SkippedNetwork(net)(images)
+
+    def published(self: GatedConv2d, x: torch.Tensor) -> torch.Tensor:
+        mean, deviation = self.running_mean[:, None, None], (self.running_var + self.eps).sqrt()[:, None, None]
+        gate = (self.beta, self.gate.weight, self.gate.bias, density)
+        norm = lambda y: (y - mean) / deviation  # noqa: E731
+        return fbs.boosted_and_suppressed(x, self.weight, norm, *gate, stride=self.stride, padding=self.padding)
+
+    monkeypatch.setattr(GatedConv2d, "forward", published)
+    expected = net(images)
+    assert float(expected.std()) > 1e-3
+    torch.testing.assert_close(masked, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(skipped, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_each_density_starts_from_the_last() -> None:
     recipe = fbs.mcifarnet("digits", 10, False)
-    dense = fbs.dense(SETTING, recipe, 0)
-    step = fbs.boosted(SETTING, recipe, dense, 200, 0)
+    dense = fbs.dense(SETTING, recipe, 0, fbs.PROTOCOLS["digits", "*"])
+    step = fbs.FBS(200)(SETTING, recipe, dense, 0)
     densities = []
     while step.parents:
         assert step.run is gating.run_gated
@@ -44,7 +89,7 @@ def test_each_density_starts_from_the_last() -> None:
     assert densities == [200, 300, 400, 500, 600, 700, 800, 900, 1000]
     assert step == dense
     # a density between the tenths comes last
-    last = fbs.boosted(SETTING, recipe, dense, 650, 0)
+    last = fbs.FBS(650)(SETTING, recipe, dense, 0)
     assert last.params.density == 650 and last.parents[0].params.density == 700
 
 
@@ -112,14 +157,11 @@ def tiny(scale: str, classes: int, given: bool) -> Recipe:
 def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two densities, one epoch each, FBS and static pruning: rows are written with what the tables show."""
     monkeypatch.setattr(fbs, "DENSITIES", (1000, 500))
-    monkeypatch.setattr(fbs, "dense_schedule", lambda scale: Schedule(epochs=1, lr=0.02, batch=256))
-    monkeypatch.setattr(fbs, "tuning", lambda scale, amp=False: Schedule(epochs=1, lr=0.01, batch=256))
+    monkeypatch.setattr(fbs, "PROTOCOLS", {("digits", "*"): SHORT})
     made = {
-        "FBS at d=0.5": partial(fbs.chain, make=partial(fbs.fbs, density=500), control=True, extra=fbs.memory_of),
-        "CP (LASSO) at 3.9x": partial(
-            fbs.chain, make=partial(fbs.by_static, density=500, selection="lasso"), control=True
-        ),
-        "NS at 1.2x": partial(fbs.chain, make=partial(fbs.by_slimming_to, speedup=1.2)),
+        "FBS at d=0.5": partial(fbs.chain, make=fbs.FBS(500), control=True, extra=fbs.memory_of),
+        "CP (LASSO) at 3.9x": partial(fbs.chain, make=fbs.Static("lasso", 500), control=True),
+        "NS at 1.2x": partial(fbs.chain, make=fbs.Slimmed(1.2)),
     }
     chosen = [
         Row(fbs.FIGURE3, name, "cifar10", None, None, tiny, chain, {}, seeds=(0,)) for name, chain in made.items()
@@ -155,9 +197,9 @@ def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_row_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tables on digits with narrow networks, one epoch a step, two densities: nothing is left that cannot run."""
     monkeypatch.setattr(fbs, "DENSITIES", (1000, 500))
-    monkeypatch.setattr(fbs, "dense_schedule", lambda scale: Schedule(epochs=1, lr=0.02, batch=256))
-    monkeypatch.setattr(fbs, "tuning", lambda scale, amp=False: Schedule(epochs=1, lr=0.01, batch=256))
-    monkeypatch.setattr(fbs, "Protocol", lambda: Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=1.0))
+    monkeypatch.setattr(fbs, "PROTOCOLS", {("digits", "*"): SHORT})
+    quick = Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=1.0)
+    monkeypatch.setattr(fbs.latency, "Protocol", lambda: quick)
     narrow = {
         "mcifarnet": tiny,
         "resnet18": lambda scale, classes, given: Recipe(

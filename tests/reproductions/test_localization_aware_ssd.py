@@ -414,8 +414,9 @@ def test_one_stage_prunes_what_it_should(tmp_path: Path, localization: bool) -> 
     torch.manual_seed(0)
     parent = checkpoint(recipe.build(), recipe)
     producers = ["backbone.features.7", "backbone.features.10", "backbone.features.14"]
-    schedule = replace(lcp.tuning_schedule("scenes", 1), batch=3)
-    learn = lcp.AuxiliaryTraining(POSITION, localization, schedule, 0, lcp.augmentation("scenes"))
+    how = lcp.PROTOCOLS["scenes", "*"]
+    schedule = replace(how.tuning, epochs=1, batch=3)
+    learn = lcp.AuxiliaryTraining(POSITION, localization, schedule, 0, how.augmenting)
     keep = dict(zip(producers, (3, 4, 5), strict=True))
     sampling = lcp.Sampling(positions=20, batch=3, seed=0)
     select = lcp.StageSelection(POSITION, localization, keep, lcp.Greedy(), 5, sampling)

@@ -1,0 +1,176 @@
+"""Runs points in fresh processes and keeps each as soon as it is finished; what is cut off has lost only the rest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from bench.errors import UserError
+from bench.latency.contestants import FORWARD, Subject
+from bench.latency.point import OUT_OF_MEMORY, Effort, Measured, Point, Run, replicated
+
+TIME_OVER = "the run's time was over"
+# a process that takes longer than its measuring and this many seconds hangs
+_OVERHEAD = 900.0
+_COMPILE_SECONDS = 120.0
+
+Say = Callable[[str], None]
+# tasks in one fresh process, within so many seconds: for each its value and its samples, or why there is none
+Fresh = Callable[[list[dict[str, Any]], float], list["Answer"]]
+Answer = tuple[dict[str, Any], dict[str, Any]] | str
+
+
+def fresh(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
+    """Runs tasks (:mod:`bench.latency.worker`) in a process of their own.
+
+    A task that was not reached, because the process died or its time was over, is answered with the reason.  Raises
+    :class:`UserError` for a mistake of the user's and RuntimeError for a bug, with the process's own words.
+    """
+    with tempfile.TemporaryDirectory(prefix="bench-latency-") as place:
+        folder = Path(place)
+        for number, task in enumerate(tasks):
+            task["out"] = str(folder / str(number))
+        (folder / "tasks.json").write_text(json.dumps(tasks))
+        command = [sys.executable, "-m", "bench.latency.worker", str(folder / "tasks.json")]
+        with (folder / "stderr").open("w+") as errors:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+            try:
+                status: int | None = process.wait(timeout=max(1.0, seconds))
+            except subprocess.TimeoutExpired:
+                status = None
+            finally:
+                process.kill()
+                process.wait()
+            errors.seek(0)
+            words = errors.read()
+        if status is not None and status > 0:
+            raise RuntimeError(f"a measuring process failed:\n{words}")
+        if "Traceback" in words:  # of a point that failed; its reason is kept with it
+            print(words, file=sys.stderr)
+        reason = TIME_OVER
+        if status is not None:
+            reason = OUT_OF_MEMORY if status == -9 else f"its process died of signal {-status}"
+        return [_answer(folder / str(number), reason) for number in range(len(tasks))]
+
+
+def _answer(path: Path, reason: str) -> Answer:
+    place = path.with_suffix(".json")
+    if not place.exists():
+        return reason
+    value = json.loads(place.read_text())
+    if "error" in value:
+        raise UserError(value["error"])
+    samples = path.with_suffix(".safetensors")
+    return value, dict(load_file(samples)) if samples.exists() else {}
+
+
+@dataclass
+class Campaign:
+    """Measures chunks of points; ``seconds`` is the time of the whole run (None: as long as it takes)."""
+
+    effort: Effort
+    seconds: float | None = None
+    say: Say = print
+    fresh: Fresh = fresh
+    clock: Callable[[], float] = time.monotonic
+    started: float = field(init=False)
+    compiles: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    @property
+    def left(self) -> float:
+        """Seconds left of the run's time."""
+        return float("inf") if self.seconds is None else self.seconds - (self.clock() - self.started)
+
+    def run(self, points: Sequence[Point]) -> list[Measured]:
+        """Points that share their networks, measured in the same processes, one after the other in each."""
+        if self.left <= 0:
+            return [Measured(point, {}, [], TIME_OVER, reason=TIME_OVER) for point in points]
+        self.say(
+            f"{points[0].dense.name}: {len(points)} points, {1 + len(points[0].networks)} networks; trying the forms"
+        )
+        answers = self._ask([self._first(point) for point in points], 0.0)
+        firsts = [{"failed": answer} if isinstance(answer, str) else _failed_first(answer[0]) for answer in answers]
+        passes = 0
+
+        def launch(numbers: Sequence[int], seconds: float) -> list[Run | str]:
+            nonlocal passes
+            passes += 1
+            if self.left <= 0:
+                return [TIME_OVER] * len(numbers)
+            self.say(f"{points[0].dense.name}: process {passes}, {len(numbers)} points of at most {seconds:.0f} s")
+            tasks = [_measuring(points[number], firsts[number], seconds) for number in numbers]
+            return [_run(answer) for answer in self._ask(tasks, seconds * len(numbers))]
+
+        return replicated(points, firsts, launch, self.effort)
+
+    def _ask(self, tasks: list[dict[str, Any]], measuring: float) -> list[Answer]:
+        return self.fresh(tasks, min(self.left, measuring * 2.0 + _OVERHEAD))
+
+    def _first(self, point: Point) -> dict[str, Any]:
+        """The task that tries every form; the compiled ones are tried before, each in a process that may hang."""
+        compiled: dict[str, list[dict[str, Any]]] = {}
+        failed: dict[str, dict[str, str]] = {}
+        for subject in (point.dense, *point.networks) if point.compiled else ():
+            if subject.gated or point.mode != FORWARD:
+                continue
+            for layout in point.layouts:
+                form = self._compiled(point, subject, layout)
+                if isinstance(form, str):
+                    failed.setdefault(subject.name, {})[f"compiled, {layout}"] = form
+                else:
+                    compiled.setdefault(subject.name, []).append(form)
+        return {"kind": "first", "point": point.to_json(), "compiled": compiled, "failed": failed}
+
+    def _compiled(self, point: Point, subject: Subject, layout: str) -> dict[str, Any] | str:
+        """The compiled form in a layout, or why there is none."""
+        if self.left <= 0:
+            return TIME_OVER
+        self.say(f"{subject.name}: compiling ({layout})")
+        task = {"kind": "compile", "point": point.to_json(), "subject": subject.to_json(), "layout": layout}
+        (answer,) = self.fresh([task], min(self.left, _COMPILE_SECONDS))
+        if isinstance(answer, str):
+            return f"not compiled within {_COMPILE_SECONDS:.0f} s" if answer == TIME_OVER else answer
+        value, _ = answer
+        return str(value["failed"]) if value["failed"] else dict(value["form"])
+
+
+def _failed_first(value: dict[str, Any]) -> dict[str, Any]:
+    """The first process's value, ``failed`` where the dense network cannot be timed."""
+    if "failed" in value:
+        return value
+    dense = next(iter(value["networks"].values()))
+    return {**value, "failed": dense["failed"]} if "failed" in dense else value
+
+
+def _measuring(point: Point, first: dict[str, Any], seconds: float) -> dict[str, Any]:
+    best = {name: entry["best"] for name, entry in first["networks"].items() if "best" in entry}
+    return {"kind": "measure", "point": point.to_json(), "best": best, "seconds": seconds}
+
+
+def _run(answer: Answer) -> Run | str:
+    if isinstance(answer, str):
+        return answer
+    value, arrays = answer
+    if "failed" in value:
+        return str(value["failed"])
+    samples: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        clock, _, contestant = name.partition("/")
+        samples.setdefault(clock, {})[contestant] = np.asarray(array)
+    # safetensors sorts names; the clocks and contestants have their own order
+    about = {name: part for name, part in value.items() if name not in ("failed_contestants", "device")}
+    ordered = {clock: samples[clock] for clock in value["clocks"]}
+    return Run(value["device"], ordered, value["failed_contestants"], about)

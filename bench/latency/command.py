@@ -1,0 +1,181 @@
+"""``bench latency``: what is timed, for how long, and what is written."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import processes
+from bench.errors import UserError
+from bench.latency import report, sensitivity, staircase, suite
+from bench.latency.campaign import Campaign
+from bench.latency.contestants import FORWARD, LAYOUTS
+from bench.latency.point import MOST_SECONDS, Effort, Measured, Point
+from bench.latency.suite import Where
+from bench.rows import slug
+
+FOLDER = "latency"
+DEFAULT_BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 32, 128)}
+# a suite's time in minutes, where it has to fit a lent machine
+MINUTES = {"gpu": 9.0, "cpu": 12.0}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for; None where it left something to us."""
+
+    names: Sequence[str]
+    device: str
+    suite: str | None = None
+    batches: Sequence[int] | None = None
+    dtypes: Sequence[str] | None = None
+    layouts: Sequence[str] = LAYOUTS
+    mode: str = FORWARD
+    compiled: bool = False
+    multiple: int | None = None
+    staircase: str | None = None
+    sensitivity: bool = False
+    size: int | None = None
+    weights: str | None = None
+    seconds: float | None = None
+    processes: int = 5
+    minutes: float | None = None
+    out: Path = Path("runs")
+
+
+def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[Any, str, int]:
+    """Times what was asked for; the JSON value, the text and the exit status (1 where nothing could be timed).
+
+    Raises :class:`UserError` for a mistake, before anything is timed.
+    """
+    _check(request)
+    folder = request.out / FOLDER
+    if request.sensitivity:
+        return _sensitivity(request, folder, say)
+    if request.staircase is not None:
+        return _staircase(request, folder, say)
+    chunks = _chunks(request, registry / FOLDER)
+    quoted = suite.quoted(registry / FOLDER, registry)
+    most = max(3, request.processes)
+    least = min(3, most)
+    seconds = request.seconds or MOST_SECONDS[request.device]
+    minutes = request.minutes or MINUTES.get(request.suite or "", math.inf)
+    if request.suite == "gpu":  # many points in a short time: three processes, each a few seconds a point
+        most, seconds = 3, request.seconds or 6.0
+    effort = Effort(seconds, least, most)
+    campaign = Campaign(effort, None if math.isinf(minutes) else 60.0 * minutes, say)
+    measured: list[Measured] = []
+    values: list[dict[str, Any]] = []
+    for chunk in chunks:
+        for one in campaign.run(chunk):
+            value = report.value_of(one, quoted)
+            value["file"] = str(report.keep(one, value, folder))
+            measured.append(one)
+            values.append(value)
+        name = request.suite or slug("-".join(request.names))[:60]
+        text = report.text_of(measured, values)
+        report.write_summary(text, values, folder, f"{name}-{request.device}")
+    status = 0 if any(one.reason is None for one in measured) else 1
+    shown = [{name: part for name, part in value.items() if name != "runs"} for value in values]
+    return shown, f"{text}\n\nwritten: {folder}", status
+
+
+def _check(request: Request) -> None:
+    if processes.launched() > 1:
+        raise UserError("bench latency starts its own processes: leave out torchrun")
+    kinds = sum([bool(request.names), request.suite is not None, request.sensitivity])
+    if kinds != 1:
+        raise UserError("name a paper, a row, a model or a saved network, or give --suite, or --sensitivity")
+    if request.processes < 2:
+        raise UserError("an interval needs at least two processes: give --processes 3 or more")
+    if request.seconds is not None and request.device == "cpu" and request.seconds > MOST_SECONDS["cpu"]:
+        raise UserError(f"a point takes at most {MOST_SECONDS['cpu']:.0f} s on the CPU: give --seconds up to that")
+    if request.multiple is not None and request.multiple not in (8, 16, 32):
+        raise UserError("--round takes 8, 16 or 32")
+    if request.suite == "gpu" and request.device != "cuda":
+        raise UserError("the suite gpu needs a CUDA device, and none is available here: choose --suite cpu")
+
+
+def _where(request: Request) -> Where:
+    dtypes = tuple(request.dtypes or (("tf32", "bf16") if request.device == "cuda" else ("fp32",)))
+    batches = tuple(request.batches or DEFAULT_BATCHES[request.device])
+    return Where(batches, dtypes, request.device, tuple(request.layouts), request.mode, request.compiled)
+
+
+def _chunks(request: Request, folder: Path) -> list[list[Point]]:
+    where = _where(request)
+    if request.suite is not None:
+        return suite.suite(request.suite, folder, where, request.batches)
+    found = [one for name in request.names for one in suite.subjects(name, request.size, request.weights)]
+    return suite.grouped(found, where, request.multiple)
+
+
+def _staircase(request: Request, folder: Path, say: Callable[[str], None]) -> tuple[Any, str, int]:
+    assert request.staircase is not None
+    where = _where(request)
+    suite.check(where)
+    found = [one for name in request.names for one in suite.subjects(name, request.size, request.weights)]
+    if len(found) != 1:
+        raise UserError(f"--staircase looks at one network, and {' '.join(request.names)!r} names {len(found)}")
+    values, texts = [], []
+    for batch in where.batches:
+        for dtype in where.dtypes:
+            say(f"{found[0].name}, {request.staircase}: batch {batch}, {dtype}")
+            seconds = request.seconds or MOST_SECONDS[request.device]
+            stairs = staircase.measured(found[0], request.staircase, batch, dtype, request.device, seconds)
+            stem = slug(f"staircase-{found[0].name}-{request.staircase}-b{batch}-{dtype}-{request.device}")
+            staircase.keep(stairs, folder / stem)
+            values.append({**stairs.to_json(), "file": str(folder / f"{stem}.csv")})
+            texts.append(f"{stairs.name}: {stairs.advice()}")
+    return values, "\n".join([*texts, f"written: {folder}"]), 0
+
+
+def _sensitivity(request: Request, folder: Path, say: Callable[[str], None]) -> tuple[Any, str, int]:
+    found = sensitivity.tried(10, request.device, say=say)
+    path = sensitivity.keep(found, folder / f"sensitivity-{request.device}.json")
+    return found, f"{sensitivity.text(found)}\nwritten: {path}", 0 if sensitivity.passed(found) else 1
+
+
+def request_of(options: Any) -> Request:
+    """The request of parsed options."""
+    device = options.device
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"unknown device {device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device is available here: leave out --device, or choose cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    sys.path.insert(0, os.getcwd())  # MODULE:FACTORY of the user's own
+
+    def words(text: str | None) -> tuple[str, ...] | None:
+        return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+
+    batches = words(options.batch)
+    if batches is not None and not all(text.isdigit() for text in batches):
+        raise UserError(f"--batch {options.batch!r} is no list of numbers: give e.g. 1,8,32")
+    return Request(
+        options.name,
+        device,
+        options.suite,
+        None if batches is None else [int(text) for text in batches],
+        words(options.dtype),
+        words(options.layout) or LAYOUTS,
+        options.mode,
+        options.compile,
+        options.round,
+        options.staircase,
+        options.sensitivity,
+        options.size,
+        None if options.weights is None else str(options.weights.resolve()),
+        options.seconds,
+        options.processes,
+        options.minutes,
+        options.out,
+    )

@@ -1,0 +1,331 @@
+"""A fresh process of ``bench latency``: ``python -m bench.latency.worker TASKS.json``.
+
+A task is one of ``compile`` (does a form compile here?), ``first`` (which form is best, layers, the roofline) and
+``measure`` (turns).  Results are written as each is finished, so that a process which dies costs one task.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench import provenance
+from bench.errors import UserError
+from bench.latency import contestants, decomposition, machine, roofline
+from bench.latency.contestants import AS_IT_IS, FORWARD, Form, Subject
+from bench.latency.point import AGAIN, BEST, DENSE, OUT_OF_MEMORY, Point
+from bench.measure import latency, macs
+from bench.measure.latency import Network, Protocol
+from bench.store import write_json
+
+_WARM_UP_SECONDS = 0.2
+# a block is long enough to be read well, and short enough that turns are many
+_BLOCK_SECONDS, _MOST_CALLS = 0.05, 10
+_SCREENING_ROUNDS = 3
+# images that are timed on: gates depend on them; no more than so many bytes
+_INPUTS, _INPUT_BYTES = 8, 160_000_000
+
+
+class Networks:
+    """The networks of points in this process, each built once."""
+
+    def __init__(self) -> None:
+        self._built: dict[tuple[str, int], nn.Module] = {}
+
+    def of(self, subject: Subject, seed: int) -> nn.Module:
+        """On the CPU, in evaluation mode; nobody changes it."""
+        key = (json.dumps(subject.to_json(), sort_keys=True), seed)
+        if key not in self._built:
+            self._built[key] = subject.build(seed)
+        return self._built[key]
+
+
+def images(point: Point) -> list[Tensor]:
+    """Batches of noise with an image's statistics, on the device."""
+    shape = (point.batch, *point.dense.recipe.input_shape)
+    generator = torch.Generator().manual_seed(point.seed)
+    count = max(1, min(_INPUTS, int(_INPUT_BYTES // (4 * np.prod(shape)))))
+    number = contestants.DTYPES[point.dtype]
+    return [torch.randn(shape, generator=generator).to(point.device, number) for _ in range(count)]
+
+
+def failure(error: BaseException) -> str:
+    """Why a contestant cannot be timed, in one line."""
+    text = str(error).strip().splitlines()
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return OUT_OF_MEMORY
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+def seconds_of(network: Network, x: Tensor, device: str) -> float:
+    """Of one call, after two that warm up."""
+    clock = latency.synchronised if device.startswith("cuda") else latency.wall
+    with torch.inference_mode():
+        return [clock(network, x) for _ in range(3)][-1]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Tasks
+
+
+def compile_one(task: Mapping[str, Any], networks: Networks) -> dict[str, Any]:
+    """Whether a compiled form runs here and computes the same.  Its code stays in the compiler's cache."""
+    point = Point.from_json(task["point"])
+    subject = Subject.from_json(task["subject"])
+    model, x = networks.of(subject, point.seed), images(point)[0]
+    kinds = contestants.forms(model, subject.gated, point.mode, (task["layout"],), True)
+    form = next(form for form in kinds if form.compiled)
+    contestants.set_precision(point.dtype)
+    begin = time.monotonic()
+    try:
+        reference = _reference(model, point, x)
+        call, checked = contestants.prepared(model, form, point.mode, point.dtype, point.device)
+        wrong = _wrong(checked, reference, x, point)
+        seconds_of(call, x, point.device)
+    except Exception as error:  # the compiler raises whatever goes wrong in it: the contestant has failed
+        return {"failed": failure(error)}
+    return {"failed": wrong, "form": asdict(form), "seconds": round(time.monotonic() - begin, 1)}
+
+
+def first(task: Mapping[str, Any], networks: Networks) -> dict[str, Any]:
+    """Every form of every network tried: the best of each, what failed, the digests; layers and roofline."""
+    point = Point.from_json(task["point"])
+    compiles: Mapping[str, list[dict[str, Any]]] = task["compiled"]
+    inputs = images(point)
+    found: dict[str, Any] = {"networks": {}, "hardware": hardware(point)}
+    for subject in (point.dense, *point.networks):
+        try:
+            model = networks.of(subject, point.seed)
+            kinds = contestants.forms(model, subject.gated, point.mode, point.layouts, False)
+            kinds += [Form(**form) for form in compiles.get(subject.name, [])]
+            entry = found["networks"][subject.name] = _tried(subject, model, kinds, point, inputs)
+            entry.setdefault("failed_forms", {}).update(task["failed"].get(subject.name, {}))
+        except UserError:
+            raise
+        except Exception as error:
+            if failure(error) != OUT_OF_MEMORY:
+                raise
+            found["networks"][subject.name] = {"failed": OUT_OF_MEMORY}
+    if point.layers:
+        peak = roofline.measured(point.device, contestants.DTYPES[point.dtype])
+        found["roofline"] = peak.to_json()
+        for subject in (point.dense, *point.networks):
+            entry = found["networks"][subject.name]
+            if "failed" not in entry and not subject.gated and point.mode == FORWARD:
+                entry["layers"] = _layers(subject, networks, entry, point, inputs[0], peak)
+    return found
+
+
+def _reference(model: nn.Module, point: Point, x: Tensor) -> Tensor:
+    _, checked = contestants.prepared(model, AS_IT_IS, point.mode, point.dtype, point.device)
+    return contestants.outputs(checked, x)
+
+
+def _wrong(checked: Network, reference: Tensor, x: Tensor, point: Point) -> str | None:
+    """Why a form is not the network, or None."""
+    differs = contestants.difference(contestants.outputs(checked, x), reference)
+    if differs <= contestants.TOLERANCE[point.dtype]:
+        return None
+    return f"computes something else (relative difference {differs:.2g})"
+
+
+def _tried(
+    subject: Subject, model: nn.Module, kinds: Sequence[Form], point: Point, inputs: list[Tensor]
+) -> dict[str, Any]:
+    x = inputs[0]
+    contestants.set_precision(point.dtype)
+    ready: dict[str, Network] = {}
+    failed: dict[str, str] = {}
+    reference = _reference(model, point, x)
+    for form in kinds:
+        try:
+            call, checked = contestants.prepared(model, form, point.mode, point.dtype, point.device)
+            wrong = _wrong(checked, reference, x, point)
+            if wrong is None:
+                seconds_of(call, x, point.device)
+                ready[form.name] = call
+            else:
+                failed[form.name] = wrong
+        except Exception as error:  # a form that does not work is a contestant that has failed
+            failed[form.name] = failure(error)
+    if AS_IT_IS.name not in ready:
+        return {"failed": failed[AS_IT_IS.name]}
+    clock = latency.synchronised if point.device.startswith("cuda") else latency.wall
+    rounds = Protocol(block=1, rounds=_SCREENING_ROUNDS, least=_SCREENING_ROUNDS, warm_up=1, seconds=1e9)
+    with torch.inference_mode():
+        timing = latency.turns(ready, inputs, rounds, clock, "screening", point.device, False)
+    medians = {name: 1e3 * timing.median(name) for name in ready}
+    best = min(medians, key=medians.__getitem__)
+    return {
+        "screened_ms": medians,
+        "best": asdict(next(form for form in kinds if form.name == best)),
+        "failed_forms": failed,
+        "digest": contestants.digest(model),
+        "macs": contestants.mac_count(subject, model),
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _layers(
+    subject: Subject, networks: Networks, entry: Mapping[str, Any], point: Point, x: Tensor, peak: roofline.Roofline
+) -> list[dict[str, Any]]:
+    """The layers of the best form that is not compiled (the compiler leaves no layers to look at)."""
+    eager = {name: ms for name, ms in entry["screened_ms"].items() if "compiled" not in name}
+    best = min(eager, key=eager.__getitem__)
+    model = networks.of(subject, point.seed)
+    kinds = contestants.forms(model, False, point.mode, point.layouts, False)
+    form = next(form for form in kinds if form.name == best)
+    body = contestants.body_of(model, form, point.dtype, point.device)
+    x = x.contiguous(memory_format=torch.channels_last) if form.layout == "nhwc" else x
+    counted = macs.count(model, subject.recipe.input_shape)
+    return decomposition.measured(body, x, {**counted.conv, **counted.fc}, peak)
+
+
+def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The turns of a point's contestants for ``task["seconds"]``, by every clock of the device."""
+    point = Point.from_json(task["point"])
+    best = {name: Form(**form) for name, form in task["best"].items()}
+    inputs, cuda = images(point), point.device.startswith("cuda")
+    contestants.set_precision(point.dtype)
+    ready, checks, failed = _contestants(point, best, networks, inputs[0])
+    if DENSE not in ready:
+        return {"failed": failed.get(DENSE, "the dense network could not be timed")}, {}
+    kept = {name: contestants.outputs(check, inputs[0]) for name, check in checks.items()}
+    clocks: list[tuple[str, Callable[[Network, Tensor], float], Mapping[str, Network]]] = [
+        ("wall", latency.synchronised if cuda else latency.wall, ready)
+    ]
+    if cuda:
+        clocks.append(("events", latency.events, ready))
+    arrays: dict[str, Tensor] = {}
+    read: dict[str, Any] = {}
+    spent, share = 0.0, task["seconds"] / (3 if cuda and point.mode == FORWARD else len(clocks))
+    while clocks:
+        label, clock, chosen = clocks.pop(0)
+        before, begin = machine.state(point.device), time.monotonic()
+        protocol = planned(chosen, inputs, share, point.device)
+        with torch.inference_mode():
+            timing = latency.turns(chosen, inputs, protocol, clock, label, point.device, False)
+        after = machine.state(point.device)
+        spent += time.monotonic() - begin
+        read[label] = {
+            "stopped": timing.stopped,
+            "calls_a_block": protocol.block,
+            "machine": {"before": before, "after": after},
+            "labels": machine.labels(point.device, before, after),
+            "unstable": machine.unstable(before, after),
+        }
+        arrays |= {f"{label}/{name}": samples for name, samples in timing.samples.items()}
+        if label == "events" and point.mode == FORWARD:  # graphs hold memory of their own, so they come last
+            graphs, reasons = _graphs(ready, inputs[0])
+            failed |= reasons
+            clocks += [("graph", latency.events, graphs)] if DENSE in graphs else []
+    changed = {
+        name: differs
+        for name, check in checks.items()
+        if (differs := contestants.difference(contestants.outputs(check, inputs[0]), kept[name]))
+        > contestants.TOLERANCE[point.dtype]
+    }
+    value = {"clocks": read, "seconds": spent, "failed_contestants": failed, "changed": changed}
+    return {**value, "device": hardware(point)["name"]}, arrays
+
+
+def _contestants(
+    point: Point, best: Mapping[str, Form], networks: Networks, x: Tensor
+) -> tuple[dict[str, Network], dict[str, Network], dict[str, str]]:
+    """The dense network, the same again, its best form; every pruned one as it is and in its best form."""
+    wanted = [(DENSE, point.dense, AS_IT_IS), (AGAIN, point.dense, AS_IT_IS)]
+    for label, subject in [(DENSE, point.dense), *((subject.name, subject) for subject in point.networks)]:
+        if label != DENSE:
+            wanted.append((label, subject, AS_IT_IS))
+        if subject.name in best and best[subject.name] != AS_IT_IS:
+            wanted.append((f"{label} {BEST}", subject, best[subject.name]))
+    ready: dict[str, Network] = {}
+    checks: dict[str, Network] = {}
+    failed: dict[str, str] = {}
+    references: dict[str, Tensor] = {}
+    for label, subject, form in wanted:
+        try:
+            model = networks.of(subject, point.seed)
+            call, checked = contestants.prepared(model, form, point.mode, point.dtype, point.device)
+            here = contestants.outputs(checked, x)
+            differs = contestants.difference(here, references.setdefault(subject.name, here))
+            if differs > contestants.TOLERANCE[point.dtype]:
+                failed[label] = f"computes something else (relative difference {differs:.2g})"
+                continue
+            ready[label], checks[label] = call, checked
+        except UserError:
+            raise
+        except Exception as error:  # out of memory, a compiler that fails: the others are timed
+            failed[label] = failure(error)
+    return ready, checks, failed
+
+
+def _graphs(ready: Mapping[str, Network], x: Tensor) -> tuple[dict[str, Network], dict[str, str]]:
+    """The contestants as CUDA graphs, and why the others cannot be captured."""
+    with torch.inference_mode():
+        captured = {name: latency.captured(network, x) for name, network in ready.items()}
+    torch.cuda.empty_cache()
+    reasons = {f"{name}: no CUDA graph": why for name, why in captured.items() if isinstance(why, str)}
+    return {name: graph for name, graph in captured.items() if not isinstance(graph, str)}, reasons
+
+
+def planned(chosen: Mapping[str, Network], inputs: list[Tensor], seconds: float, device: str) -> Protocol:
+    """Calls a block by how long a call takes, and as many rounds as the time allows."""
+    calls = [seconds_of(network, inputs[0], device) for network in chosen.values()]
+    block = max(1, min(_MOST_CALLS, int(_BLOCK_SECONDS / max(calls))))
+    warm_up = max(1, min(20, int(_WARM_UP_SECONDS / max(calls))))
+    round_ = 2.0 * block * sum(calls)
+    rounds = max(1, min(400, int((seconds - warm_up * sum(calls)) / round_)))
+    return Protocol(block, rounds, min(rounds, 10), warm_up, precision=0.005, seconds=seconds)
+
+
+def hardware(point: Point) -> dict[str, Any]:
+    """The device's name and what a time depends on besides."""
+    return {
+        **provenance.hardware(point.device),
+        "versions": {name: provenance.versions()[name] for name in ("torch", "python")},
+        "cudnn_benchmark": torch.backends.cudnn.benchmark if point.device.startswith("cuda") else None,
+    }
+
+
+TASKS = {"compile": compile_one, "first": first}
+
+
+def run(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """One task; its JSON value and its samples."""
+    return measure(task, networks) if task["kind"] == "measure" else (TASKS[task["kind"]](task, networks), {})
+
+
+def main(path: Path) -> None:
+    """Runs the tasks of a file in order; each writes its value, then its samples, into the files that it names."""
+    tasks = json.loads(path.read_text())
+    torch._dynamo.config.recompile_limit = 256  # type: ignore[attr-defined]  # networks of one class are no recompilations
+    networks = Networks()
+    for task in tasks:
+        try:
+            value, arrays = run(task, networks)
+        except UserError as error:
+            value, arrays = {"error": str(error)}, {}
+        except Exception as error:  # costs this point, not those after it
+            traceback.print_exc()
+            value, arrays = {"failed": failure(error), "networks": {}}, {}
+        if arrays:
+            save_file({name: array.contiguous() for name, array in arrays.items()}, f"{task['out']}.safetensors")
+        write_json(Path(f"{task['out']}.json"), value)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""``bench nightly``, ``bench check`` and ``bench history``; every one returns (JSON value, text, exit status)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench import metrics, runner
+from bench.commands import Output, job_of, mirror_of, registry_folder, write_pages
+from bench.errors import UserError
+from bench.nightly import baseline, history, night, order, summary
+from bench.nightly import check as checking
+from bench.registry import load as load_registry
+from bench.report import accept as accepting
+from bench.runner import Job, Planned
+from bench.store import Store, disk_errors, write_text
+from bench.tracking import modes
+
+BASELINE = Path("results/baseline")
+RESULTS = Path("results")
+
+
+def nightly(options: argparse.Namespace) -> Output:
+    """Runs a night, or prints its plan."""
+    job = job_of(options)
+    if options.budget is not None and not options.budget > 0:
+        raise UserError(f"--budget {options.budget:g} leaves no time: give minutes")
+    chosen = runner.choose(options.paper, None, None)
+    planned = order.planned(chosen, job)
+    worths = {entry.id: order.worth(entry, load_registry(entry.paper.key, registry_folder())) for entry in planned}
+    if options.plan:
+        return _plan(planned, worths, job, options.budget)
+    base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
+    if base is not None and not base.is_dir():
+        raise UserError(f"no baseline {base}: make one by `bench accept --baseline {base}`")
+    arguments = {"papers": list(options.paper), "scale": options.scale, "seed": options.seed, "device": job.device}
+    mode = modes.chosen(options.wandb)
+    begun = night.begin(options.out, arguments)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        night.run(begun, planned, worths, job, options.budget, RESULTS, say)
+    finally:
+        value, text, status = _told(begun, options.out, base)
+    value["pages"] = [str(path) for path in write_pages(options.out)]
+    names = list(dict.fromkeys(entry.paper.key for entry in planned))
+    watch = None if mode == modes.DISABLED else mirror_of(options.out, names, mode, say)
+    if watch is not None:
+        try:
+            watch.finish()
+        finally:
+            watch.close()
+    return value, text, status
+
+
+def _told(done: night.Night, out: Path, base: Path | None) -> Output:
+    """Compares what the night did, writes its summary and JUnit file, and says both."""
+    run = [name for name, report in done.rows.items() if report.status == runner.OK]
+    missing = [name for name in done.rows if name not in run]
+    checked = [] if base is None else checking.check(out, base, [*run, *missing])
+    entries = history.read(out)
+    drifts = history.drifts([one for one in entries if one.row in done.rows], judged())
+    changes = night.data_changes(entries, done.number)
+    page = summary.markdown(done, checked, drifts, changes, str(base))
+    place = night.folder(out, done.number)
+    write_text(place / "summary.md", page)
+    write_text(place / "junit.xml", summary.junit(done, checked))
+    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with disk_errors(Path(step)), Path(step).open("a", encoding="utf-8") as file:
+            file.write(page)
+    status = summary.status(done, checked)
+    value = {
+        "night": asdict(done),
+        "check": checking.to_json(checked),
+        "drifts": [{"row": row, "metric": metric, "since": since} for row, metric, since, _ in drifts],
+        "data_changes": changes,
+        "status": status,
+        "summary": str(place / "summary.md"),
+        "junit": str(place / "junit.xml"),
+    }
+    return value, page, status
+
+
+def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget: float | None) -> Output:
+    store = Store(job.out) if job.out.exists() else None
+    able = [order.Candidate(entry, worths[entry.id]) for entry in planned if entry.chain is not None]
+    ordered, total, lines, rows = order.in_order(able, store), 0.0, [], []
+    for one in ordered:
+        fits = budget is None or total + one.minutes <= budget
+        total += one.minutes if fits else 0.0
+        lines.append(f"{one.minutes:7.1f} min  {one.entry.id}{'' if fits else '  (no time)'}")
+        rows.append({"row": one.entry.id, "minutes": one.minutes, "worth": one.worth, "fits": fits})
+    absent = [entry for entry in planned if entry.chain is None]
+    lines += [f"    not run  {entry.id} ({entry.reason})" for entry in absent]
+    lines.append(f"about {total:.0f} minutes on this {job.device}; nothing was run")
+    return {"rows": rows, "minutes": total}, "\n".join(lines), 0
+
+
+def check(options: argparse.Namespace) -> Output:
+    """Compares a run with the baseline."""
+    if not options.out.is_dir():
+        raise UserError(f"no runs in {options.out}: name their folder with --out")
+    base = options.baseline or BASELINE
+    if not base.is_dir():
+        raise UserError(f"no baseline {base}: make one by `bench accept --baseline {base}`")
+    found = checking.check(options.out, base)
+    return checking.to_json(found), checking.text(found), int(any(row.failed for row in found))
+
+
+def accept_baseline(runs: Path, folder: Path, papers: Iterable[str]) -> Output:
+    """Promotes rows and their predictions to a baseline."""
+    from bench.commands import declared
+
+    known, wanted = declared(), list(papers) or None
+    chosen = accepting.choose(runs, folder, wanted, known)
+    files = accepting.write(runs, folder, wanted, known, chosen)
+    kept = baseline.write(folder, chosen, Store(runs))
+    value = {"rows": [str(file) for file in files], "predictions": [str(path) for path in kept]}
+    return value, f"{len(files)} rows are the baseline {folder}, {len(kept)} with predictions", 0
+
+
+def show_history(options: argparse.Namespace) -> Output:
+    """Draws a row's nights."""
+    entries = history.read(options.out)
+    if not entries:
+        raise UserError(f"no nights in {options.out}: run `bench nightly` first, or name the folder with --out")
+    ids = list(dict.fromkeys(one.row for one in entries))
+    matching = [name for name in ids if options.row in (name, name.rpartition("/")[2])]
+    matching = matching or [name for name in ids if options.row.lower() in name]
+    if len(matching) != 1:
+        raise UserError(f"{options.row!r} names {len(matching)} rows: choose one of {', '.join(matching or ids)}")
+    (row,) = matching
+    value: dict[str, Any] = {
+        "row": row,
+        "metrics": {metric: history.series(entries, row, metric) for metric in judged()},
+        "drifts": [
+            {"metric": metric, "since": since, "direction": found.direction, "shift": found.shift}
+            for _, metric, since, found in history.drifts([one for one in entries if one.row == row], judged())
+        ],
+    }
+    value["metrics"] = {name: points for name, points in value["metrics"].items() if points}
+    return value, history.text(entries, row, judged()), 0
+
+
+def judged() -> list[str]:
+    """The metrics that can get better or worse."""
+    return [name for name, known in metrics.declared().items() if known.better and "*" not in name]

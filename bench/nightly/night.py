@@ -1,0 +1,186 @@
+"""One night: every row that can run, each on its own, the most valuable first; it can be stopped and goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench import evaluate, provenance, runner
+from bench.errors import UserError
+from bench.nightly import child, history, order
+from bench.nightly.child import Report
+from bench.nightly.order import Candidate
+from bench.runner import Job, Planned
+from bench.store import Store, write_json
+
+# a row may take this many times its planned seconds, and so many more before the plan has learned
+_PATIENCE, _AT_LEAST = 4.0, 600.0
+_ATTEMPTS = 2
+_BAD = (runner.FAILED, child.CRASHED, child.HUNG)
+
+
+@dataclass
+class Night:
+    """What a night did so far; ``<out>/nightly/<number>/night.json`` holds it.
+
+    ``arguments`` and ``commit`` tell whether a stopped night may go on.  ``left`` are rows for which the budget or the
+    time until the interrupt did not last, with their planned minutes; ``not_run`` those that cannot run here, with the
+    reason; ``networks`` what became of the released networks.
+    """
+
+    number: int
+    arguments: Mapping[str, Any]
+    commit: str | None
+    date: str
+    rows: dict[str, Report] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    planned: dict[str, float] = field(default_factory=dict)
+    left: dict[str, float] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+    networks: list[dict[str, Any]] = field(default_factory=list)
+    minutes: float = 0.0
+    ended: bool = False
+
+    @property
+    def failed(self) -> list[Report]:
+        """The rows that did not end well."""
+        return [report for report in self.rows.values() if report.status in _BAD]
+
+    @property
+    def measured(self) -> set[str]:
+        """The steps that this night has measured."""
+        return {key for report in self.rows.values() for key in report.measured}
+
+
+def folder(out: Path, number: int) -> Path:
+    """Where a night's files are."""
+    return out / "nightly" / f"{number:05d}"
+
+
+def begin(out: Path, arguments: Mapping[str, Any]) -> Night:
+    """The last night where it was stopped, by the same code and with the same arguments; else a new one.
+
+    Nights are counted: a clock that goes backwards changes nothing.
+    """
+    numbers = [int(path.name) for path in (out / "nightly").glob("[0-9]*") if path.name.isdigit()]
+    commit = provenance.git_state()
+    if numbers:
+        last = _read(out, max(numbers))
+        if last is not None and not last.ended and (last.arguments, last.commit) == (arguments, commit):
+            return replace(last, left={}, not_run={})
+    return Night(max(numbers, default=0) + 1, arguments, commit, provenance.now())
+
+
+def _read(out: Path, number: int) -> Night | None:
+    try:
+        value = json.loads((folder(out, number) / "night.json").read_text())
+        rows = {
+            name: Report(**{**report, "measured": tuple(report["measured"])}) for name, report in value["rows"].items()
+        }
+        return Night(**{**value, "rows": rows})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # killed before its first row ended
+
+
+def keep(out: Path, night: Night) -> None:
+    """Writes the night's state."""
+    write_json(folder(out, night.number) / "night.json", asdict(night))
+
+
+def run(
+    night: Night,
+    candidates: Sequence[Planned],
+    worths: Mapping[str, float],
+    job: Job,
+    budget: float | None,
+    results: Path,
+    say: Callable[[str], None],
+) -> Night:
+    """Runs the rows that the night has not behind it; returns the same night.
+
+    ``budget`` (minutes) holds what earlier parts of the night took too: a row that would not end within it is left, the
+    next ones are tried.  The released networks in ``results`` are evaluated last.  Whatever ends it, the state is kept.
+    """
+    store = Store(job.out)
+    begun, before = time.monotonic(), night.minutes
+    night.not_run = {entry.id: str(entry.reason) for entry in candidates if entry.chain is None}
+    able = [Candidate(entry, worths[entry.id]) for entry in candidates if entry.chain is not None]
+    able = [one for one in able if one.entry.id not in night.rows]
+    todo = order.in_order(able, store, night.measured)
+    night.planned.update({one.entry.id: round(one.minutes, 2) for one in todo})
+    night.left = {one.entry.id: round(one.minutes, 2) for one in todo}
+    server = child.context(dict.fromkeys(one.entry.paper.key for one in todo))
+    try:
+        for place, one in enumerate(todo, start=1):
+            spent = before + (time.monotonic() - begun) / 60.0
+            if budget is not None and spent + one.minutes > budget:
+                continue
+            where = f"[row {place}/{len(todo)}] "
+            report, tries = _tried(server, one, job, night.measured, where, say)
+            night.rows[one.entry.id], night.attempts[one.entry.id] = report, tries
+            night.left.pop(one.entry.id)
+            night.minutes = before + (time.monotonic() - begun) / 60.0
+            keep(job.out, night)
+            file = None if report.file is None or report.status != runner.OK else Path(report.file)
+            line = history.entry(night.number, report.id, report.status, report.minutes, provenance.now(), file)
+            history.append(job.out, line)
+        night.networks = released(results, job, say)
+        night.ended = True
+    finally:
+        night.minutes = before + (time.monotonic() - begun) / 60.0
+        keep(job.out, night)
+    return night
+
+
+def _tried(
+    server: Any, one: Candidate, job: Job, measured: set[str], where: str, say: Callable[[str], None]
+) -> tuple[Report, int]:
+    """The row's report and the number of attempts: what ends badly is tried once more."""
+    limit = max(_AT_LEAST, _PATIENCE * 60.0 * one.minutes)
+    for attempt in range(1, _ATTEMPTS + 1):
+        report = child.run(server, one.entry, job, measured, limit, where)
+        if report.status not in _BAD:
+            break
+        again = "trying once more" if attempt < _ATTEMPTS else "given up"
+        say(f"{where}{one.entry.id}: {report.status}: {report.reason}; {again}")
+    return report, attempt
+
+
+def released(results: Path, job: Job, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The networks that ``results`` release, each evaluated again and compared with what was recorded."""
+    found = []
+    for network in sorted(path.parent for path in results.glob("*/networks/*/recipe.json")):
+        name = str(network.relative_to(results))
+        say(f"released network {name}")
+        try:
+            (one,) = evaluate.evaluate([network], job.data, job.device, progress=False)
+            found.append({"network": name, "verdict": one.verdict, "words": one.words, "top1": one.record.value})
+        except UserError as error:
+            found.append({"network": name, "verdict": evaluate.INCOMPARABLE, "words": str(error), "top1": None})
+    return found
+
+
+def nights_before(entries: Sequence[history.Entry], number: int) -> Iterator[history.Entry]:
+    """The entries of the nights before a number, newest first."""
+    return (one for one in reversed(entries) if one.night < number)
+
+
+def data_changes(entries: Sequence[history.Entry], number: int) -> list[str]:
+    """Rows whose data set is not the one of the night that measured them last, in words."""
+    found: dict[tuple[str, str, str], int] = {}
+    for now in (one for one in entries if one.night == number and one.data):
+        last = next(
+            (one for one in nights_before(entries, number) if (one.row, one.setting) == (now.row, now.setting)), None
+        )
+        if last is not None and last.data is not None and last.data != now.data:
+            place = now.setting, last.data, str(now.data)
+            found[place] = found.get(place, 0) + 1
+    return [
+        f"the data of {count} rows ({setting}) are other ones than last time ({old[:12]} before, {new[:12]} now): "
+        "their numbers are about these"
+        for (setting, old, new), count in found.items()
+    ]

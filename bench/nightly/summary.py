@@ -1,0 +1,139 @@
+"""What a night says of itself: Markdown for people (and GitHub's step summary), JUnit's XML for machines."""
+
+from __future__ import annotations
+
+import html
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Sequence
+
+from bench import evaluate, runner
+from bench.nightly import check as checking
+from bench.nightly import drift
+from bench.nightly.child import Report
+from bench.nightly.night import Night
+
+Drifts = Sequence[tuple[str, str, int, drift.Drift]]
+
+
+def status(night: Night, checked: Sequence[checking.RowCheck]) -> int:
+    """The exit status: 1 where a row failed or a value got worse or is missing, else 0."""
+    different = any(one["verdict"] == evaluate.DIFFERENT for one in night.networks)
+    return int(bool(night.failed) or any(row.failed for row in checked) or different)
+
+
+def markdown(
+    night: Night, checked: Sequence[checking.RowCheck], drifts: Drifts, changes: Sequence[str], baseline: str
+) -> str:
+    """The night on one page: what went wrong first, then every row, then what was left out and why."""
+    good = sum(report.status == runner.OK for report in night.rows.values())
+    title = f"# Night {night.number}: {_verdict(night, checked)}"
+    facts = (
+        f"{good} of {len(night.rows)} rows ran in {night.minutes:.0f} minutes; begun {night.date}; code "
+        f"{night.commit or 'of no commit'}."
+    )
+    parts = [title, facts if night.ended else f"{facts} **Stopped before its end.** The same command goes on."]
+    if night.failed:
+        parts.append("## Rows that failed\n\n" + "\n".join(_failed(one, night) for one in night.failed))
+    bad = [row for row in checked if row.failed]
+    if bad:
+        parts.append(f"## Worse than the baseline {baseline}\n\n```\n{checking.text(bad)}\n```")
+    elif checked:
+        counts = Counter(str(row.word) for row in checked)
+        words = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+        parts.append(f"Against the baseline {baseline}: {words}.")
+    if drifts:
+        lines = [
+            f"- {row}, {metric}: {found.direction} since night {since}, {found.before:.4g} to {found.after:.4g}"
+            for row, metric, since, found in drifts
+        ]
+        parts.append(
+            f"## Slow drifts\n\nOne value without any drift is listed once in {drift.false_alarms():,.0f} nights.\n\n"
+            + "\n".join(lines)
+        )
+    parts += [f"**Data changed:** {line}." for line in changes]
+    if night.networks:
+        lines = [f"- {one['network']}: {one['words']}" for one in night.networks]
+        parts.append("## Released networks, evaluated again\n\n" + "\n".join(lines))
+    parts.append("## Rows\n\n" + _table(night))
+    if night.left:
+        lines = [f"- {name} (about {minutes:.0f} minutes)" for name, minutes in night.left.items()]
+        parts.append("## Left for want of time\n\n" + "\n".join(lines))
+    if night.not_run:
+        reasons = Counter(night.not_run.values())
+        parts.append("## Cannot run here\n\n" + "\n".join(f"- {n} rows: {why}" for why, n in reasons.most_common()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(night: Night, checked: Sequence[checking.RowCheck]) -> str:
+    worse = sum(row.failed for row in checked)
+    different = sum(one["verdict"] == evaluate.DIFFERENT for one in night.networks)
+    said = [
+        f"{count} {what}"
+        for count, what in (
+            (len(night.failed), "failed"),
+            (worse, "worse than the baseline"),
+            (different, "released networks differ"),
+        )
+        if count
+    ]
+    return ", ".join(said) or "fine"
+
+
+def _failed(report: Report, night: Night) -> str:
+    tries = night.attempts.get(report.id, 1)
+    return f"- {report.id}: {report.status} ({tries} attempts): {_inline(report.reason)}"
+
+
+def _table(night: Night) -> str:
+    lines = ["| row | status | minutes | planned | checkpoints | measured |", "| :-- | :-- | --: | --: | --: | --: |"]
+    for name, report in night.rows.items():
+        checkpoints = f"{report.reused} reused, {report.made} made"
+        planned = night.planned.get(name)
+        lines.append(
+            f"| {name} | {report.status} | {report.minutes:.1f} | {'' if planned is None else f'{planned:.1f}'} | "
+            f"{checkpoints} | {len(report.measured)} anew |"
+        )
+    return "\n".join(lines)
+
+
+def _inline(text: str) -> str:
+    """Text that stays in its line, and text."""
+    return html.escape(" ".join(text.split()), quote=False)
+
+
+def junit(night: Night, checked: Sequence[checking.RowCheck]) -> str:
+    """JUnit's XML: a case for each row; a bad end is an error, a worse value a failure, what did not run is skipped."""
+    worse = {row.id: row for row in checked if row.failed}
+    suite = ElementTree.Element("testsuite", name="bench nightly", timestamp=night.date)
+    counts: Counter[str] = Counter()
+
+    def case(name: str, minutes: float = 0.0) -> ElementTree.Element:
+        counts["tests"] += 1
+        paper, _, rest = name.partition("/")
+        return ElementTree.SubElement(suite, "testcase", classname=paper, name=rest, time=f"{60.0 * minutes:.1f}")
+
+    for name, report in night.rows.items():
+        element = case(name, report.minutes)
+        if report.status not in (runner.OK, runner.SKIPPED):
+            counts["errors"] += 1
+            ElementTree.SubElement(element, "error", message=_printable(f"{report.status}: {report.reason}"))
+        elif name in worse:
+            counts["failures"] += 1
+            message = checking.text([worse[name]])
+            ElementTree.SubElement(element, "failure", message=str(worse[name].word)).text = _printable(message)
+    for name, reason in [*((n, "no time left") for n in night.left), *night.not_run.items()]:
+        counts["skipped"] += 1
+        ElementTree.SubElement(case(name), "skipped", message=_printable(reason))
+    for name, row in worse.items():
+        if name not in night.rows and name not in night.left:
+            counts["failures"] += 1
+            ElementTree.SubElement(case(name), "failure", message=f"{row.word}: {_printable(row.missing)}")
+    for attribute in ("tests", "failures", "errors", "skipped"):
+        suite.set(attribute, str(counts[attribute]))
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """XML knows no control characters."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

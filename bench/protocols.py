@@ -1,0 +1,66 @@
+"""Protocols: how long a paper's networks are trained at each scale, and on how many images channels are chosen.
+
+A script holds one table of them, keyed by scale and network; what fits first counts, so that special cases stand above
+the general one::
+
+    PROTOCOLS = {
+        ("imagenet", ANY): Protocol(None, Schedule(10, 1e-5, 128), images=5000),
+        (ANY, "vgg16_bn"): Protocol(cosine(16, 0.1, 128), cosine(2, 0.01, 128), images=5170),
+        (ANY, ANY): ...
+    }
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from bench.errors import UserError
+from bench.models.recipe import Recipe
+from bench.rows import Setting
+from bench.train.schedule import Schedule
+
+# in a key: any scale (a folder of the user's has no other), any network
+ANY = "*"
+# what the suite trains small networks with, unless a table says otherwise: cosine(epochs, rate, batch)
+cosine = partial(Schedule, weight_decay=5e-4, shape="cosine")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a network is trained and pruned at a scale; a paper that needs more says it in a subclass.
+
+    ``dense`` trains the dense network where the user gives no weights (None: published ones are loaded), ``tuning`` the
+    pruned one, and channels are chosen on ``images`` training images at most.
+    """
+
+    dense: Schedule | None
+    tuning: Schedule
+    images: int
+
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Protocol)
+
+
+def lookup(table: Mapping[tuple[str, str], T], scale: str, recipe: Recipe) -> T:
+    """The first entry whose key (scale, network's builder) fits, :data:`ANY` fitting everything.
+
+    Raises :class:`UserError` where none does.
+    """
+    for (where, network), entry in table.items():
+        if where in (scale, ANY) and network in (recipe.builder, ANY):
+            return entry
+    raise UserError(f"no protocol for {recipe.builder} at {scale}: add one to the script's table")
+
+
+def protocol(table: Mapping[tuple[str, str], P], setting: Setting, recipe: Recipe) -> P:
+    """The protocol of a setting: fine-tuning in mixed precision where that is asked for, no more images than there are.
+
+    Raises :class:`UserError` where the table has none.
+    """
+    found = lookup(table, setting.scale, recipe)
+    images = min(found.images, setting.train_images)
+    return replace(found, tuning=replace(found.tuning, amp=setting.amp), images=images)

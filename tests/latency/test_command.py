@@ -1,0 +1,174 @@
+"""The command: its mistakes in one line; a whole measurement of a small network, in this process and in fresh ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cli import main
+from bench.errors import UserError
+from bench.latency import campaign, command, contestants, worker
+from bench.latency.campaign import TIME_OVER, Answer, Campaign
+from bench.latency.contestants import AS_IT_IS, Form, Subject
+from bench.latency.point import AGAIN, BEST, DENSE, OUT_OF_MEMORY, Effort, Point
+from bench.models.recipe import Recipe
+
+DENSE_RECIPE = Recipe("cifar_resnet20", {"num_classes": 10, "width": 0.5}, (3, 16, 16))
+GATED = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, (3, 16, 16)).gated(500)
+HALF = DENSE_RECIPE.removed(
+    {f"layer{stage}.{block}.conv1": 4 * 2 ** (stage - 1) for stage in (1, 2, 3) for block in range(3)}
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nothing"], "unknown paper, row, model or saved network 'nothing'"),
+        ([], "name a paper, a row, a model"),
+        (["vgg16", "--suite", "cpu"], "name a paper, a row, a model"),
+        (["--suite", "tpu"], "unknown suite 'tpu'"),
+        (["vgg16", "--dtype", "tf32", "--device", "cpu"], "tf32 is a mode of NVIDIA GPUs"),
+        (["vgg16", "--batch", "1,x"], "no list of numbers"),
+        (["vgg16", "--layout", "hwc", "--device", "cpu"], "unknown layout"),
+        (["vgg16", "--mode", "training", "--device", "cpu"], "unknown mode"),
+        (["vgg16", "--round", "7"], "--round takes 8, 16 or 32"),
+        (["vgg16", "--seconds", "600", "--device", "cpu"], "at most 90 s on the CPU"),
+        (["vgg16", "--device", "tpu"], "unknown device"),
+        (["vgg16", "--processes", "1"], "at least two processes"),
+        (["thinet", "--staircase", "conv1", "--device", "cpu"], "--staircase looks at one network"),
+        (
+            ["cifar_resnet20", "--staircase", "x", "--device", "cpu", "--batch", "1"],
+            "no convolution or linear layer 'x'",
+        ),
+    ],
+)
+def test_mistakes_get_one_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["latency", *arguments, "--out", str(tmp_path)]) == 2
+    lines = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("bench: ")]
+    assert len(lines) == 1 and named in lines[0]
+
+
+def here(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
+    """The tasks in this process, through JSON as in a fresh one."""
+    networks = worker.Networks()
+    found: list[Answer] = []
+    for task in json.loads(json.dumps(tasks)):
+        value, arrays = worker.run(task, networks)
+        found.append((json.loads(json.dumps(value)), {name: array.numpy() for name, array in arrays.items()}))
+    return found
+
+
+def point(dense: Recipe, *networks: Subject, **more: Any) -> Point:
+    return Point(Subject("dense net", dense), networks, 2, "cpu", **more)
+
+
+def test_a_whole_measurement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line to the files; only the processes are this one."""
+    monkeypatch.setattr(campaign.Campaign, "fresh", staticmethod(here))
+    monkeypatch.setattr(command, "Campaign", lambda *arguments: Campaign(*arguments, fresh=here))
+    monkeypatch.setattr(command.suite, "subjects", lambda *arguments: [Subject("half", HALF)])
+    assert (
+        main(
+            ["latency", "half", "--batch", "2", "--device", "cpu", "--seconds", "0.5", "--out", str(tmp_path), "--json"]
+        )
+        == 0
+    )
+    (value,) = json.loads(capsys.readouterr().out)
+    stored = json.loads(Path(value["file"]).read_text())
+    assert stored["processes"] >= 3 and stored["not_measured"] is None
+    networks = stored["networks"]
+    assert set(networks["half"]["screened_ms"]) == {"as it is", "folded", "folded, channels-last"}
+    assert networks["half"]["digest"] == contestants.digest(Subject("half", HALF).build(0))
+    names = {layer["layer"] for layer in networks["half"]["layers"]}
+    assert {"conv1", "layer1.0.conv1", "linear", "rest"} <= names
+    assert stored["why"][0].startswith("half: layer by layer")
+    assert stored["checks"] == {"failed": {}, "outputs_changed_while_timed": []}
+    assert (tmp_path / "latency" / "half-cpu.csv").is_file() and (tmp_path / "latency" / "half-cpu.md").is_file()
+
+
+def test_contestants_are_dense_twice_its_best_and_the_pruned_one_twice() -> None:
+    one = point(DENSE_RECIPE, Subject("half", HALF), layers=False)
+    task = {"kind": "measure", "point": one.to_json(), "seconds": 0.2}
+    best = {"dense net": vars(Form(True, "nhwc")), "half": vars(AS_IT_IS)}
+    value, arrays = worker.run({**task, "best": best}, worker.Networks())
+    assert [name.partition("/")[2] for name in arrays] == [DENSE, AGAIN, f"{DENSE} {BEST}", "half"]
+    assert value["failed_contestants"] == {} and value["changed"] == {} and value["seconds"] > 0
+    rounds, turns, calls = next(iter(arrays.values())).shape
+    assert turns == 2 and calls == value["clocks"]["wall"]["calls_a_block"] and rounds >= 1
+
+
+@pytest.mark.slow
+def test_a_gated_network_skips_in_its_best_form() -> None:
+    one = point(GATED.base, Subject("gated", GATED), layers=False)
+    found = worker.first({"point": one.to_json(), "compiled": {}, "failed": {}}, worker.Networks())
+    assert set(found["networks"]["gated"]["screened_ms"]) == {"as it is", "skipping"}
+    assert found["networks"]["gated"]["failed_forms"] == {}
+
+
+def test_a_form_that_computes_something_else_or_fails_is_no_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = contestants.fuse
+
+    def broken(model: Any) -> Any:
+        if broken.calls:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        broken.calls += 1
+        fused = original(model)
+        next(fused.parameters()).data.mul_(2.0)
+        return fused
+
+    broken.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(contestants, "fuse", broken)
+    one = point(DENSE_RECIPE, layers=False)
+    found = worker.first({"point": one.to_json(), "compiled": {}, "failed": {}}, worker.Networks())["networks"]
+    failed = found["dense net"]["failed_forms"]
+    assert failed["folded"].startswith("computes something else")
+    assert failed["folded, channels-last"] == OUT_OF_MEMORY
+    assert found["dense net"]["best"] == vars(AS_IT_IS)
+
+
+def test_a_compiler_that_fails_or_hangs_is_a_form_that_failed() -> None:
+    asked: list[str] = []
+
+    def fresh(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
+        kinds = [task["kind"] for task in tasks]
+        if kinds != ["compile"]:
+            asked.append(kinds[0])
+            return here(tasks, seconds)
+        layout = tasks[0]["layout"]
+        return [TIME_OVER if layout == "nchw" else ({"failed": "InductorError: no C++ compiler"}, {})]
+
+    one = point(DENSE_RECIPE, compiled=True, layers=False)
+    (found,) = Campaign(Effort(0.3, 2, 2), None, lambda text: None, fresh).run([one])
+    assert found.reason is None and asked == ["first", "measure", "measure"]
+    failed = found.first["networks"]["dense net"]["failed_forms"]
+    assert failed == {"compiled, nchw": "not compiled within 120 s", "compiled, nhwc": "InductorError: no C++ compiler"}
+
+
+def test_a_run_whose_time_is_over_keeps_what_it_has() -> None:
+    seconds = iter([0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 99.0, 99.0, 99.0])
+    one = point(DENSE_RECIPE, layers=False)
+    runner = Campaign(Effort(0.3, 3, 5), 60.0, lambda text: None, here, lambda: next(seconds, 99.0))
+    (found,) = runner.run([one])
+    assert found.stopped == TIME_OVER and len(found.runs) < 3
+    (skipped,) = runner.run([one])
+    assert skipped.reason == TIME_OVER and skipped.runs == []
+
+
+@pytest.mark.slow
+def test_fresh_processes(tmp_path: Path) -> None:
+    """One real process: a measurement, and a mistake that is told as one."""
+    one = point(DENSE_RECIPE, layers=False)
+    task = {"kind": "measure", "point": one.to_json(), "best": {}, "seconds": 0.2}
+    lost = Point(Subject("lost", DENSE_RECIPE, str(tmp_path / "nowhere.pth")), (), 1, "cpu", layers=False)
+    ((value, arrays),) = campaign.fresh([task], 300.0)  # type: ignore[misc]
+    assert set(arrays) == {f"wall/{DENSE}", f"wall/{AGAIN}"} and value["failed_contestants"] == {}
+    with pytest.raises(UserError, match="no weights file"):
+        campaign.fresh([{**task, "point": lost.to_json()}], 300.0)
+    assert campaign.fresh([dict(task)], 0.01) == [TIME_OVER]

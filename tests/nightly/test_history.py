@@ -1,0 +1,56 @@
+"""The nights' lines: appended whole, read in order, compared in one setting."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.errors import UserError
+from bench.nightly import history
+from bench.nightly.history import Entry
+
+
+def night(number: int, value: float, row: str = "toy/t/a", setting: str = "s", data: str = "d") -> Entry:
+    return Entry(number, row, setting, "ok", 1.0, "2026-01-01", "c", data, {"top1_acc": [value, None, None]})
+
+
+def test_lines_come_back_by_night(tmp_path: Path) -> None:
+    lines = [night(2, 90.0), night(1, 91.0), night(2, 90.5), night(2, 70.0, "toy/t/b")]
+    for line in lines:
+        history.append(tmp_path, line)
+    # the second line of a night and row is the one that counts
+    assert history.read(tmp_path) == [lines[1], lines[2], lines[3]]
+    assert history.series(history.read(tmp_path), "toy/t/a", "top1_acc") == [(1, 91.0), (2, 90.5)]
+    assert history.read(tmp_path / "nothing") == []
+
+
+def test_a_line_cut_by_a_kill_costs_that_line(tmp_path: Path) -> None:
+    history.append(tmp_path, night(1, 90.0))
+    path = tmp_path / history.NAME
+    history.append(tmp_path, night(2, 91.0))
+    path.write_bytes(path.read_bytes()[:-30])
+    history.append(tmp_path, night(3, 92.0))
+    assert [one.night for one in history.read(tmp_path)] == [1, 3]
+
+
+def test_another_setting_is_another_series(tmp_path: Path) -> None:
+    entries = [night(1, 80.0, setting="one seed"), night(2, 90.0), night(3, 91.0)]
+    assert history.series(entries, "toy/t/a", "top1_acc") == [(2, 90.0), (3, 91.0)]
+    failed = replace(night(4, 0.0), status="failed", metrics={}, setting="")
+    assert history.series([*entries, failed], "toy/t/a", "top1_acc") == [(2, 90.0), (3, 91.0)]
+
+
+def test_drifts_name_row_metric_and_night() -> None:
+    entries = [night(n, 90.0 + 0.001 * (n % 3)) for n in range(1, 31)]
+    assert history.drifts(entries, ["top1_acc"]) == []
+    entries += [night(n, 90.0 + 0.001 * (n % 3) - 0.001 * (n - 30)) for n in range(31, 71)]
+    ((row, metric, since, found),) = history.drifts(entries, ["top1_acc"])
+    assert (row, metric, found.direction) == ("toy/t/a", "top1_acc", "down") and 30 <= since <= 40
+
+
+def test_bars_and_their_range() -> None:
+    entries = [night(n, value) for n, value in enumerate([1.0, 2.0, 8.0], start=1)]
+    said = history.text(entries, "toy/t/a", ["top1_acc", "top5_acc"])
+    assert said == "toy/t/a\n  top1_acc: ▁▂█ (3 nights, 1 to 8, last 8)"
+    with pytest.raises(UserError, match="no night has measured"):
+        history.text(entries, "toy/t/a", ["top5_acc"])

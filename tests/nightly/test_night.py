@@ -1,0 +1,137 @@
+"""Whole nights on the toy paper, in processes of their own: failures, a second night, a regression, SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.nightly import baseline, history
+from bench.store import Store
+
+HERE = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE / 'toy'}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT.pop("GITHUB_STEP_SUMMARY", None)
+IDS = {f"toy/table-{table}/{name}" for table, name in ((1, "dense"), (1, "pruned"), (1, "pruned-fine-tuned"))}
+BAD = {"toy/table-2/dies": "crashed", "toy/table-2/fails": "failed"}
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "bench", *arguments]
+
+
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    where = HERE / "toy"  # with -m the working directory's packages come first
+    return subprocess.run(
+        command(*arguments),
+        cwd=where,
+        env={**ENVIRONMENT, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+def night(out: Path, *more: str, **environment: str) -> tuple[dict[str, Any], int]:
+    done = bench("nightly", "toy", "--scale", "digits", "--out", str(out), "--json", *more, **environment)
+    assert done.stdout, done.stderr[-3000:]
+    return json.loads(done.stdout), done.returncode
+
+
+def measured(out: Path) -> dict[str, Any]:
+    files = sorted((out / "toy" / "rows").rglob("*.json"))
+    return {file.name: json.loads(file.read_text())["records"] for file in files}
+
+
+@pytest.mark.slow
+def test_two_nights(tmp_path: Path) -> None:
+    """Two rows end badly and cost themselves alone; the second night trains nothing and measures everything anew."""
+    out, step = tmp_path / "runs", tmp_path / "step.md"
+    first, status = night(out, GITHUB_STEP_SUMMARY=str(step))
+    rows = first["night"]["rows"]
+    assert status == 1
+    assert {name: rows[name]["status"] for name in BAD} == BAD
+    assert {name for name, row in rows.items() if row["status"] == "ok"} == IDS | {"toy/table-2/ends-well"}
+    assert {first["night"]["attempts"][name] for name in BAD} == {2}
+    assert "died of signal 9" in rows["toy/table-2/dies"]["reason"]
+    page = (out / "nightly" / "00001" / "summary.md").read_text()
+    assert page == step.read_text() and page.startswith("# Night 1: 2 failed\n")
+    suite = ElementTree.parse(out / "nightly" / "00001" / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("errors")) == ("6", "2")
+    before = measured(out)
+
+    # what was measured becomes the baseline, predictions beside it
+    base = tmp_path / "base"
+    shutil.copytree(out / "toy" / "rows", base / "toy" / "rows")
+    chosen = [(path, json.loads(path.read_text())) for path in (base / "toy" / "rows").rglob("*.json")]
+    assert len(baseline.write(base, chosen, Store(out))) == 3
+
+    second, status = night(out, "--baseline", str(base))
+    rows = second["night"]["rows"]
+    assert second["night"]["number"] == 2 and status == 1  # the two bad rows, and nothing else
+    assert {row["word"] for row in second["check"] if row["row"] in IDS} == {"SAME"}
+    for name in IDS:
+        assert rows[name]["made"] == 0 and rows[name]["reused"] > 0
+    # each step is measured once a night, by the row that comes first
+    keys = [key for name in IDS for key in rows[name]["measured"]]
+    assert len(keys) == len(set(keys)) >= 6
+    assert measured(out) == before
+    assert [one.night for one in history.read(out) if one.row == "toy/table-1/dense"] == [1, 2]
+
+    # a regression: the baseline was right where the network is wrong
+    name = next(path for path, _ in chosen if "table-1--pruned--" in path.name)
+    row = json.loads(name.read_text())
+    for record in row["records"]:
+        if record["metric"] == "top1_acc":
+            record["value"] = 100.0
+    name.write_text(json.dumps(row))
+    baseline.predictions_path(name).unlink()
+    done = bench("check", "--out", str(out), "--baseline", str(base), "--json")
+    words = {row["row"]: row["word"] for row in json.loads(done.stdout)}
+    assert done.returncode == 1 and words["toy/table-1/pruned"] == "WORSE" and words["toy/table-1/dense"] == "SAME"
+
+
+@pytest.mark.slow
+def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    """SIGTERM after the first row: gone within 30 seconds, and it tells what it has; the same command goes on."""
+    out = tmp_path / "runs"
+    arguments = ["nightly", "toy", "--scale", "digits", "--out", str(out)]
+    process = subprocess.Popen(
+        command(*arguments), cwd=HERE / "toy", env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    state = out / "nightly" / "00001" / "night.json"
+    deadline = time.monotonic() + 300
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - begin < 30
+    done = set(json.loads(state.read_text())["rows"])
+    assert done and done != IDS | set(BAD) | {"toy/table-2/ends-well"}
+    assert "Stopped before its end" in (out / "nightly" / "00001" / "summary.md").read_text()
+    ended, _ = night(out)
+    assert ended["night"]["number"] == 1 and ended["night"]["ended"]
+    assert set(ended["night"]["rows"]) == IDS | set(BAD) | {"toy/table-2/ends-well"}
+    assert len(history.read(out)) == 6
+
+
+@pytest.mark.slow
+def test_a_budget_leaves_the_rest_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    found, _ = night(out, "--budget", "0.15")
+    assert len(found["night"]["rows"]) >= 1 and found["night"]["left"]
+    assert set(found["night"]["rows"]) | set(found["night"]["left"]) == IDS | set(BAD) | {"toy/table-2/ends-well"}
+    page = (out / "nightly" / "00001" / "summary.md").read_text()
+    assert all(f"- {name} (about" in page for name in found["night"]["left"])
+    assert bench("nightly", "toy", "--budget", "0", "--out", str(out)).returncode == 2

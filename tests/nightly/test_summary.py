@@ -1,0 +1,64 @@
+"""What a night says of itself, on hand-made nights."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+from bench.nightly import summary
+from bench.nightly.check import Compared, RowCheck, Word
+from bench.nightly.child import Report
+from bench.nightly.drift import Drift
+from bench.nightly.night import Night
+
+NIGHT = Night(
+    7,
+    {},
+    "c" * 40,
+    "2026-01-01T00:00:00+00:00",
+    rows={
+        "toy/t/a": Report("toy/t/a", "ok", "", 1.0, None, 2, 0, ("k1", "k2")),
+        "toy/t/b": Report("toy/t/b", "crashed", "its process died of signal 9 <&> \x00\n", 0.5),
+        "toy/t/c": Report("toy/t/c", "hung", "no end after 10 minutes", 10.0),
+    },
+    attempts={"toy/t/a": 1, "toy/t/b": 2, "toy/t/c": 2},
+    planned={"toy/t/a": 0.9},
+    left={"toy/t/d": 44.0},
+    not_run={"toy/t/e": "needs imagenet", "toy/t/f": "needs imagenet"},
+    minutes=12.0,
+    ended=True,
+)
+WORSE = RowCheck("toy/t/a", "clutter", [Compared("top1_acc", 90.0, 80.0, 0.5, Word.WORSE)], "", ("commit: x, y",))
+
+
+def test_a_night_of_two_failures_and_a_regression() -> None:
+    page = summary.markdown(NIGHT, [WORSE], [("toy/t/a", "kl", 3, Drift(3, "up", 1.0, 2.0))], ["x changed"], "base")
+    assert page.startswith("# Night 7: 2 failed, 1 worse than the baseline\n")
+    order = ["Rows that failed", "Worse than the baseline base", "Slow drifts", "Data changed", "## Rows\n", "Left for"]
+    places = [page.index(part) for part in order]
+    assert places == sorted(places)
+    assert "- toy/t/b: crashed (2 attempts): its process died of signal 9 &lt;&amp;&gt;" in page
+    assert "| toy/t/a | ok | 1.0 | 0.9 | 2 reused, 0 made | 2 anew |" in page
+    assert "- toy/t/d (about 44 minutes)" in page and "- 2 rows: needs imagenet" in page
+    assert summary.status(NIGHT, [WORSE]) == 1
+
+
+def test_a_fine_night() -> None:
+    fine = Night(1, {}, None, "d", rows={"toy/t/a": NIGHT.rows["toy/t/a"]}, ended=True)
+    page = summary.markdown(fine, [RowCheck("toy/t/a", "clutter")], [], [], "base")
+    assert page.startswith("# Night 1: fine\n") and "Against the baseline base: 1 SAME." in page
+    assert summary.status(fine, []) == 0
+    different = Night(1, {}, None, "d", networks=[{"network": "n", "verdict": "different", "words": "w", "top1": 1.0}])
+    assert summary.status(different, []) == 1
+
+
+def test_junit_counts_what_pytest_and_github_read() -> None:
+    suite = ElementTree.fromstring(summary.junit(NIGHT, [WORSE]))
+    counts = {name: int(suite.get(name, "-1")) for name in ("tests", "failures", "errors", "skipped")}
+    assert counts == {"tests": 6, "failures": 1, "errors": 2, "skipped": 3}
+    assert len(suite) == 6
+    assert sum(case.find("error") is not None for case in suite) == 2
+    (failure,) = [case for case in suite if case.find("failure") is not None]
+    assert (failure.get("classname"), failure.get("name"), failure.get("time")) == ("toy", "t/a", "60.0")
+    # what was in the baseline and was not run at all is a case of its own
+    gone = RowCheck("toy/t/z", "clutter", missing="was not run")
+    assert ElementTree.fromstring(summary.junit(NIGHT, [gone])).get("tests") == "7"

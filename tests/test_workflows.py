@@ -1,0 +1,65 @@
+"""The workflows: actions pinned by hash, commands that the command line knows, every paper in the nightly matrix."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench import cli
+from bench.runner import papers
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def jobs(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(path.read_text())["jobs"]
+    return found
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    return [step for job in jobs(path).values() for step in job["steps"]]
+
+
+def test_there_are_workflows() -> None:
+    assert [path.name for path in FILES] == ["ci.yml", "nightly.yml"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_actions_are_pinned_by_hash_and_say_their_version(path: Path) -> None:
+    uses = [line.strip() for line in path.read_text().splitlines() if "uses:" in line]
+    assert uses
+    for line in uses:
+        assert re.fullmatch(r"(- )?uses: actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+    assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_commands_are_ones_that_exist(path: Path) -> None:
+    """The command line takes every ``bench`` command as written; scripts are files of the project."""
+    for step in steps(path):
+        for line in step.get("run", "").splitlines():
+            words = shlex.split(line.replace("${{ matrix.paper }}", "thinet"))
+            if words[0] == "bench":
+                assert cli._parser().parse_args(words[1:]).command == words[1]
+            elif words[0] == "bash":
+                assert (ROOT / words[1]).is_file()
+            else:
+                assert words == ["python", "-m", "pip", "install", "-c", "constraints.txt", "-e", "."]
+
+
+def test_every_paper_has_its_night() -> None:
+    matrix = jobs(ROOT / ".github" / "workflows" / "nightly.yml")["embedded"]["strategy"]["matrix"]
+    assert matrix["paper"] == sorted(papers())
+
+
+def test_supported_pythons_are_tested() -> None:
+    """Those that the README and the package's metadata promise."""
+    matrix = jobs(ROOT / ".github" / "workflows" / "ci.yml")["ci"]["strategy"]["matrix"]["python"]
+    assert matrix == ["3.11", "3.12", "3.13"]
+    assert "Python 3.11 to 3.13" in (ROOT / "README.md").read_text()
