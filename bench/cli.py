@@ -132,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", default="md", choices=["md", "csv", "tex", "html"])
     sub.add_argument("--from", dest="source", type=Path, help="the folder to read")
 
+    sub = command("site", "write the pages, tables and figures of a folder of results from the rows in it; run nothing")
+    sub.add_argument("--from", dest="source", type=Path, help="the folder (default runs/ where it exists)")
+
     sub = command("coverage", "how many published values are decided, by which verdict, and why the others are not")
     sub.add_argument("paper", nargs="*", help="papers, with or without a script (default: all)")
     sub.add_argument("--from", dest="source", type=Path, help="the folder to read (default runs/ where it exists)")

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,18 @@ def _declared(paper: Paper) -> dict[str, Declared]:
             row.seeds,
             row.release,
             row.seeds_at,
+            partial(_sizes, paper, row),
+            row.scales,
+            row.missing,
         )
         for order, (name, row) in enumerate(paper.ids.items())
     }
+
+
+def _sizes(paper: Paper, row: Row, published: Sequence[Published]) -> list[sizing.Decided]:
+    """The printed sizes that a row links to; asked first, those of all rows are decided."""
+    found = sizing.decided(paper, published) if row.sizes else []
+    return [one for one in found if (one.row, one.published.table) == (row.name, row.table)]
 
 
 def abouts() -> dict[str, pages.About]:
@@ -296,10 +306,10 @@ def coverages(
         sized: dict[Published, str] = {}
         scales: dict[Published, str] = {}
         if name in scripts:
-            sized = {one.published: str(one.verdict) for one in sizing.of_paper(scripts[name], published)}
+            sized = {one.published: str(one.verdict) for one in sizing.decided(scripts[name], published)}
             for row in (row for row in scripts[name].rows if row.missing is None):
-                for row_name, metric in row.published.values():
-                    entry = find(published, row.table, row_name, metric)
+                for row_name, metric, *model in row.published.values():
+                    entry = find(published, row.table, row_name, metric, **({"model": model[0]} if model else {}))
                     if entry is not None:
                         scales.setdefault(entry, row.scale)
         found[name] = covering.of_paper(published, sized, scales, lines.get(name, []), absent)
@@ -483,6 +493,15 @@ def data(options: argparse.Namespace) -> Output:
     counts = cifar10.write_subset(place, options.folder, progress=not options.json)
     text = f"{options.folder}: {counts['train']} training and {counts['test']} test images"
     return {"folder": str(options.folder), **counts}, text, 0
+
+
+def site(options: argparse.Namespace) -> Output:
+    """Writes the pages of a folder of results again, from its rows: also of a run that was stopped in the middle."""
+    source = options.source or _results()
+    if not any(loading.row_files(source)):
+        raise UserError(f"no rows in {source}: run `bench run` first, or name a folder with --from")
+    written = write_pages(source)
+    return [str(path) for path in written], f"{len(written)} files; the index: {source / 'README.md'}", 0
 
 
 def write_pages(root: Path) -> list[Path]:

@@ -5,18 +5,11 @@ Asking the scripts means importing torch, which takes seconds; the list of rows 
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.util
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from bench import cache
 from bench.errors import UserError
-
-_KEPT = 8  # lists of other versions of the sources
 
 
 def rows(papers: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
@@ -46,20 +39,8 @@ def rows(papers: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
 
 def index() -> dict[str, Any]:
     """Title, reference and rows of every paper, by key."""
-    place = _folder() / f"index-{_sources()}.json"
-    with contextlib.suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads(place.read_text())
-        return found
-    made = _made()
-    with contextlib.suppress(OSError):  # a cache: where it cannot be written the next call is as slow as this one
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(made))
-        temporary.replace(place)
-        old = sorted(place.parent.glob("index-*.json"), key=lambda path: path.stat().st_mtime)
-        for path in old[:-_KEPT]:
-            path.unlink()
-    return made
+    found: dict[str, Any] = cache.remembered("index", "", _made)
+    return found
 
 
 def _made() -> dict[str, Any]:
@@ -83,20 +64,3 @@ def _made() -> dict[str, Any]:
         }
         for key, paper in runner.papers().items()
     }
-
-
-def _folder() -> Path:
-    # the XDG specification: an empty value counts as none
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning-bench"
-
-
-def _sources() -> str:
-    hasher = hashlib.sha256()
-    for package in ("bench", "reproductions"):
-        spec = importlib.util.find_spec(package)
-        assert spec is not None and spec.origin is not None
-        folder = Path(spec.origin).parent
-        for path in sorted(folder.rglob("*.py")):
-            hasher.update(f"{package}/{path.relative_to(folder).as_posix()}\n".encode())
-            hasher.update(path.read_bytes())
-    return hasher.hexdigest()[:16]

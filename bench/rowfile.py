@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bench.runner import Planned
 
 RAN = "ran"
+# what it repeats of the report on a layer
+_OF_A_LAYER = ("reader", "producer", "channels", "kept", "error", "held_out_error")
 # what a row file repeats of a step's header; the roots, because one function's code differs with its parameters' types
 _OF_A_STEP = ("step", "kind", "run", "roots", "code", "seconds", "provenance")
 
@@ -46,6 +48,7 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
         "widths": {
             step.key: Recipe.from_json(_header(store, step.key)["recipe"]).widths for step in entry.chain.networks
         },
+        "layers": layers(store, [step.key for step in entry.chain.networks]),
         "code": digest(sorted({step["code"] for step in steps.values()})),
     }
     target = row_path(store.root, entry.id, setting)
@@ -72,6 +75,25 @@ def write_reason(store: Store, entry: Planned, scale: str) -> Path | None:
         },
     )
     return target
+
+
+def layers(store: Store, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What was found at each layer of these networks where their last pruning reconstructed it, by network.
+
+    The convolution that reads, that whose filters went, how many channels there were and are, and the share of the
+    responses' variance that is missed on the fitted rows and on held-out ones.
+    """
+    found = {}
+    for key in keys:
+        header = store.header(key)
+        while header is not None and "layers" not in header["facts"] and header["parents"]:
+            header = store.header(header["parents"][0])  # a network that was tuned since
+        if header is not None and "layers" in header["facts"]:
+            found[key] = [
+                {name: len(report[name]) if name == "kept" else report[name] for name in _OF_A_LAYER}
+                for report in header["facts"]["layers"]
+            ]
+    return found
 
 
 def _header(store: Store, key: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bench.data import LABELS
 from bench.metrics import Metric
 from bench.models.recipe import Recipe
-from bench.steps import DataValue, Step
+from bench.steps import DataValue, Source, Step
 
 # why a row does not run whose network is only counted
 SIZE_ALONE = "its size alone is judged, without data"
@@ -19,7 +19,8 @@ SIZE_ALONE = "its size alone is judged, without data"
 class Setting:
     """Where a row runs: the scale, its data (value, classes, image counts), device, seeds, the user's weights.
 
-    ``weights`` is the digest of the user's weights file, None without one.
+    ``weights`` is the digest of the user's weights file, None without one.  ``further`` are the settings of the further
+    data that the row asks for, by its names for them: steps that are given their data read those.
     """
 
     scale: str
@@ -31,6 +32,7 @@ class Setting:
     seeds: tuple[int, ...]
     weights: str | None
     amp: bool = False
+    further: Mapping[str, Setting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Chain:
     references: list[Step] = field(default_factory=list)
 
 
+def nothing_further(scale: str) -> Mapping[str, Source]:
+    """No further data, as most rows need none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table.
@@ -53,13 +60,16 @@ class Row:
     ``scale`` is the row's own; elsewhere it is an analogue.  ``shape`` is the pruned network at the paper's own shape
     (or what makes it, where that takes time) and ``claimed`` the speed-up that the paper states, for the size columns.
     ``dense(scale, classes, given)`` is the dense network's recipe at a scale (``given``: the user brings weights).
-    ``chain`` makes the steps.  ``published`` maps our metrics to (row, metric) of the same table in the registry, and
-    ``sizes`` our metrics of :mod:`bench.sizes` to all printed sizes that the network ``sized`` (``shape`` where there
-    is none) decides without data, each as (row, metric) or (row, metric, model) of that table.  ``missing`` says why a
-    row cannot run yet.  ``seeds`` are run unless the user names one, at a scale where they would take too long those of
-    ``seeds_at``; ``scales`` (None: all) are those it is meant for, besides folders; ``ours`` marks a row beyond the
-    paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.  ``release`` says that the network of its
-    first seed, measured at the row's own scale, is kept beside the accepted results.
+    ``chain`` makes the steps.  ``published`` maps our metrics to (row, metric) of the same table in the registry, or to
+    (row, metric, model) where it prints several networks, and ``sizes`` our metrics of :mod:`bench.sizes` to all
+    printed sizes that the network ``sized`` (``shape`` where there is none) decides without data, each as (row, metric)
+    or (row, metric, model) of that table.  ``missing`` says why a row cannot run yet.  ``seeds`` are run unless the
+    user names one, at a scale where they would take too long those of ``seeds_at``; ``scales`` (None: all) are those it
+    is meant for, besides folders; ``ours`` marks a row beyond the paper.  ``data`` is what its images come with,
+    ``labels`` or ``boxes``.  ``release`` says that the network of its first seed, measured at the row's own scale, is
+    kept beside the accepted results.  ``further(scale)`` names further data that its chain needs there
+    (:class:`Setting`): another data set, or the same under another protocol, which is left out where the data know no
+    protocols.
     """
 
     table: str
@@ -69,7 +79,7 @@ class Row:
     claimed: float | None = None
     dense: Callable[[str, int, bool], Recipe] | None = None
     chain: Callable[[Setting, Recipe], Chain] | None = None
-    published: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    published: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sizes: Mapping[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
     sized: Recipe | None = None
     missing: str | None = None
@@ -79,6 +89,7 @@ class Row:
     ours: bool = False
     data: str = LABELS
     release: bool = False
+    further: Callable[[str], Mapping[str, Source]] = nothing_further
 
     def seeds_on(self, scale: str) -> tuple[int, ...]:
         """The seeds that are run at a scale unless the user names one."""
@@ -119,8 +130,8 @@ class Paper:
 
 
 def slug(name: str) -> str:
-    """Lower case, letters, digits and dots; hyphens for the rest."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    """Lower case, letters, digits and dots; ``plus`` for a plus sign at the end, hyphens for the rest."""
+    return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"[+]$", " plus", name.lower())).strip("-.")
 
 
 def row_id(paper: str, row: Row) -> str:

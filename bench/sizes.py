@@ -8,15 +8,22 @@ value's.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from bench import cache
 from bench.measure import dynamic, macs
 from bench.metrics import Metric
+from bench.models.edits import Remove
 from bench.models.recipe import Recipe
+from bench.pruning import surgery
 from bench.registry import UNITS, OtherConvention, Published, converted, find
 from bench.rows import Paper, Row
 from bench.verdict import OTHER_CONVENTION, Verdict
@@ -35,6 +42,8 @@ LOST: dict[str, tuple[type[nn.Module], ...]] = {
     "conv+fc+gates, masks lost at dropout": (nn.Dropout, nn.Dropout2d),
     "conv+fc+gates, masks lost at pools": POOLS,
 }
+# Caffe holds a batch norm as two layers, whose first parameters (means, scales) ThiNet's tool takes for their work
+NORMED = "2x conv+fc+norms"
 # (metric over dense, its form): plain counts, ratios of two, per cent of the dense network that is gone
 RATIOS = {
     "speedup": ("macs", "dense/ours"),
@@ -71,6 +80,28 @@ def of_paper(paper: Paper, published: Sequence[Published]) -> list[Decided]:
             raise ValueError(f"{decided.row}: {decided.published.metric} of {decided.published.row} is linked twice")
         seen.add(decided.published)
     return found
+
+
+def decided(paper: Paper, published: Sequence[Published]) -> list[Decided]:
+    """:func:`of_paper`, remembered: it follows from the sources and the registry alone."""
+    given = "\n".join([paper.key, torch.__version__, *map(repr, published)])
+    found = cache.remembered(
+        f"sizes-{paper.key}",
+        given,
+        lambda: [
+            [published.index(one.published), one.row, None if one.value is None else str(one.value), one.verdict.word]
+            for one in of_paper(paper, published)
+        ],
+    )
+    return [
+        Decided(
+            published[place],
+            row,
+            None if value is None else Fraction(value),
+            Verdict(word, verified=published[place].verified),
+        )
+        for place, row, value, word in found
+    ]
 
 
 def of_row(row: Row, published: Sequence[Published]) -> list[Decided]:
@@ -127,7 +158,13 @@ def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
 
 
 def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
-    model = recipe.build("meta")
+    return _counted(json.dumps(recipe.to_json(), sort_keys=True), counted, convention)
+
+
+# a network is built and counted once for all rows, metrics and conventions: recipes say all that a size depends on
+@functools.cache
+def _counted(text: str, counted: str, convention: str) -> Fraction:
+    recipe, model = _built(text)
     if counted == "params":
         return _params(model, convention)
     gated = recipe.last("gate") is not None
@@ -137,12 +174,53 @@ def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
         return Fraction(float(dynamic.expected(model, recipe.input_shape, LOST[convention]).totals[0]))
     if gated:
         raise OtherConvention(f"other convention: {convention}, and the network's gates cost something")
+    if convention == "conv+fc+bias":
+        return Fraction(_macs(text).total("conv+fc") + _biased_outputs(model, recipe.input_shape))
+    if convention == NORMED:
+        channels = sum(module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        return Fraction(2 * _macs(text).total("conv+fc") + 4 * channels)
     known = "conv" if convention == "conv" else "conv+fc"
-    return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)
+    return converted(Fraction(_macs(text).total(known)), known, convention)
+
+
+@functools.cache
+def _macs(text: str) -> macs.Macs:
+    recipe, model = _built(text)
+    return macs.count(model, recipe.input_shape)
+
+
+def _biased_outputs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """Outputs of the convolutions and fully connected layers that have a bias, for one input of shape (C, H, W)."""
+    outputs: list[int] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output.numel())
+
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *input_shape, device=next(model.parameters()).device))
+    for handle in handles:
+        handle.remove()
+    return sum(outputs)
+
+
+@functools.lru_cache(maxsize=16)
+def _built(text: str) -> tuple[Recipe, nn.Module]:
+    """The recipe, and its network on ``meta``, the filters of each edit removed together."""
+    recipe = Recipe.from_json(json.loads(text))
+    model = recipe.base.build("meta")
+    for edit in recipe.edits:
+        if isinstance(edit, Remove):
+            surgery.shrink_together(model, recipe.input_shape, edit.widths)
+        else:
+            edit.apply(model, recipe.input_shape)
+    return recipe, model
 
 
 def _params(model: nn.Module, convention: str) -> Fraction:
     if convention == "all":
         return Fraction(sum(parameter.numel() for parameter in model.parameters()))
-    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    # a layer of another kind that declares its cost has its weights under the same name
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(m, "macs")]
     return converted(Fraction(sum(layer.weight.numel() for layer in layers)), "weights", convention)

@@ -29,7 +29,10 @@ def test_bars_are_the_verified_values_by_verdict(tmp_path: Path) -> None:
         ("A toy: accuracies", {"reproduced": 1, "not decided": 2}),
         ("A toy: sizes", {"exact": 2, "wrong": 1}),
     ]
-    path = coverage_figure.draw(coverages, {}, tmp_path / "coverage.png")
-    first = path.read_bytes()
-    assert first.startswith(b"\x89PNG") and len(first) > 5000
-    assert coverage_figure.draw(coverages, {}, tmp_path / "coverage.png").read_bytes() == first
+    written = coverage_figure.draw(coverages, {}, tmp_path / "coverage.png")
+    assert [path.name for path in written] == ["coverage.png", "coverage.svg"]
+    first = [path.read_bytes() for path in written]
+    assert first[0].startswith(b"\x89PNG") and len(first[0]) > 5000
+    for path in written:
+        path.unlink()
+    assert [path.read_bytes() for path in coverage_figure.draw(coverages, {}, tmp_path / "coverage.png")] == first

@@ -17,6 +17,7 @@ FORBIDDEN = {
     "bench.models": ("bench.train", "bench.report", "bench.runner", "bench.commands", "bench.data", "bench.measure"),
     "bench.pruning": ("bench.report", "bench.runner", "bench.commands", "bench.gating"),
     "bench.gating": ("bench.report", "bench.runner", "bench.commands"),
+    "bench.versatile": ("bench.report", "bench.runner", "bench.commands", "bench.gating"),
     "bench.train": (
         "bench.report",
         "bench.runner",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import listing, runner
+from bench import cache, listing, runner
 
 _SCRIPT = """
 import sys
@@ -45,11 +45,11 @@ def test_other_sources_have_another_list(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(listing, "_made", lambda: {"made": len(list(tmp_path.rglob("*.json")))})
     for number in range(12):
-        monkeypatch.setattr(listing, "_sources", lambda n=number: f"{n}")
+        monkeypatch.setattr(cache, "sources", lambda n=number: f"{n}")
         assert listing.index() == listing.index()
     kept = list((tmp_path / "pruning-bench").glob("index-*.json"))
     assert len(kept) == 8
-    kept[0].write_text("{")
-    monkeypatch.setattr(listing, "_sources", lambda: kept[0].stem.removeprefix("index-"))
+    (last,) = [path for path in kept if json.loads(path.read_text()) == listing.index()]
+    last.write_text("{")
     assert "made" in listing.index()
-    json.loads(kept[0].read_text())
+    json.loads(last.read_text())

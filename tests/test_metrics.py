@@ -84,6 +84,7 @@ BESIDE = {
 HIDDEN = {
     "dynamic_macs_p5", "dynamic_macs_p50", "dynamic_macs_p95", "gate_share", "weight_reduction",
     "coco_ap_s", "coco_ap_m", "coco_ap_l", "ap_voc07 *", "ap_voc12 *",
+    "top5_acc_short256", "top5_acc_squash256", "top5_change_short256", "top5_change_squash256",
 }  # fmt: skip
 PANELS = {
     "top1_change": 1, "top1_change_control": 1, "top1_difference": 1, "map_voc07_change": 1, "map_voc07_difference": 1,

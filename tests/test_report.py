@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -18,7 +19,7 @@ from bench.claims import Claim
 from bench.errors import UserError
 from bench.metrics import size
 from bench.registry import COLUMNS
-from bench.report import figures, render
+from bench.report import drawing, figures, render
 from bench.report.accept import accept
 from bench.report.glossary import metric
 from bench.report.load import Cell, Declared, Line, _sigma, decide, read
@@ -537,7 +538,9 @@ def test_curves_are_drawn_and_written(runs: Runs, tmp_path: Path) -> None:
     """The points of the CSV are the records; the picture is one."""
     for layer in ("conv1_2", "conv2_1"):
         runs.row(layer, curve(1.25, 2.0, 4.0))
-    picture, points = figures.draw(runs.table(), tmp_path / "figures")
+    (picture, vector, points), said = figures.draw(runs.table(), tmp_path / "figures")
+    assert said == []
+    assert vector.read_text().startswith("<?xml") and "conv1_2" in vector.read_text()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 5000
     rows = list(csv.DictReader(points.open()))
@@ -551,19 +554,19 @@ def test_curves_are_drawn_and_written(runs: Runs, tmp_path: Path) -> None:
 
 def test_labels_of_curves_do_not_overlap() -> None:
     """They are moved apart as little as needed and stay below the top."""
-    assert figures.spread([0.1, 0.5], 0.1) == [0.1, 0.5]
-    assert figures.spread([0.1, 0.125], 0.25) == pytest.approx([0.1, 0.35])
-    assert figures.spread([0.95, 0.97, 0.99], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+    assert drawing.spread([0.1, 0.5], 0.1) == [0.1, 0.5]
+    assert drawing.spread([0.1, 0.125], 0.25) == pytest.approx([0.1, 0.35])
+    assert drawing.spread([0.95, 0.97, 0.99], 0.1) == pytest.approx([0.8, 0.9, 1.0])
 
 
 def test_dot_plots_need_four_lines(runs: Runs, tmp_path: Path) -> None:
     """Fewer are read faster in the table."""
     for number in range(4):
         if number:
-            assert figures.draw(runs.table(), tmp_path / "figures") == []
+            assert figures.draw(runs.table(), tmp_path / "figures") == ([], [])
         values = [record("top1_change", -number, "pp", low=-number - 1, high=0.5), record("kl", 0.1 * number, "nats")]
         runs.row(f"row {number}", values, published={"top1_err_increase": ["ours 4x", "top1_err_increase"]})
-    (picture,) = figures.draw(runs.table(), tmp_path / "figures")
+    (picture, _), _ = figures.draw(runs.table(), tmp_path / "figures")
     assert picture.stat().st_size > 5000
     # an increase of the error by 1.0 is a change of the accuracy by -1.0
     assert figures.published_value(runs.lines(), "top1_change") == (-1.0, "published")
@@ -573,8 +576,9 @@ def test_dot_plots_need_four_lines(runs: Runs, tmp_path: Path) -> None:
 def test_figures_are_the_same_every_time(runs: Runs, tmp_path: Path) -> None:
     """So that committed results change only with the numbers."""
     runs.row("conv1_2", curve(1.25, 2.0))
-    first, second = (figures.draw(runs.table(), tmp_path / name)[0].read_bytes() for name in ("a", "b"))
-    assert first == second
+    first, second = (figures.draw(runs.table(), tmp_path / name)[0] for name in ("a", "b"))
+    assert [path.suffix for path in first] == [".png", ".svg", ".csv"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_pages_link_only_to_files(runs: Runs) -> None:
@@ -587,8 +591,8 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
     pages = [path for path in written if path.name == "README.md"]
     assert len(pages) == 2
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)]+)\)", page.read_text())]
-    # of each scale four formats, a picture and its points; and in the index the paper, by its findings and by its rows
-    assert len(links) == 2 * 6 + 3
+    # of each scale four formats, a picture in two forms and its points; in the index the paper, by findings and rows
+    assert len(links) == 2 * 7 + 3
     for page, link in links:
         assert (page.parent / unquote(link)).is_file(), link
     for path in written:
@@ -617,6 +621,26 @@ def test_pages_link_only_to_files(runs: Runs) -> None:
     assert write(runs.root, runs.registry, runs.about()) == written
     assert {path: path.read_bytes() for path in written} == before
     assert not stale.exists()
+
+
+def test_the_page_of_a_stopped_run_shows_what_is_there_and_says_what_is_missing(runs: Runs) -> None:
+    """Of a table that was begun, the rows without a file that can run there; tables without any by name."""
+    paths = [runs.row(f"row {n}", accuracies(90.0 + n), scale="digits") for n in range(5)]
+    runs.row("other", accuracies(1.0), scale="digits", table="Table 2 (later)").unlink()
+    for path in paths[2:]:
+        path.unlink()
+    (paths[2].parent / f".{paths[2].name}.4711").write_text('{"id": "toy')  # killed while it was written
+    able = f"{PAPER}/table-1/"
+    runs.declared[f"{able}row-3"] = replace(runs.declared[f"{able}row-3"], scales=("cifar10",))
+    runs.declared[f"{able}row-4"] = replace(runs.declared[f"{able}row-4"], missing="not implemented")
+    write(runs.root, runs.registry, runs.about())
+    page = (runs.root / PAPER / "README.md").read_text()
+    assert "| row 1 | 91.00 [89.00, 93.00] |" in page
+    assert "Not measured here yet, 1 of 3 rows: row 2.\n" in page
+    assert "No row of these tables has been run yet: Table 2 (later).\n" in page
+    runs.row("row 2", accuracies(92.0), scale="digits", setting={"seeds": [0]})
+    write(runs.root, runs.registry, runs.about())
+    assert "Not measured here yet" not in (runs.root / PAPER / "README.md").read_text()
 
 
 def test_the_page_says_what_was_done_to_images_and_to_boxes(runs: Runs) -> None:

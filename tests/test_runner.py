@@ -20,9 +20,9 @@ from bench import code, runner
 from bench.collecting import collect
 from bench.errors import UserError
 from bench.models.recipe import Recipe
-from bench.rows import Chain, Paper, Row, match
+from bench.rows import Chain, Paper, Row, Setting, match
 from bench.runner import Job, Outcome
-from bench.steps import Context, DataValue, Kind, Step, in_order, make_step
+from bench.steps import Context, DataValue, Kind, Source, Step, in_order, make_step
 from bench.store import Record, Result, Store
 
 CALLS: list[str] = []
@@ -252,6 +252,52 @@ def folder(root: Path, side: int) -> Path:
         (root / part / "a").mkdir(parents=True)
         Image.new("RGB", (side, side)).save(root / part / "a" / "0.png")
     return root
+
+
+def run_seen(context: Context, parents: list[Result], params: Number) -> Result:
+    """What the step sees: how many training images, and what another step of its data remembered."""
+    images = len(context.data().train)
+    return Result(facts={"images": images, "remembered": context.remember("images", lambda: images)})
+
+
+def test_a_row_may_read_a_second_data_set(tmp_path: Path) -> None:
+    """Each step gets the data whose value it was given, a memory apart, and says in its provenance which they were."""
+    made: list[Step] = []
+
+    def chain(setting: Setting, recipe: Recipe) -> Chain:
+        source = setting.further["source"]
+        assert (source.scale, source.classes, source.train_images, source.test_images) == ("clutter", 10, 3111, 2000)
+        assert setting.train_images == 1437 and source.data.plain != setting.data.plain
+        step = None
+        for number, where in enumerate((source, setting, source)):
+            parents = () if step is None else (step,)
+            params = Number(f"{number}", number)
+            step = make_step(Kind.TRAIN, f"{number}", run_seen, params, parents, data=where.data, device="cpu")
+            made.append(step)
+        return Chain([], made[-3:])
+
+    def further(scale: str) -> dict[str, Source]:
+        return {"source": Source("clutter", apart=scale)}
+
+    def large(scale: str, classes: int, given: bool) -> Recipe:
+        return Recipe("cifar_resnet20", {"num_classes": classes, "width": 0.25}, (3, 32, 32))
+
+    row = Row("Table 1", "moved", "imagenet", None, None, large, chain, seeds=(0,), further=further)
+    (file,) = run(Paper("toy", "A toy", "nobody", [row], []), tmp_path)
+    headers = [Store(tmp_path).header(step.key) for step in made[-3:]]
+    assert [header and header["facts"]["images"] for header in headers] == [3111, 1437, 3111]
+    assert [header and header["facts"]["remembered"] for header in headers] == [3111, 1437, 3111]
+    apart = "clutter, without the test scans of digits"
+    assert [header and header["provenance"]["data"]["name"] for header in headers] == [apart, "digits", apart]
+    setting = json.loads(file.read_text())["setting"]
+    assert (setting["data"]["name"], setting["further"]["source"]["name"]) == ("digits", apart)
+
+
+def test_a_row_whose_second_data_set_is_missing_says_so(tmp_path: Path) -> None:
+    further = {"source": Source("imagenet")}
+    row = Row("T", "x", "imagenet", None, None, tiny, lambda *_: Chain([], []), further=lambda scale: further)
+    (outcome,) = outcomes(Paper("toy", "A toy", "nobody", [row], []), tmp_path, data=tmp_path)
+    assert (outcome.status, outcome.reason) == ("skipped", "needs imagenet")
 
 
 def test_a_time_is_not_answered_from_an_earlier_run(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import runner, sizes
+from bench import cache, runner, sizes
+from bench.errors import UserError
 from bench.models.recipe import Recipe
+from bench.pruning import surgery
 from bench.registry import OtherConvention, Published, load
 from bench.rows import Row
 from reproductions import channel_pruning, fbs
@@ -192,3 +194,41 @@ def test_links_must_find_one_size_each() -> None:
     paper = replace(PAPERS["fbs"], rows=[row, replace(row, name="again")])
     with pytest.raises(ValueError, match="again: FLOPs of ours is linked twice"):
         sizes.of_paper(paper, [published("15.47")])
+
+
+def test_filters_removed_together_leave_the_network_that_one_by_one_leaves() -> None:
+    """The same tensors by name and shape; ties and impossible widths are refused."""
+    recipe = Recipe("cifar_preact_resnet20", {}, (3, 32, 32)).removed({"layer1.0.conv1": 3, "layer3.1.conv1": 20})
+    together = recipe.base.build("meta")
+    surgery.shrink_together(together, recipe.input_shape, recipe.widths)
+    shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (together, recipe.build("meta"))]
+    assert shapes[0] == shapes[1]
+    for widths, said in (({"layer1.0.conv2": 3}, "cannot be removed alone"), ({"layer1.0.conv1": 17}, "width 17")):
+        with pytest.raises(UserError, match=said):
+            surgery.shrink_together(recipe.base.build("meta"), recipe.input_shape, widths)
+
+
+def test_verdicts_are_remembered_for_the_sources_and_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again nothing is built; another registry or other sources are asked anew."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    paper, published = PAPERS["fbs"], load("fbs", FOLDER)
+    assert len(DECIDED["fbs"]) > 10
+    assert sizes.decided(paper, published) == DECIDED["fbs"]
+    asked: list[int] = []
+    monkeypatch.setattr(sizes, "of_paper", lambda *given: asked.append(1) or [])
+    assert sizes.decided(paper, published) == DECIDED["fbs"] and not asked
+    assert sizes.decided(paper, [replace(published[0], source="another"), *published[1:]]) == []
+    monkeypatch.setattr(cache, "sources", lambda: "others")
+    assert sizes.decided(paper, published) == [] and len(asked) == 2
+
+
+def test_a_network_is_built_once_for_all_that_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = Recipe.build
+    monkeypatch.setattr(Recipe, "build", lambda self, device="cpu": built.append(self) or build(self, device))
+    small = Recipe("cifar_resnet20", {"num_classes": 7}, (3, 24, 24)).removed({"layer1.0.conv1": 5})
+    for metric, convention in (("macs", "conv"), ("macs", "2x conv+fc"), ("speedup", "conv"), ("params", "all")):
+        sizes.size(small, metric, convention)
+    assert built == [small.base, small.base]

@@ -85,8 +85,8 @@ def test_points_and_figure(tmp_path: Path, scale: str) -> None:
     assert len(panels) == (2 if scale == "digits" else 1)
     texts = {text.get_text() for text in panels[-1].texts}
     assert {"91.4", "90.6†", "87.5", "90.5"} == texts
-    files = figures.draw(table, tmp_path / "figures")
-    assert [file.name for file in files] == ["Figure_3.png"]
+    files, _ = figures.draw(table, tmp_path / "figures")
+    assert [file.name for file in files] == ["Figure_3.png", "Figure_3.svg"]
 
 
 def test_a_few_points_are_read_in_the_table(tmp_path: Path) -> None:
@@ -98,4 +98,4 @@ def test_a_few_points_are_read_in_the_table(tmp_path: Path) -> None:
         row(tmp_path / "runs", order, f"FBS at d={order}", 1.0 + order, 90.0, {}, "digits")
     lines = read(tmp_path / "runs", registry, {"toy": DECLARED})["toy"]
     (table,) = build_all(lines, [])
-    assert figures.draw(table, tmp_path / "figures") == []
+    assert figures.draw(table, tmp_path / "figures") == ([], [])

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from bench import saved
 from bench.errors import UserError
 from bench.gating.fresh import normalise
 from bench.gating.layer import gated_layers
+from bench.latency.folding import fold
 from bench.measure import macs
 from bench.measure.latency import Network
 from bench.models import weights
@@ -120,7 +120,7 @@ def prepared(model: nn.Module, form: Form, mode: str, dtype: str, device: str) -
     number = DTYPES[dtype]
     body = _skipping(copy.deepcopy(model)) if form.skipped else copy.deepcopy(model)
     if form.folded:
-        body = fuse(body.eval())
+        body = fold(body)
     body = body.to(device=device, dtype=number)
     if form.layout == "nhwc":
         body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -149,7 +149,7 @@ def _channels_last(network: Network) -> Network:
 
 def body_of(model: nn.Module, form: Form, dtype: str, device: str) -> nn.Module:
     """The module behind a form without compilation, for looking at its layers."""
-    body = fuse(copy.deepcopy(model).eval()) if form.folded else copy.deepcopy(model)
+    body = fold(copy.deepcopy(model)) if form.folded else copy.deepcopy(model)
     body = body.to(device=device, dtype=DTYPES[dtype])
     if form.layout == "nhwc":
         body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

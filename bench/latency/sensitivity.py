@@ -50,11 +50,12 @@ def tried(
     side: int = 24,
     protocol: Protocol = PROTOCOL,
     turns: Callable[..., Timing] | None = None,
+    clock: Callable[[Network, Tensor], float] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """One entry a time: the noise floor (%), and of the copy and of the slowed network the ratio and the verdict.
 
-    ``turns`` stands in for the harness's in tests.
+    ``turns`` and ``clock`` (seconds of one call) stand in for the harness's.
     """
     found = []
     for number in range(times):
@@ -69,9 +70,9 @@ def tried(
             "slowed": slow,
         }
         inputs = [torch.randn(1, channels, side, side, device=device) for _ in range(4)]
-        clock = latency.synchronised if device.startswith("cuda") else latency.wall
+        usual = latency.synchronised if device.startswith("cuda") else latency.wall
         with torch.inference_mode():
-            timing = (turns or latency.turns)(networks, inputs, protocol, clock, "sensitivity", device, False)
+            timing = (turns or latency.turns)(networks, inputs, protocol, clock or usual, "sensitivity", device, False)
         floor = noise_floor(_ratio(timing, "again"))
         entry: dict[str, Any] = {"noise_floor": 100.0 * floor, "rounds": len(timing.blocks("network"))}
         for name in ("unchanged", "slowed"):

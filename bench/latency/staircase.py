@@ -25,7 +25,7 @@ from bench.latency.contestants import Subject
 from bench.latency.decomposition import MULTIPLES
 from bench.measure import latency
 from bench.measure.latency import Network, Protocol
-from bench.report.figures import COLOURS, DPI, STYLE
+from bench.report.drawing import COLOURS, DPI, STYLE
 from bench.store import disk_errors, write_text
 
 # counts that are timed: all up to here, and of more channels the multiples of 8 and their neighbours at those of 32

@@ -36,6 +36,7 @@ class Builder:
 BUILDERS: dict[str, Builder] = {
     "vgg16": Builder("bench.models.vgg", "vgg16"),
     "vgg16_bn": Builder("bench.models.vgg", "vgg16_bn"),
+    "alexnet": Builder("bench.models.alexnet", "alexnet"),
     "mcifarnet": Builder("bench.models.mcifarnet", "mcifarnet"),
     "resnet18": Builder("bench.models.resnet", "resnet18"),
     "resnet50": Builder("bench.models.resnet", "resnet50"),
@@ -44,6 +45,11 @@ BUILDERS: dict[str, Builder] = {
         f"cifar_resnet{depth}": Builder("bench.models.cifar_resnet", "CifarResNet", {"depth": depth})
         for depth in (20, 32, 44, 56, 110)
     },
+    **{
+        f"cifar_preact_resnet{depth}": Builder("bench.models.preact", "PreActResNet", {"depth": depth})
+        for depth in (20, 32, 44, 56, 110)
+    },
+    "cifar_vgg19_bn": Builder("bench.models.vgg19", "vgg19_bn"),
     **{name: Builder("bench.models.ssd", name) for name in ("ssd300_vgg16", "ssd300_resnet50", "narrow_ssd")},
 }
 
@@ -53,7 +59,10 @@ EDITS: dict[str, str] = {
     "sample": "bench.models.edits:Sample",
     "bias": "bench.models.edits:Bias",
     "replace head": "bench.models.edits:ReplaceHead",
+    "new outputs": "bench.models.edits:NewOutputs",
     "gate": "bench.gating.edit:Gate",
+    "versatile": "bench.versatile.edit:Versatile",
+    "learned masks": "bench.versatile.edit:Learned",
 }
 
 

@@ -7,10 +7,9 @@ NMS.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -288,18 +287,3 @@ def narrow_ssd(num_classes: int = 10, size: int = 160, widths: Sequence[int] | N
     )
     head = _head(num_classes, channels, anchors)
     return _build(dict(type="NarrowVGG", widths=widths), neck, head, size, IMAGENET_MEAN, IMAGENET_STD)
-
-
-@contextlib.contextmanager
-def captured(model: nn.Module, name: str) -> Iterator[list[Tensor]]:
-    """While open, a list that holds the latest output of the module ``name`` (a copy: activations may be in place)."""
-    seen: list[Tensor] = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[:] = [output.clone()]
-
-    handle = model.get_submodule(name).register_forward_hook(note)
-    try:
-        yield seen
-    finally:
-        handle.remove()

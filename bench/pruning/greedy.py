@@ -4,15 +4,18 @@ Zhuang et al. (NeurIPS 2018), algorithm 2: start without input channels; take th
 gradient of L = L_re + alpha L_a, then let the weights taken so far follow the gradient; go on until enough are taken.
 L_re = |F - X W|^2 / (2Q) is the reconstruction of the layer's outputs, L_a the loss of an auxiliary network further on.
 
+What the channels are chosen by is an :class:`Objective`; :func:`choose` is the algorithm.  Here (:class:`Sampled`)
 L_re and its gradient (XX W - XY) / Q come from second moments: exact over all sampled rows, without a pass over images.
-Only L_a is back-propagated, through the layers between the reader and the auxiliary network.
+Only L_a is back-propagated, through the layers between the reader and the auxiliary network.  The whole of both losses,
+on mini-batches as published, is :mod:`bench.pruning.discrimination`.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,10 +40,14 @@ class Greedy:
     """Settings; the defaults are those of DCP's released code (SCUT-AILab/DCP at 70a2e53): SGD of the layer's weights.
 
     ``score`` ranks channels by ``frobenius``, the squared gradient norm of both papers, or ``l21``, the released code's
-    sum of norms over the output channels.  ``alpha`` weighs the auxiliary loss.  ``steps`` are taken after each pick,
-    ``last_steps`` more after the last one.  ``update`` is ``sgd``, or ``newton`` (ours): the reconstruction is solved
-    (its gradient is divided by its Hessian with a ``ridge``, in units of the mean diagonal), and against L_a's gradient
-    the weights move by ``lr`` times their own length.
+    sum of norms over the output channels; ``random`` takes them in an order drawn from ``seed`` and the site's place.
+    ``alpha`` weighs the auxiliary loss, ``reconstruction`` L_re where whole feature maps are compared.  ``steps`` are
+    taken after each pick, ``last_steps`` more after the last one.  With ``epsilon`` (DCP, equation 10) the choice also
+    ends behind the pick that changes L by no more than that share of what L was without channels.
+
+    ``update`` is ``sgd``, or ``newton`` (ours): the reconstruction is solved (its gradient is divided by its Hessian
+    with a ``ridge``, in units of the mean diagonal), and against L_a's gradient the weights move by ``lr`` times their
+    own length.
     """
 
     alpha: float = 1.0
@@ -52,6 +59,9 @@ class Greedy:
     ridge: float = 1e-3
     steps: int = 1
     last_steps: int = 0
+    reconstruction: float = 1.0
+    epsilon: float | None = None
+    seed: int = 0
 
 
 @dataclass
@@ -142,60 +152,121 @@ class Picked:
     losses: tuple[float, float]
 
 
+class Objective(Protocol):
+    """L of a site's readers as a function of their weights (n x c x kh x kw each, zero where no channel is chosen).
+
+    ``originals`` are the network's own weights.
+    """
+
+    originals: Sequence[Tensor]
+
+    def gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """dL / dW of each reader, by which the next channel is chosen."""
+
+    def loss(self) -> float:
+        """L at the weights of the latest call of :meth:`gradients`."""
+
+    def step(self, weights: Sequence[Tensor], chosen: Tensor) -> None:
+        """The weights of the ``chosen`` channels (c, bool) follow the gradient, in place."""
+
+
+def choose(objective: Objective, keep: int, settings: Greedy) -> Picked:
+    """Algorithm 2: picks ``keep`` channels (perhaps fewer with ``epsilon``); their weights follow the gradient.
+
+    Raises :class:`UserError` for an unknown score.
+    """
+    weights = [torch.zeros_like(original) for original in objective.originals]
+    channels = weights[0].shape[1]
+    chosen = torch.zeros(channels, dtype=torch.bool, device=weights[0].device)
+    drawn = torch.randperm(channels, generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    order: list[int] = []
+    gradients = objective.gradients(weights)
+    first = last = objective.loss()
+    for number in range(keep):
+        if settings.score == "random":
+            channel = drawn[number]
+        else:
+            scores = channel_scores(gradients, settings.score)
+            scores[chosen] = -torch.inf
+            channel = int(scores.argmax())
+        chosen[channel] = True
+        order.append(channel)
+        for weight, original in zip(weights, objective.originals, strict=True):
+            weight[:, channel] = original[:, channel]  # warm start from the network's own weights
+        for _ in range(settings.steps if number + 1 < keep else settings.steps + settings.last_steps):
+            objective.step(weights, chosen)
+        gradients = objective.gradients(weights)
+        if settings.epsilon is not None:
+            now = objective.loss()
+            if abs(last - now) <= settings.epsilon * first:
+                break
+            last = now
+    return Picked(order, weights, (first, objective.loss()))
+
+
+class Sampled:
+    """L_re of the readers from the moments of sampled rows, L_a on one mini-batch after the other.
+
+    ``auxiliary`` gives L_a and dL_a/dW for a weight of the first reader (the one on the way to the auxiliary network),
+    on a mini-batch of its own choice.  Raises :class:`UserError` for settings that it does not know.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        settings: Greedy,
+        auxiliary: Callable[[Tensor], tuple[float, Tensor]] | None = None,
+    ) -> None:
+        if settings.update not in ("sgd", "newton"):
+            raise UserError(f"unknown update {settings.update!r}: choose sgd or newton")
+        self.terms, self.settings, self.auxiliary = terms, settings, auxiliary
+        self.originals: Sequence[Tensor] = [t.weight for t in terms]
+        self.velocity = [torch.zeros_like(t.weight) for t in terms]
+        self._latest: tuple[list[Tensor], float] = ([], 0.0)
+
+    def gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """dL / dW of each reader."""
+        value, extra = self._further(weights)
+        self._latest = list(weights), value
+        return self._gradients(weights, extra)
+
+    def loss(self) -> float:
+        """L at the weights of the latest call of :meth:`gradients`."""
+        weights, extra = self._latest
+        return sum(t.value(w) for t, w in zip(self.terms, weights, strict=True)) + extra
+
+    def step(self, weights: Sequence[Tensor], chosen: Tensor) -> None:
+        """One step of the update that the settings name."""
+        _, extra = self._further(weights)
+        if self.settings.update == "newton":
+            _newton(self.terms, weights, extra, chosen, self.settings)
+        else:
+            sgd(weights, self.velocity, self._gradients(weights, extra), chosen, self.settings)
+
+    def _further(self, weights: Sequence[Tensor]) -> tuple[float, Tensor]:
+        """alpha L_a and its gradient."""
+        if self.auxiliary is None:
+            return 0.0, torch.zeros_like(weights[0])
+        value, gradient = self.auxiliary(weights[0])
+        return self.settings.alpha * value, self.settings.alpha * gradient
+
+    def _gradients(self, weights: Sequence[Tensor], extra: Tensor) -> list[Tensor]:
+        found = [t.gradient(w) for t, w in zip(self.terms, weights, strict=True)]
+        found[0] = found[0] + extra
+        return found
+
+
 def pick(
     terms: Sequence[Term],
     keep: int,
     settings: Greedy,
     auxiliary: Callable[[Tensor], tuple[float, Tensor]] | None = None,
 ) -> Picked:
-    """Algorithm 2: picks ``keep`` channels for the readers of ``terms``, whose weights follow the gradient meanwhile.
-
-    ``auxiliary`` gives L_a and dL_a/dW for a weight of the first reader (the one on the way to the auxiliary network),
-    on a mini-batch of its own choice.  Raises :class:`UserError` for unknown settings.
-    """
-    if settings.update not in ("sgd", "newton"):
-        raise UserError(f"unknown update {settings.update!r}: choose sgd or newton")
-    weights = [torch.zeros_like(t.weight) for t in terms]
-    velocity = [torch.zeros_like(t.weight) for t in terms]
-    chosen = torch.zeros(terms[0].weight.shape[1], dtype=torch.bool, device=terms[0].weight.device)
-    order: list[int] = []
-
-    def further() -> tuple[float, Tensor]:
-        """alpha L_a and its gradient."""
-        if auxiliary is None:
-            return 0.0, torch.zeros_like(weights[0])
-        value, gradient = auxiliary(weights[0])
-        return settings.alpha * value, settings.alpha * gradient
-
-    def gradients(extra: Tensor) -> list[Tensor]:
-        found = [t.gradient(w) for t, w in zip(terms, weights, strict=True)]
-        found[0] = found[0] + extra
-        return found
-
-    def loss(extra: float) -> float:
-        return sum(t.value(w) for t, w in zip(terms, weights, strict=True)) + extra
-
-    value, extra = further()
-    first = loss(value)
-    for number in range(keep):
-        scores = channel_scores(gradients(extra), settings.score)
-        scores[chosen] = -torch.inf
-        channel = int(scores.argmax())
-        chosen[channel] = True
-        order.append(channel)
-        for weight, t in zip(weights, terms, strict=True):
-            weight[:, channel] = t.weight[:, channel]  # warm start from the network's own weights
-        for _ in range(settings.steps if number + 1 < keep else settings.steps + settings.last_steps):
-            _, extra = further()
-            if settings.update == "newton":
-                _newton(terms, weights, extra, chosen, settings)
-            else:
-                _sgd(weights, velocity, gradients(extra), chosen, settings)
-        value, extra = further()
-    return Picked(order, weights, (first, loss(value)))
+    """:func:`choose` on :class:`Sampled`."""
+    return choose(Sampled(terms, settings, auxiliary), keep, settings)
 
 
-def _sgd(
+def sgd(
     weights: Sequence[Tensor], velocity: Sequence[Tensor], gradients: Sequence[Tensor], chosen: Tensor, settings: Greedy
 ) -> None:
     """One step of SGD with Nesterov's momentum for the chosen channels, in place."""
@@ -215,14 +286,30 @@ def _newton(terms: Sequence[Term], weights: Sequence[Tensor], extra: Tensor, cho
         weights[0].sub_(settings.lr * weights[0].norm() / length * push)
 
 
+def output_node(graph: fx.Graph, name: str) -> fx.Node:
+    """Where the module ``name`` (a layer or a block of them) gives its output; the network's own output for "".
+
+    Raises :class:`UserError` where no node belongs to such a module.
+    """
+    if not name:
+        given: fx.Node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
+        return given
+    inside: list[fx.Node] = [
+        node for node in graph.nodes if any(where == name for where, _ in node.meta.get("nn_module_stack", {}).values())
+    ]
+    if not inside:
+        raise UserError(f"the network has no module {name!r} whose output could be read")
+    return inside[-1]
+
+
 class Tail:
-    """The network from a reader's convolution to the convolution ``end``, as a function of the reader's weight.
+    """The network from a reader's convolution to the module ``end``, as a function of the reader's weight.
 
     ``values`` are the live values of one mini-batch just before the reader (see :meth:`Walk.live`).
     """
 
     def __init__(self, model: nn.Module, graph: fx.Graph, reader: str, end: str) -> None:
-        self.model, self.start, self.end = model, reader_node(graph, reader), reader_node(graph, end)
+        self.model, self.start, self.end = model, reader_node(graph, reader), output_node(graph, end)
         needed, waiting = {self.end}, [self.end]
         while waiting:
             for parent in waiting.pop().all_input_nodes:
@@ -237,10 +324,9 @@ class Tail:
 
     def __call__(self, values: Mapping[fx.Node, Tensor], weight: Tensor) -> Tensor:
         """The output of ``end`` (B x n x H x W) with ``weight`` (n x c x kh x kw) in the reader's place."""
-        conv = surgery.convolution(self.model, str(self.start.target))
-        now = dict(values)
-        x = now[self.start.all_input_nodes[0]]
-        now[self.start] = F.conv2d(
+        conv = self.reader
+        x = self.inputs(values)
+        response = F.conv2d(
             x,
             weight,
             conv.bias,
@@ -248,6 +334,20 @@ class Tail:
             conv.padding,  # type: ignore[arg-type]
             conv.dilation,  # type: ignore[arg-type]
         )
+        return self.behind(values, response)
+
+    @property
+    def reader(self) -> nn.Conv2d:
+        """The convolution as it is by now."""
+        return surgery.convolution(self.model, str(self.start.target))
+
+    def inputs(self, values: Mapping[fx.Node, Tensor]) -> Tensor:
+        """What the reader reads, B x c x H x W."""
+        return values[self.start.all_input_nodes[0]]
+
+    def behind(self, values: Mapping[fx.Node, Tensor], response: Tensor) -> Tensor:
+        """The output of ``end`` with ``response`` in place of the reader's own."""
+        now = {**values, self.start: response}
         for node in self.nodes:
             now[node] = run_node(self.model, node, now)
         return now[self.end]
@@ -279,21 +379,46 @@ def prune_stage(
     ``calibration`` holds the outputs of ``net`` itself, the reconstruction's target; ``auxiliary`` is evaluated on its
     mini-batches in turn.  Everything but the readers' weights is fixed, batch norms in evaluation mode.
     """
-    model = copy.deepcopy(net).to(calibration.device).eval().requires_grad_(False)
-    graph = trace(model)
-    walk = Walk(model, graph, calibration.batches, calibration.device, calibration.sampling.budget)
-    reports = []
-    sites = [site for site in calibration.sites if site.reader in keep]
-    for site in tqdm(sites, desc="greedy selection", disable=not progress, leave=False):
-        assert site.producer is not None
+
+    def objective(model: nn.Module, graph: fx.Graph, walk: Walk, site: Site) -> Objective:
         convs = [surgery.convolution(model, reader.reader) for reader in site.readers]
-        if keep[site.reader] >= convs[0].in_channels:
+        terms = _terms(model, calibration, walk, site, convs)
+        return Sampled(terms, settings, _gradient(model, graph, walk, site, end, auxiliary))
+
+    budget = calibration.sampling.budget
+    sites = [site for site in calibration.sites if site.reader in keep]
+    return prune_sites(net, calibration.batches, sites, keep, settings, objective, calibration.device, budget, progress)
+
+
+def prune_sites(
+    net: nn.Module,
+    batches: Sequence[Tensor],
+    sites: Sequence[Site],
+    keep: Mapping[str, int],
+    settings: Greedy,
+    objective: Callable[[nn.Module, fx.Graph, Walk, Site], Objective],
+    device: str,
+    budget: int,
+    progress: bool = True,
+) -> tuple[nn.Module, list[SiteReport]]:
+    """A copy of ``net`` in which each of ``sites`` in turn has lost channels, by an objective in the network so far.
+
+    ``keep`` counts the channels by reader (with ``epsilon`` at most so many); ``budget`` bytes of activations of
+    ``batches`` may be kept.
+    """
+    model = copy.deepcopy(net).to(device).eval().requires_grad_(False)
+    graph = trace(model)
+    walk = Walk(model, graph, batches, device, budget)
+    reports = []
+    for place, site in enumerate(tqdm(sites, desc="greedy selection", disable=not progress, leave=False)):
+        assert site.producer is not None
+        wanted, channels = keep[site.reader], surgery.convolution(model, site.reader).in_channels
+        if wanted >= channels and settings.epsilon is None:
             continue
         with torch.no_grad():
-            terms = _terms(model, calibration, walk, site, convs)
-            picked = pick(terms, keep[site.reader], settings, _gradient(model, graph, walk, site, end, auxiliary))
-            _apply(model, calibration, walk, site, picked)
-        channels = picked.weights[0].shape[1]
+            here = replace(settings, seed=1000 * settings.seed + place)
+            picked = choose(objective(model, graph, walk, site), min(wanted, channels), here)
+            _apply(model, tuple(batches[0].shape[1:]), walk, site, picked)
         reports.append(SiteReport(site.reader, site.producer, channels, picked.order, *picked.losses))
     return model.requires_grad_(True), reports
 
@@ -343,12 +468,11 @@ def _gradient(
     return gradient
 
 
-def _apply(model: nn.Module, calibration: Calibration, walk: Walk, site: Site, picked: Picked) -> None:
-    """Removes the filters that were not chosen and writes the readers' new weights."""
+def _apply(model: nn.Module, shape: tuple[int, ...], walk: Walk, site: Site, picked: Picked) -> None:
+    """Removes the filters that were not chosen and writes the readers' new weights; images are of ``shape``."""
     kept = sorted(picked.order)
     channels = picked.weights[0].shape[1]
     assert site.producer is not None
-    shape = tuple(calibration.batches[0].shape[1:])
     surgery.remove_filters(model, shape, site.producer, sorted(set(range(channels)) - set(kept)))
     walk.select([reader.reader for reader in site.readers], torch.as_tensor(kept))
     for reader, weight in zip(site.readers, picked.weights, strict=True):

@@ -151,6 +151,31 @@ def shrink(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, in
         remove_filters(model, input_shape, name, range(width, filters))
 
 
+def shrink_together(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, int]) -> None:
+    """As :func:`shrink`, with one tracing for all convolutions, which takes a fraction of the time: for sizes.
+
+    ``model`` is in evaluation mode afterwards.  Raises :class:`UserError` as :func:`shrink` and :func:`remove_filters`.
+    """
+    model.eval().requires_grad_(True)
+    parameter = next(model.parameters())
+    example = torch.zeros(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    with torch.enable_grad():
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            model, example_inputs=example, unwrapped_parameters=_vectors(model)
+        )
+    filters = {key: module.out_channels for key, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    for name, width in widths.items():
+        conv = convolution(model, name)
+        if not 1 <= width <= conv.out_channels:
+            raise UserError(f"{name}: width {width} is not between 1 and its {conv.out_channels} filters")
+        if width < conv.out_channels:
+            removed = list(range(width, conv.out_channels))
+            graph.get_pruning_group(conv, torch_pruning.prune_conv_out_channels, idxs=removed).prune()
+    for name, count in filters.items():
+        if convolution(model, name).out_channels != widths.get(name, count):
+            raise UserError(f"{name}: its channels are added to those of other layers and cannot be removed alone")
+
+
 def add_biases(model: nn.Module, names: Sequence[str]) -> None:
     """Gives the convolutions a bias of zeros where they have none, in place."""
     for name in names:

@@ -10,7 +10,7 @@ import matplotlib.patches
 from matplotlib.figure import Figure
 
 from bench.report.coverage import Coverage
-from bench.report.figures import STYLE, save
+from bench.report.drawing import STYLE, save
 
 # verdicts in colours that colour-blind readers tell apart, reasons in greys
 _COLOURS = {
@@ -37,8 +37,8 @@ def counted(coverages: Mapping[str, Coverage], titles: Mapping[str, str]) -> lis
     return bars
 
 
-def draw(coverages: Mapping[str, Coverage], titles: Mapping[str, str], path: Path) -> Path:
-    """Writes the picture, one bar for each paper and kind of value; returns ``path``."""
+def draw(coverages: Mapping[str, Coverage], titles: Mapping[str, str], path: Path) -> list[Path]:
+    """Writes the picture, one bar for each paper and kind of value; returns its files."""
     bars = counted(coverages, titles)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.3 * len(bars) + 1.3))

@@ -1,4 +1,4 @@
-"""Figures of a table: curves (one panel a row) and dot plots with intervals (one line a row), as PNG."""
+"""Figures of a table: curves (one panel a row), dot plots with intervals (one line a row), accuracy against MACs."""
 
 from __future__ import annotations
 
@@ -18,35 +18,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench import metrics
+from bench.report import layers, training
+from bench.report.drawing import COLOURS, MARKERS, STYLE, label_ends, limits, on_each_other, save
 from bench.report.glossary import metric, position
 from bench.report.load import Cell, Line, Point
 from bench.report.readable import DAGGER
 from bench.report.tables import Table
-from bench.store import disk_errors, write_text
+from bench.store import write_text
 
-STYLE: Any = {  # matplotlib types it by every single key
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "errorbar.capsize": 2.0,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.12,
-    "figure.constrained_layout.h_pad": 0.08,
-    "text.parse_math": False,  # a dollar in a row's name is a dollar
-}
-# Okabe and Ito's colours without yellow, which is too pale for lines
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
-DPI = 150
 # fewer lines are read faster in the table
 LEAST_LINES = 4
 _WRAP = 50
@@ -55,30 +34,37 @@ _PANELS_ACROSS = 3
 _LABEL_GAP = 0.085
 
 
-def draw(table: Table, folder: Path) -> list[Path]:
+def draw(table: Table, folder: Path) -> tuple[list[Path], list[str]]:
     """Writes the table's figures and the points of its curves into ``folder``; returns the files, none for many tables.
 
-    ``<slug>.png`` is the first figure, further ones are named ``<slug>--<what>.png``; ``<slug>.csv`` holds the points.
+    ``<slug>.png`` is the first figure, further ones are named ``<slug>--<what>.png``, each with the same as SVG;
+    ``<slug>.csv`` holds the points.  The texts say of which curves nothing was drawn because there is nothing to see.
     """
-    files: list[Path] = []
+    said, figures = [], []
     names = sorted({point.cell.metric for line in table.lines for point in line.points}, key=position)
     with mpl.rc_context(STYLE):
         for name in names:
-            figure = _curves(table, name)
-            path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--{name}.png"
-            files.append(save(figure, path))
-        panels = _panels(table.lines)
-        if panels:
-            path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--summary.png"
-            files.append(save(_dots(table, panels), path))
+            values = {p.cell.value for line in table.lines for p in line.points if p.cell.metric == name}
+            if len(values) == 1:
+                shown = metric(name)
+                said.append(f"{shown.title}: {shown.number(values.pop())} at every point of every curve; not drawn.")
+            else:
+                figures.append((name, _curves(table, name)))
+        if panels := _panels(table.lines):
+            figures.append(("summary", _dots(table, panels)))
         if len(trade_off_points(table.lines)) >= LEAST_LINES:
-            path = folder / f"{table.slug}.png" if not files else folder / f"{table.slug}--trade-off.png"
-            files.append(save(_trade_off(table), path))
+            figures.append(("trade-off", _trade_off(table)))
+        figures += layers.figures(table)
+        if (figure := training.figure(table)) is not None:
+            figures.append(("training", figure))
+        files = []
+        for number, (what, figure) in enumerate(figures):
+            files += save(figure, folder / (f"{table.slug}--{what}.png" if number else f"{table.slug}.png"))
     if names:
         path = folder / f"{table.slug}.csv"
         write_text(path, points_csv(table))
         files.append(path)
-    return files
+    return files, said
 
 
 def points_csv(table: Table) -> str:
@@ -92,17 +78,6 @@ def points_csv(table: Table) -> str:
             values = (point.x, cell.value, cell.low, cell.high, cell.unit, cell.n, cell.seeds)
             writer.writerow([line.name, cell.metric, point.series, *values])
     return file.getvalue()
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Writes the picture, atomically and the same wherever the numbers are; returns ``path``."""
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        # without the drawing program's version: the same file wherever the numbers are the same
-        figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
-        temporary.replace(path)
-    return path
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -133,46 +108,26 @@ def _curves(table: Table, name: str) -> Figure:
 
 
 def _curve_panel(axes: Axes, points: Sequence[Point], series: Sequence[str]) -> None:
-    """One line for each series with interval bars, named at its right end."""
-    ends: list[tuple[float, float, str, str]] = []
+    """One line for each series with interval bars, named at its right end; those on each other have one name."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    looks = {}
     for number, name in enumerate(series):
         chosen = sorted((point for point in points if point.series == name), key=lambda point: point.x)
         if not chosen:
             continue
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        xs = np.array([point.x for point in chosen])
-        cells = [point.cell for point in chosen]
-        values = [cell.value for cell in cells]
-        axes.errorbar(xs, values, yerr=_reach(cells), color=colour, marker=marker, elinewidth=0.9)
-        ends.append((values[-1], float(xs[-1]), name, colour))
+        colour, marker = looks[name] = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        curves[name] = [(point.x, point.cell.value) for point in chosen]
+        xs, values = zip(*curves[name], strict=True)
+        reach = _reach([point.cell for point in chosen])
+        axes.errorbar(xs, values, yerr=reach, color=colour, marker=marker, elinewidth=0.9)
     axes.margins(x=0.04, y=0.08)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    ends.sort()
-    heights = spread([(value - low) / (high - low) for value, *_ in ends], _LABEL_GAP)
-    for (value, x, name, colour), height in zip(ends, heights, strict=True):
-        axes.annotate(
-            name,
-            xy=(x, value),
-            xytext=(1.05, height),
-            textcoords="axes fraction",
-            color=colour,
-            va="center",
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.6},
-        )
-
-
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights (parts of a panel) moved apart to ``gap``, as little as needed, and kept below the top."""
-    placed: list[float] = []
-    for height in heights:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    top = 1.0
-    for place in reversed(range(len(placed))):
-        placed[place] = min(placed[place], top)
-        top = placed[place] - gap
-    return placed
+    ends = []
+    for first, names in on_each_other(curves, high - low).items():
+        x, value = curves[first][-1]
+        together = textwrap.fill(" = ".join(names), 22)
+        ends.append((value, x, together, looks[first][0] if len(names) == 1 else "#333333"))
+    label_ends(axes, ends, _LABEL_GAP)
 
 
 def _reach(cells: Sequence[Cell]) -> Any:
@@ -306,7 +261,8 @@ def _panels(lines: Sequence[Line]) -> list[str]:
 
 def _dots(table: Table, names: Sequence[str]) -> Figure:
     lines = [line for line in table.lines if any(name in line.cells for name in names)]
-    labels = [textwrap.fill(line.name, _WRAP, break_on_hyphens=False) for line in lines]
+    names_ = [line.name if line.claim is None else line.claim.statement for line in lines]
+    labels = [textwrap.fill(name, _WRAP, break_on_hyphens=False) for name in names_]
     # lines of text, so that wrapped names have room
     heights = np.array([1 + 0.62 * label.count("\n") for label in labels])
     places = np.cumsum(heights) - heights / 2
@@ -326,14 +282,37 @@ def _dot_panel(axes: Axes, lines: Sequence[Line], places: Any, name: str, colour
     rows = [(line.cells[name], place) for line, place in zip(lines, places, strict=True) if name in line.cells]
     cells = [cell for cell, _ in rows]
     axes.axvline(0.0, color="#555555", linewidth=1.0)
+    below, above = _reach(cells)
+    values = np.array([cell.value for cell in cells])
+    found = published_value(lines, name)
+    marks = [0.0, *([] if found is None else [found[0]])]
+    cut = limits(list(values - below), list(values), list(values + above))
+    if cut is not None:
+        cut = min(cut[0], *marks), max(cut[1], *marks)
+    inside = np.ones(len(values), bool) if cut is None else (values >= cut[0]) & (values <= cut[1])
     axes.errorbar(
-        [cell.value for cell in cells],
-        [place for _, place in rows],
-        xerr=_reach(cells),
+        values[inside],
+        np.array([place for _, place in rows])[inside],
+        xerr=_reach([cell for cell, shown in zip(cells, inside, strict=True) if shown]),
         fmt="o",
         color=colour,
         elinewidth=1.3,
     )
+    if cut is not None:
+        margin = 0.06 * (cut[1] - cut[0])
+        axes.set_xlim(cut[0] - margin, cut[1] + margin)
+        for (cell, place), shown_ in zip(rows, inside, strict=True):
+            if not shown_:
+                left = cell.value < cut[0]
+                axes.plot(
+                    0.0 if left else 1.0,
+                    place,
+                    "<" if left else ">",
+                    color=colour,
+                    transform=axes.get_yaxis_transform(),
+                    clip_on=False,
+                )
+        axes.set_title("triangles: beyond the axis, the number is at the right", fontsize=8, color="#333333")
     shown = metric(name, cells[0].unit)
     for cell, place in rows:
         axes.text(
@@ -346,7 +325,6 @@ def _dot_panel(axes: Axes, lines: Sequence[Line], places: Any, name: str, colour
             fontsize=8,
             color="#333333",
         )
-    found = published_value(lines, name)
     if found is not None:
         axes.axvline(found[0], color="#D55E00", linewidth=1.3, linestyle=(0, (4, 2)))
         axes.annotate(

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.special import stdtrit
 
@@ -20,6 +21,9 @@ from bench.errors import UserError
 from bench.registry import Published
 from bench.store import folder_name
 from bench.verdict import Verdict
+
+if TYPE_CHECKING:
+    from bench.sizes import Decided
 
 RAN = "ran"
 # a folder of the user's may bear the name of one of these
@@ -76,6 +80,8 @@ class Declared:
     ``order`` is its place in the script, ``scale`` its own scale, ``claimed`` the speed-up that the paper states,
     ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one,
     ``seeds_at`` those at scales that have others, ``release`` whether its network is kept beside the results.
+    ``sizes`` decides the printed sizes of the registry that the row links to, which takes building its network.
+    ``scales`` are those it is meant for (None: all), ``missing`` why it cannot run at all.
     """
 
     table: str
@@ -88,6 +94,13 @@ class Declared:
     seeds: tuple[int, ...] = (0, 1, 2)
     release: bool = False
     seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: Callable[[Sequence[Published]], Sequence[Decided]] = lambda published: ()
+    scales: tuple[str, ...] | None = None
+    missing: str | None = None
+
+    def meant_for(self, scale: str, folder: bool) -> bool:
+        """Whether it can run at a scale, or on a folder of the user's."""
+        return self.missing is None and (folder or self.scales is None or scale in (*self.scales, self.scale))
 
 
 # the rows of each paper by id
@@ -101,9 +114,10 @@ class Line:
     ``links`` are the published values by our metric, ``verdicts`` what the measured ones among them say; ``claim`` is
     what the row decides where it is the contrast of two others, ``decision`` the verdict on it; ``bases`` are the dense
     network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are
-    the row file's.  ``scale`` names the data, and what else of the setting differs between the rows of the
-    paper.  ``older`` says that other code measured it than what newer rows of the table were measured by.  ``command``
-    measures the row, ``table_command`` its whole table.
+    the row file's; ``sizes`` decides the printed sizes when it is asked.  ``scale`` names the data, and what else of
+    the setting differs between the rows of the paper.  ``history``, ``widths`` (filters kept, by network and layer) and
+    ``layers`` (reports of a reconstruction) are the row file's.  ``older`` says that other code measured it than what
+    newer rows of the table were measured by.  ``command`` measures the row, ``table_command`` its whole table.
     """
 
     paper: str
@@ -127,11 +141,14 @@ class Line:
     id: str = ""
     setting: Mapping[str, Any] = field(default_factory=dict)
     history: Mapping[str, Any] = field(default_factory=dict)
+    widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    layers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     older: bool = False
     table_command: str = ""
     claim: Claim | None = None
     decision: Verdict | None = None
     bases: tuple[float, float] | None = None
+    sizes: Callable[[], Sequence[Decided]] = tuple
 
     @property
     def ran(self) -> bool:
@@ -288,10 +305,13 @@ def _line(
             value["id"],
             setting,
             value.get("history", {}),
+            value.get("widths", {}),
+            value.get("layers", {}),
             table_command=command(value["id"], setting, declared, whole=True),
             claim=claim,
             decision=decide(claim, cells) if ran and claim is not None else None,
             bases=bases,
+            sizes=partial(declared.sizes, published),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None

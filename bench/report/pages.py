@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bench import registry
+from bench import claims, registry
 from bench.report import coverage as covering
-from bench.report import coverage_figure, figures, findings, networks, render
+from bench.report import coverage_figure, figures, findings, leaderboard, networks, render
 from bench.report.coverage import Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
@@ -29,6 +29,8 @@ _CALLED = {"md": "Markdown", "csv": "every value (csv)", "tex": "LaTeX", "html":
 _OWN, _NOT_RUN = "Measured", "Not run"
 _ANALOGUES = "Analogues: on other data than the paper's, without verdicts"
 _COVERAGE = "coverage.png"
+# so many rows that are missing are named
+_NAMED = 6
 _GENERATED = "This page is generated from the row files; edits are overwritten."
 
 
@@ -62,17 +64,21 @@ def write(
             written += files
     if coverages:
         short = {name: name.replace("_", " ") for name in coverages}
-        written.append(coverage_figure.draw(coverages, short, root / _COVERAGE))
+        written += coverage_figure.draw(coverages, short, root / _COVERAGE)
+    short = {name: name.replace("_", " ") for name in papers}
+    files, same = leaderboard.write(root, found, short)
+    _remove_stale(root / leaderboard.FOLDER, set(files))
+    written += files
     index = root / "README.md"
-    write_text(index, _index(papers, found, coverages or {}))
+    write_text(index, _index(papers, found, coverages or {}, same))
     return [*written, index]
 
 
 def _remove_stale(folder: Path, current: set[Path]) -> None:
     """Tables and figures that no row gives any more would be taken for results."""
-    for kind, endings in (("tables", tuple(_FORMATS)), ("figures", ("png", "csv"))):
+    for kind, endings in (("tables", tuple(_FORMATS)), ("figures", ("png", "svg", "csv"))):
         for ending in endings:
-            for path in (folder / kind).glob(f"*/*.{ending}"):
+            for path in [*(folder / kind).glob(f"*/*.{ending}"), *folder.glob(f"*.{ending}")]:
                 if path not in current:
                     with disk_errors(path):
                         path.unlink()
@@ -97,7 +103,11 @@ def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[s
         if here:
             text += [f"## {heading}", ""]
         for table in here:
-            text += _section(folder, table, files)
+            text += _section(folder, table, unmeasured(table, lines, about.rows), files)
+    begun = {table.name for table in tables}
+    absent = dict.fromkeys(row.table for row in about.rows.values() if row.table not in begun and row.missing is None)
+    if absent:
+        text += ["No row of these tables has been run yet: " + "; ".join(map(render.markdown_text, absent)) + ".", ""]
     text += networks.markdown(folder)
     if about.deviations:
         text += ["## Deviations from the paper", ""]
@@ -115,7 +125,20 @@ def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[s
     return [*files, page]
 
 
-def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
+def unmeasured(table: Table, lines: Sequence[Line], rows: Mapping[str, Declared]) -> str:
+    """Which rows of the table have no row file at its scale, in no setting, though they can run: a run was stopped."""
+    setting = table.lines[0].setting
+    scale, folder = setting.get("scale", table.scale), bool(setting.get("folder"))
+    there = {line.id for line in lines if line.setting.get("scale") == scale}
+    able = {name: row for name, row in rows.items() if row.table == table.name and row.meant_for(scale, folder)}
+    if table.name == claims.TABLE:  # a claim about other data is not missing here
+        able = {name: row for name, row in able.items() if row.scale == scale}
+    left = [render.markdown_text(row.name) for name, row in able.items() if name not in there]
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    return f"Not measured here yet, {len(left)} of {len(able)} rows: {'; '.join(left[:_NAMED])}{more}." if left else ""
+
+
+def _section(folder: Path, table: Table, left: str, files: list[Path]) -> list[str]:
     """One table's part of the page; its files are written and added to ``files``."""
     links = []
     for ending, give in _FORMATS.items():
@@ -123,14 +146,19 @@ def _section(folder: Path, table: Table, files: list[Path]) -> list[str]:
         write_text(path, give(table))
         files.append(path)
         links.append(f"[{_CALLED[ending]}]({_link(path, folder)})")
-    text = [f"### {table.title}", "", render.markdown(table)]
-    for path in figures.draw(table, folder / "figures" / table.scale):
-        files.append(path)
-        if path.suffix == ".png":
-            text += [f"![{table.name}, {table.scale}]({_link(path, folder)})", ""]
-        else:
+    text = [f"### {table.title}", "", render.markdown_table(table)]
+    text += [left, ""] if left else []
+    drawn, said = figures.draw(table, folder / "figures" / table.scale)
+    files += drawn
+    text += [line for note in said for line in (note, "")]
+    for path in drawn:
+        if path.suffix == ".png":  # a click gives the same without pixels
+            picture = f"![{table.name}, {table.scale}]({_link(path, folder)})"
+            text += [f"[{picture}]({_link(path.with_suffix('.svg'), folder)})", ""]
+        elif path.suffix == ".csv":
             links.append(f"[points of the curves]({_link(path, folder)})")
-    return [*text, f"Files: {', '.join(links)}", ""]
+    notes = render.markdown_notes(table)
+    return [*text, *([notes] if notes else []), f"Files: {', '.join(links)}", ""]
 
 
 def _commands(tables: Sequence[Table]) -> list[str]:
@@ -182,8 +210,13 @@ def _machine(hardware: Mapping[str, Any]) -> str:
     return f"{hardware['name']} ({hardware['device']}), {hardware['threads']} threads, {hardware['system']}"
 
 
-def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]], coverages: Mapping[str, Coverage]) -> str:
-    """How much of what was published is decided, and the papers and scales with the counts of their verdicts."""
+def _index(
+    papers: Mapping[str, About],
+    found: Mapping[str, Sequence[Line]],
+    coverages: Mapping[str, Coverage],
+    same: Sequence[str],
+) -> str:
+    """How much of what was published is decided, the findings, the methods on the ``same`` network, what ran."""
     counts = {
         (paper, scale): _count(line for line in found[paper] if line.scale == scale)
         for paper in papers
@@ -206,6 +239,7 @@ def _index(papers: Mapping[str, About], found: Mapping[str, Sequence[Line]], cov
                     *(f"    - {said}" for said in findings.sentences(found[paper], decided[paper])),
                     "",
                 ]
+    text += same
     if counts:
         text += ["## What ran", ""]
         head = ["paper", "scale", "rows", *present]

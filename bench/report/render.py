@@ -45,16 +45,26 @@ _TEX = {
 
 def markdown(table: Table) -> str:
     """A GitHub table, its footnotes and the published rows that were not run."""
+    below = markdown_notes(table)
+    return markdown_table(table) + (f"\n{below}" if below else "")
+
+
+def markdown_table(table: Table) -> str:
+    """A GitHub table."""
     frame = table.frame
     head = [markdown_text(name) for name in frame.columns]
     rule = [":--", *("--:" for _ in head[1:])]
     body = [[markdown_text(str(text)) for text in row] for row in frame.to_numpy()]
     lines = ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
-    if table.notes:
-        lines += ["", *(f"- {markdown_text(note)}" for note in table.notes)]
-    if table.unlinked:
-        lines += ["", f"{UNLINKED}:", "", *(f"- {markdown_text(row)}" for row in table.unlinked)]
     return "\n".join(lines) + "\n"
+
+
+def markdown_notes(table: Table) -> str:
+    """The footnotes, and the published rows that were not run; empty where there are none."""
+    lines = [f"- {markdown_text(note)}" for note in table.notes]
+    if table.unlinked:
+        lines += [*([""] if lines else []), f"{UNLINKED}:", "", *(f"- {markdown_text(row)}" for row in table.unlinked)]
+    return "\n".join(lines) + "\n" if lines else ""
 
 
 def screen(table: Table) -> str:

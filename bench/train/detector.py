@@ -21,7 +21,8 @@ from tqdm import tqdm
 from bench.data.annotations import DetectionSplit
 from bench.data.augment import draw_seed
 from bench.measure.detection import Detections
-from bench.models.ssd import SSD, captured
+from bench.models.capture import captured
+from bench.models.ssd import SSD
 from bench.train.fit import History, train
 from bench.train.schedule import Schedule
 

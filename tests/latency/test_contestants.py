@@ -14,9 +14,13 @@ from bench import saved
 from bench.errors import UserError
 from bench.latency import contestants
 from bench.latency.contestants import AS_IT_IS, BACKWARD, DETECTIONS, FORWARD, Form, Subject
+from bench.measure import macs
 from bench.models.recipe import Recipe
 
 BN = Recipe("cifar_resnet20", {"num_classes": 10, "width": 0.5}, (3, 16, 16))
+SAMPLED = Recipe("bottleneck_resnet", {"width": 0.25, "blocks": [1, 1, 1, 1]}, (3, 16, 16)).sampled(
+    {"layer1.0.conv1": [0, 1, 5], "layer3.0.conv1": list(range(9))}
+)
 PLAIN = Recipe("vgg16", {"num_classes": 10, "form": "cifar", "width": 0.125}, (3, 32, 32))
 GATED = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, (3, 16, 16)).gated(500)
 NARROW = Recipe("narrow_ssd", {"num_classes": 3, "size": 64, "widths": (8, 8, 8, 8, 8, 8, 8, 8)}, (3, 64, 64))
@@ -48,7 +52,7 @@ def test_which_forms_there_are() -> None:
     assert contestants.forms(trained(PLAIN), True, FORWARD, both, True) == [AS_IT_IS, Form(skipped=True)]
 
 
-@pytest.mark.parametrize("recipe", [BN, PLAIN])
+@pytest.mark.parametrize("recipe", [BN, PLAIN, SAMPLED])
 def test_every_form_computes_what_the_network_does_and_leaves_it_as_it_is(recipe: Recipe) -> None:
     model, x = trained(recipe), torch.randn(2, *recipe.input_shape)
     before = contestants.digest(model)
@@ -61,9 +65,13 @@ def test_every_form_computes_what_the_network_does_and_leaves_it_as_it_is(recipe
     assert contestants.digest(model) == before
 
 
-def test_a_folded_network_has_no_batch_norm_left() -> None:
-    body = contestants.body_of(trained(BN), Form(folded=True, layout="nhwc"), "bf16", "cpu")
+@pytest.mark.parametrize("recipe", [BN, SAMPLED])
+def test_a_folded_network_has_no_batch_norm_left(recipe: Recipe) -> None:
+    """Convolutions behind channel samplers, which are of a class of ours, are no exception."""
+    body = contestants.body_of(trained(recipe), Form(folded=True, layout="nhwc"), "bf16", "cpu")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
+    counted = macs.count(recipe.build("meta"), recipe.input_shape)
+    assert {*counted.conv, *counted.fc} <= {name for name, module in body.named_modules() if not [*module.children()]}
     weights = [module.weight for module in body.modules() if isinstance(module, nn.Conv2d)]
     assert all(weight.dtype == torch.bfloat16 for weight in weights)
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)

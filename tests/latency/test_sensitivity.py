@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,11 +62,17 @@ def test_the_slowed_network_computes_the_same() -> None:
     assert torch.equal(network(x), slow(x))
 
 
+def processor_time(network: Any, x: torch.Tensor) -> float:
+    """Seconds that this process computed for: whatever else the machine does is not in it."""
+    begin = time.process_time_ns()
+    network(x)
+    return (time.process_time_ns() - begin) * 1e-9
+
+
 @pytest.mark.slow
 def test_ten_of_ten_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    found = sensitivity.tried(
-        10, protocol=Protocol(block=2, rounds=150, least=20, warm_up=5, precision=0.01, seconds=2.5)
-    )
+    protocol = Protocol(block=2, rounds=80, least=20, warm_up=5, precision=0.02, seconds=1e9)
+    found = sensitivity.tried(10, side=12, protocol=protocol, clock=processor_time)
     with capsys.disabled():
         print(f"\n{sensitivity.text(found)}")
     assert sensitivity.passed(found)

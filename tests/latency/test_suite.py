@@ -28,14 +28,15 @@ def speedup(point: Point, name: str) -> float:
 
 
 def test_the_suite_for_the_processor() -> None:
-    """VGG-16 with the released widths of 4x (3.868x) and ThiNet-Conv (30.94 of 9.58 B), batch 1 and 8, one chunk."""
-    (chunk,) = suite.suite("cpu", FOLDER, Where((1,), ("fp32",), "cpu"))
+    """VGG-16 with the released widths of 4x (3.868x) and ThiNet-Conv (30.94 of 9.58 B), batch 1 and 8."""
+    chunk, compiled = suite.suite("cpu", FOLDER, Where((1,), ("fp32",), "cpu"))
     assert [point.batch for point in chunk] == [1, 8]
     assert chunk[0].dense.recipe == Recipe("vgg16", {"num_classes": 1000}, (3, 224, 224))
     assert [one.name for one in chunk[0].networks] == [CP4, CONV]
     assert speedup(chunk[0], CP4) == pytest.approx(3.868, abs=5e-4)
     assert speedup(chunk[0], CONV) == pytest.approx(3.30, abs=0.05)
-    assert all(point.layers and point.compiled and point.dtype == "fp32" for point in chunk)
+    assert all(point.layers and not point.compiled and point.dtype == "fp32" for point in chunk)
+    assert [(point.batch, point.compiled, len(point.networks)) for point in compiled] == [(1, True, 1)]
 
 
 def test_the_suite_for_the_gpu() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.errors import UserError
-from bench.models import vgg
+from bench.models import vgg, vgg19
 from bench.models.builders import BUILDERS
 from bench.models.cifar_resnet import BasicBlock, CifarResNet
 from bench.models.initial import initialise
@@ -191,3 +191,53 @@ def test_builders_that_cannot_be_found_are_user_errors(name: str, message: str) 
     with pytest.raises(UserError, match=message):
         find_builder(name)
     assert name not in BUILDERS
+
+
+def plain_preact(state: dict[str, torch.Tensor], x: torch.Tensor, depth: int) -> torch.Tensor:
+    """He et al. 2016b by hand, from a state dict: batch norm and ReLU in front of each convolution, in evaluation."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, weight, bias = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+        return F.relu(F.batch_norm(x, mean, var, weight, bias))
+
+    x = F.conv2d(x, state["conv1.weight"], padding=1)
+    for stage in (1, 2, 3):
+        for index in range((depth - 2) // 6):
+            block, stride = f"layer{stage}.{index}", 2 if stage > 1 and index == 0 else 1
+            before = norm(x, f"{block}.bn1")
+            inner = norm(F.conv2d(before, state[f"{block}.conv1.weight"], stride=stride, padding=1), f"{block}.bn2")
+            added = F.conv2d(inner, state[f"{block}.conv2.weight"], padding=1)
+            x = added + (F.conv2d(before, state[f"{block}.projection.weight"], stride=2) if stride == 2 else x)
+    return F.linear(norm(x, "bn").mean((2, 3)), state["linear.weight"], state["linear.bias"])
+
+
+def test_a_pre_activation_resnet_by_hand() -> None:
+    torch.manual_seed(0)
+    model = Recipe("cifar_preact_resnet20", {"num_classes": 7, "width": 0.25}, (3, 32, 32)).build()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean, 0.0, 0.2)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), plain_preact(model.state_dict(), x, 20), rtol=1e-4, atol=1e-5)
+
+
+def test_vgg19_is_torchvision_s_without_its_last_pooling() -> None:
+    """Sixteen convolutions by name; the features are those of torchvision's vgg19_bn on the 2x2 map before pooling."""
+    torch.manual_seed(0)
+    model = Recipe("cifar_vgg19_bn", {}, (3, 32, 32)).build().eval()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    assert names == list(vgg19.CONVS) and len(names) == 16
+    assert sum(parameter.numel() for parameter in model.parameters()) == 20_040_522
+    with torch.device("meta"):
+        theirs = torchvision.models.vgg19_bn(weights=None)
+    states = [{key: value.shape for key, value in net.features.state_dict().items()} for net in (model, theirs)]
+    assert states[0] == states[1]
+    reference = theirs.features.to_empty(device="cpu").eval()
+    reference.load_state_dict(model.features.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        pooled = reference[:-1](x).mean((2, 3))
+        torch.testing.assert_close(model(x), model.classifier(pooled), rtol=1e-4, atol=1e-5)

@@ -23,7 +23,7 @@ from bench.tracking import mirror, tracker
 from bench.tracking.tracker import Tracker
 
 ROOT = Path(__file__).parents[2]
-ROW = "toy/table-1/pruned-fine-tuned"
+ROW = "toy/table-1/pruned"
 KEY = "feedfacefeedfacefeedfacefeedfacefeedface"
 
 
@@ -62,7 +62,7 @@ class Commands:
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory, serving: Callable[[str], Any]) -> Iterator[Commands]:
-    """A toy row, run with ``--wandb offline``, again online beside a server that hangs; then ``bench sync`` twice."""
+    """A row run with ``--wandb offline`` and again online beside a server that hangs; then ``bench sync`` twice."""
     folder = tmp_path_factory.mktemp("toy")
     path = os.pathsep.join([str(ROOT / "tests" / "toy"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "WANDB_API_KEY": KEY, "WANDB_NAME": "another"}
@@ -103,7 +103,7 @@ def test_an_offline_run_read_back_equals_the_store(out: Path, offline: Callable[
 
     # every epoch of every training, by its seed
     trained = {key: step for key, step in steps.items() if "history" in step["facts"]}
-    assert len(trained) == 3
+    assert trained
     names = back["config"]["trainings"]
     assert set(names.values()) == set(trained)
     for name, key in names.items():

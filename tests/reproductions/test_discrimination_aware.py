@@ -1,0 +1,348 @@
+"""DCP's declarations against the paper and its supplement: every table here is typed from notes on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from bench import sizes
+from bench.claims import load as load_claims
+from bench.contrasts import claim_row
+from bench.data.images import MemorySplit
+from bench.models.checkpoint import checkpoint, network
+from bench.models.recipe import Recipe
+from bench.models.vgg19 import CONVS
+from bench.pruning import discrimination_steps as steps
+from bench.pruning.greedy import Greedy
+from bench.pruning.steps import calibration_images
+from bench.registry import find, load
+from bench.rows import Chain, Row, Setting
+from bench.steps import Context, DataValue, Step
+from bench.train import steps as training
+from bench.train.schedule import Schedule
+from reproductions import discrimination_aware as dcp
+
+PUBLISHED = load("discrimination_aware", Path(dcp.__file__).parent / "registry")
+PAPER = dcp.paper()
+DECIDED = {(d.published.table, d.published.model, d.published.row, d.published.metric): d
+           for d in sizes.of_paper(PAPER, PUBLISHED)}  # fmt: skip
+T1, T3, T4 = "Table 1 (CIFAR-10)", "Table 3 (ResNet-50 ImageNet, rate 0.5)", "Table 4 (LFW)"
+T7, S4, S5 = "Table 7 (epsilon, DCP-Adapt, VGGNet)", "Table S4 (complexity and time)", "Table S5 (CIFAR-10 complexity)"
+
+# printed counts: parameters, FLOPs
+COUNTS = {
+    (S4, "ResNet-18"): {"0%": ("1.17e7", "1.81e9"), "30%": ("8.41e6", "1.32e9"), "50%": ("6.19e6", "9.76e8"),
+                        "70%": ("4.01e6", "6.49e8")},
+    (S4, "ResNet-50"): {"0%": ("2.56e7", "4.09e9"), "30%": ("1.70e7", "2.63e9"), "50%": ("1.24e7", "1.82e9"),
+                        "70%": ("8.71e6", "1.18e9")},
+    (S5, "ResNet-56"): {"0%": ("8.56e5", "1.26e8"), "30%": ("6.08e5", "9.13e7"), "50%": ("4.31e5", "6.32e7"),
+                        "70%": ("2.71e5", "3.98e7")},
+    (S5, "VGGNet"): {"0%": ("2.00e7", "3.98e8"), "30%": ("1.04e7", "1.99e8"), "40%": ("7.83e6", "1.47e8")},
+}  # fmt: skip
+SPHERENET = {"SphereNet-4": ("12.56M", "164.61M"), "DCP (prune 50%)": ("5.89M", "45.15M"),
+             "DCP (prune 65%)": ("4.06M", "24.16M")}  # fmt: skip
+# printed reductions: parameters, FLOPs, and whether each agrees with the built network's
+REDUCTIONS = {
+    (T1, "VGGNet"): (("ThiNet", "WM", "WM+", "Random DCP", "DCP"), ("1.92", "wrong"), ("2.00", "exact")),
+    (T1, "ResNet-56"): (("ThiNet", "WM", "WM+", "Random DCP", "DCP"), ("1.97", "wrong"), ("1.99", "exact")),
+    (T3, "ResNet-50"): (("ThiNet", "WM", "WM+", "DCP"), ("2.06", "exact"), ("2.25", "wrong")),
+}
+ADAPTED = {(T1, "VGGNet"): "DCP-Adapt", (T7, "VGGNet"): "eps=0.001"}
+
+
+def verdict(table: str, model: str, row: str, metric: str) -> tuple[str, str]:
+    found = DECIDED[table, model, row, metric]
+    return found.published.printed, str(found.verdict)
+
+
+def test_printed_counts() -> None:
+    for (table, model), rates in COUNTS.items():
+        for rate, (params, flops) in rates.items():
+            assert verdict(table, model, f"rate {rate}", "params") == (params, "exact")
+            assert verdict(table, model, f"rate {rate}", "FLOPs") == (flops, "exact")
+    for row, (params, flops) in SPHERENET.items():
+        assert verdict(T4, "SphereNet-4", row, "params") == (params, "exact")
+        assert verdict(T4, "SphereNet-4", row, "FLOPs") == (flops, "exact")
+
+
+def test_printed_reductions() -> None:
+    """Those that do not come out were made of rounded counts."""
+    for (table, model), (rows, params, flops) in REDUCTIONS.items():
+        for row in rows:
+            assert verdict(table, model, row, "params_reduction") == params
+            assert verdict(table, model, row, "FLOPs_reduction") == flops
+    for (table, model), row in ADAPTED.items():
+        assert verdict(table, model, row, "params_reduction") == ("15.58", "wrong")
+        assert verdict(table, model, row, "FLOPs_reduction") == ("2.86", "exact")
+    assert DECIDED[T1, "VGGNet", "DCP", "params_reduction"].value == Fraction(20_040_522, 10_361_991)
+    assert DECIDED[T1, "ResNet-56", "DCP", "params_reduction"].value == Fraction(855_578, 430_634)
+    assert DECIDED[T1, "VGGNet", "DCP-Adapt", "params_reduction"].value == Fraction(20_040_522, 1_284_006)
+    speedup = DECIDED[T3, "ResNet-50", "DCP", "FLOPs_reduction"].value
+    assert speedup is not None and 2.24 < speedup < 2.245
+
+
+def test_spherenet_by_hand() -> None:
+    """Weights, and an addition for each output; maps of 56x48, 28x24, 14x12 and 7x6 cells."""
+    widths, cells = (3, 64, 128, 256, 512), (2688, 672, 168, 42)
+    weights = [9 * inputs * outputs for inputs, outputs in pairwise(widths)]
+    linear = 512 * 42 * 512
+    flops = sum(w * c for w, c in zip(weights, cells, strict=True)) + linear
+    flops += sum(outputs * c for outputs, c in zip(widths[1:], cells, strict=True)) + 512
+    assert DECIDED[T4, "SphereNet-4", "SphereNet-4", "FLOPs"].value == Fraction(flops) == 164_613_632
+
+
+def test_every_printed_size_is_decided_or_says_why_not() -> None:
+    printed = [entry for entry in PUBLISHED if entry.kind == "size"]
+    decided = {d.published: str(d.verdict) for d in DECIDED.values()}
+    assert len(printed) == 118
+    assert Counter(decided.values()) == {"exact": 52, "wrong": 16}
+    left = Counter(entry.undecidable for entry in printed if entry not in decided)
+    assert left == {"other method's network": 12, "network not published": 38}
+    assert not any(entry.undecidable for entry in decided)
+
+
+@pytest.mark.parametrize(
+    ("eta", "filters"),
+    [("0.3", {16: 12, 32: 23, 64: 45}), ("0.5", {16: 8, 32: 16, 64: 32}), ("0.7", {16: 5, 32: 10, 64: 20})],
+)
+def test_a_layer_keeps_c_minus_the_floor_of_eta_c(eta: str, filters: dict[int, int]) -> None:
+    kept = dcp.rate(dcp.RESNET56, eta)
+    assert len(kept) == 27
+    for stage, count in enumerate((16, 32, 64), start=1):
+        assert {kept[name] for name in kept if name.startswith(f"layer{stage}")} == {filters[count]}
+    wide = {"0.3": (45, 90, 180, 359), "0.5": (32, 64, 128, 256), "0.7": (20, 39, 77, 154)}[eta]
+    kept = dcp.rate(dcp.RESNET50, eta)
+    assert len(kept) == 32
+    for stage, count in enumerate(wide, start=1):
+        assert {kept[name] for name in kept if name.startswith(f"layer{stage}")} == {count}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is printed for each row
+
+ROWS = {(row.table, row.name): row for row in PAPER.rows}
+T5, T6 = "Table 5 (pruning rates)", "Table 6 (lambda, ResNet-56, prune 30%, no fine-tuning)"
+S1, S2 = "Table S1 (number of losses, ResNet-56 2x)", "Table S2 (pre-trained quality, ResNet-56 2x)"
+ACCURACIES = {
+    **{(T1, f"VGGNet, {name}"): (value,) for name, value in (
+        ("baseline", 6.01), ("ThiNet", 0.14), ("CP", 0.32), ("Slimming", 0.19), ("WM", 0.38), ("WM+", 0.11),
+        ("Random DCP", 0.14), ("DCP", -0.17), ("DCP-Adapt", -0.58))},
+    **{(T1, f"ResNet-56, {name}"): (value,) for name, value in (
+        ("baseline", 6.20), ("ThiNet", 0.82), ("CP", 1.0), ("WM", 0.56), ("WM+", 0.45), ("Random DCP", 0.63),
+        ("DCP", 0.31), ("DCP-Adapt", -0.01))},
+    (T3, "baseline"): (23.99, 7.07), (T3, "ThiNet"): (1.87, 1.12), (T3, "CP"): (1.40,), (T3, "WM"): (2.81, 1.62),
+    (T3, "WM+"): (2.41, 1.28), (T3, "DCP"): (1.06, 0.61),
+    (T5, "ResNet-18, eta=0%"): (30.36, 11.02), (T5, "ResNet-18, eta=30%"): (30.79, 11.14),
+    (T5, "ResNet-18, eta=50%"): (32.65, 12.40), (T5, "ResNet-18, eta=70%"): (35.88, 14.32),
+    (T5, "ResNet-50, eta=0%"): (23.99, 7.07), (T5, "ResNet-50, eta=30%"): (23.60, 6.93),
+    (T5, "ResNet-50, eta=50%"): (25.05, 7.68), (T5, "ResNet-50, eta=70%"): (27.25, 8.87),
+    **{(T6, f"lambda={name}"): (value,) for name, value in (
+        ("0 (L_M only)", 12.24), ("0.001", 11.89), ("0.005", 11.24), ("0.01", 11.00), ("0.05", 9.74), ("0.1", 8.87),
+        ("0.5", 8.11), ("1.0", 7.84), ("1.0 (L_S only)", 8.28))},
+    (T7, "eps=0.1"): (12.68,), (T7, "eps=0.01"): (6.63,), (T7, "eps=0.001"): (5.43,),
+    (S1, "3 losses"): (0.31,), (S1, "5 losses"): (0.27,), (S1, "7 losses"): (0.21,), (S1, "9 losses"): (0.20,),
+    **{(S2, f"{epochs} epochs{name}"): (value,) for epochs, values in (
+        (120, (10.57, 1.22, 1.39, 0.39)), (240, (6.51, 0.92, 1.02, 0.36)), (400, (6.20, 0.82, 1.00, 0.31)))
+        for name, value in zip(("", " / ThiNet", " / CP", " / DCP"), values, strict=True)},
+}  # fmt: skip
+
+
+def test_every_row_is_judged_by_what_is_printed_for_it() -> None:
+    found = {}
+    for place, row in ROWS.items():
+        if row.published:
+            entries = []
+            for name, metric, *model in row.published.values():
+                entries.append(find(PUBLISHED, row.table, name, metric, **({"model": model[0]} if model else {})))
+            found[place] = tuple(entry.value for entry in entries if entry is not None)
+            gap = all(entry is not None and entry.unit == "pp" for entry in entries)
+            assert all(("increase" in ours) == gap for ours in row.published)
+    assert found == ACCURACIES
+
+
+def test_every_claim_of_the_paper_has_rows_that_can_run() -> None:
+    claims = [claim for claim in load_claims(Path(dcp.__file__).parent / "registry") if claim.paper == PAPER.key]
+    assert len(claims) == 14
+    assert [claim_row(claim, PAPER.rows).missing for claim in claims] == [None] * 14
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Algorithm 1
+
+
+def chain_of(row: Row, scale: str, seeds: tuple[int, ...] = (0,)) -> Chain:
+    images = {"clutter": 4191, "cifar10": 50_000, "imagenet": 1_281_167}[scale]
+    classes = 1000 if scale == "imagenet" else 10
+    where = Setting(scale, DataValue("plain", "training"), classes, images, 2000, "cpu", seeds, None)
+    assert row.dense is not None and row.chain is not None
+    return row.chain(where, row.dense(scale, classes, False))
+
+
+def path(step: Step) -> list[Step]:
+    """The step and its first parents, the dense network first."""
+    found = [step]
+    while found[0].parents:
+        found.insert(0, found[0].parents[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("blocks", "losses", "behind"),
+    [
+        (27, 3, [7, 14, 21]),  # ResNet-56, ResNet-50 and ResNet-18 in the released code
+        (16, 3, [5, 10, 15]),
+        (8, 2, [3, 6]),
+        (27, 5, [5, 10, 15, 20, 25]),
+        (27, 9, [3, 6, 9, 12, 15, 18, 21, 24, 27]),
+        (9, 3, [3, 6, 9]),
+        (9, 7, [1, 2, 3, 4, 6, 7, 8]),  # ours, where the code's would run past the end
+    ],
+)
+def test_places_of_the_losses(blocks: int, losses: int, behind: list[int]) -> None:
+    assert steps.places(blocks, losses) == behind
+
+
+GREEDY = Greedy(alpha=1.0, score="frobenius", lr=0.01, momentum=0.9, weight_decay=1e-4, steps=1)
+
+
+def test_resnet_56_is_tuned_and_pruned_segment_by_segment() -> None:
+    """Losses behind blocks 7, 14 and 21; half of each layer; O_b of the dense network; 24 epochs in all."""
+    (last,) = chain_of(ROWS[T1, "ResNet-56, DCP"], "cifar10").networks
+    dense, *found = path(last)
+    names = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(9)]
+    each = Schedule(1, 0.02, 128, weight_decay=5e-4, nesterov=True, shape="cosine")
+    expected: list[object] = []
+    for first, end in ((0, 7), (7, 14), (14, 21), (21, 27)):
+        position = names[end - 1] if end < 27 else ""
+        expected.append(steps.Tuning({position: 1.0} if position else {}, each, 0))
+        half = {"1": 8, "2": 16, "3": 32}
+        keep = {f"{name}.conv1": half[name[5]] for name in names[first:end]}
+        expected.append(steps.Selecting(position, keep, GREEDY, 512, 0, 128))
+    final = Schedule(20, 0.05, 128, weight_decay=5e-4, nesterov=True, shape="cosine")
+    assert [step.params for step in found] == [*expected, training.Training(final, 0)]
+    for tuned, selected in zip(found[0:8:2], found[1:8:2], strict=True):
+        assert selected.parents == (tuned, tuned, dense)
+
+
+def test_the_released_code_tunes_once() -> None:
+    """With all losses, weighed by their place; the tuned network is the baseline; norms are summed over outputs."""
+    (last,) = chain_of(ROWS[T1, "ResNet-56, DCP, one-off"], "cifar10").networks
+    _, tuned, *selected, final = path(last)
+    weights = {"layer1.6": (8 / 22) ** 2, "layer2.4": (15 / 22) ** 2, "layer3.2": 1.0}
+    assert tuned.params.weights == pytest.approx(weights)
+    assert tuned.params.schedule.epochs == 4 and final.params.schedule.epochs == 20
+    assert [step.params.position for step in selected] == [*weights, ""]
+    assert all(step.parents[1:] == (tuned, tuned) for step in selected)
+    assert {step.params.greedy.score for step in selected} == {"l21"}
+
+
+@pytest.mark.parametrize("scale", ["clutter", "cifar10", "imagenet"])
+def test_all_methods_are_tuned_for_as_many_epochs(scale: str) -> None:
+    table, prefix = (T3, "") if scale == "imagenet" else (T1, "ResNet-56, ")
+    totals = {}
+    for name in ("ThiNet", "CP", "WM", "WM+", "DCP", *(() if scale == "imagenet" else ("Random DCP", "tuned as long"))):
+        (last,) = chain_of(ROWS[table, prefix + name], scale).networks
+        totals[name] = sum(step.params.schedule.epochs for step in path(last)[1:] if hasattr(step.params, "schedule"))
+    assert set(totals.values()) == {{"clutter": 6, "cifar10": 24, "imagenet": 140}[scale]}, totals
+
+
+def test_vggnet_has_two_losses_and_slimming_reaches_the_printed_macs() -> None:
+    (last,) = chain_of(ROWS[T1, "VGGNet, WM+"], "cifar10").networks
+    steps_ = path(last)[1:-1]
+    tunings, choices = steps_[0::2], steps_[1::2]
+    assert [list(step.params.weights) for step in tunings] == [[CONVS[5]], [CONVS[11]], []]
+    assert [list(step.params.widths.keep) for step in choices] == [
+        list(CONVS[:5]),
+        list(CONVS[5:11]),
+        list(CONVS[11:15]),
+    ]
+    assert {step.params.method.selection for step in choices} == {"weight sum"}
+    (slim,) = chain_of(ROWS[T1, "VGGNet, Slimming"], "cifar10").networks
+    assert slim.parents[0].params.speedup == 2.04
+
+
+def test_lambda_and_the_number_of_losses_vary_alone() -> None:
+    lambdas = {f"lambda={value}": {"alpha": float(value)} for value in ("0.001", "0.005", "0.01", "0.05", "0.1", "0.5")}
+    lambdas |= {
+        "lambda=0 (L_M only)": {"alpha": 0.0},
+        "lambda=1.0": {},
+        "lambda=1.0 (L_S only)": {"reconstruction": 0.0},
+    }
+    for name, values in lambdas.items():
+        (last,) = chain_of(ROWS[T6, name], "cifar10").networks
+        found = path(last)[1:]
+        assert isinstance(last.params, steps.Selecting) and len(found) == 8
+        greedy = {step.params.greedy for step in found if isinstance(step.params, steps.Selecting)}
+        assert greedy == {replace(GREEDY, **values)}
+    for losses in (3, 5, 7, 9):
+        (last,) = chain_of(ROWS[S1, f"{losses} losses"], "cifar10").networks
+        inside = [step for step in path(last) if isinstance(step.params, steps.Tuning) and step.params.weights]
+        assert len(inside) == losses
+
+
+def test_the_embedded_job_runs_table_1_with_one_seed() -> None:
+    here = [place for place, row in ROWS.items() if row.chain and (row.scales is None or "clutter" in row.scales)]
+    names = ("baseline", "ThiNet", "CP", "WM", "WM+", "Random DCP", "DCP", "DCP-Adapt")
+    vgg = [(T1, f"VGGNet, {name}") for name in ("baseline", "WM", "DCP")]
+    assert here == [*vgg, *((T1, f"ResNet-56, {name}") for name in names)]
+    assert all(row.seeds_on("clutter") == (0,) for (table, _), row in ROWS.items() if table == T1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The steps
+
+
+def test_a_segment_from_data_to_a_smaller_network(tmp_path: Path) -> None:
+    """Tuning moves network and classifier; the selection reads the classifier, the labels and the dense network."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    train = MemorySplit(pixels, torch.arange(40) % 4, (0.5,) * 3, (0.5,) * 3, 1, False)
+    data = SimpleNamespace(train=train, classes=("a", "b", "c", "d"))
+    recipe = Recipe("cifar_preact_resnet20", {"num_classes": 4, "width": 0.25}, (3, 8, 8))
+    dense = checkpoint(recipe.build(), recipe)
+    context = Context(lambda: data, "cpu", False, tmp_path, label="test")
+    tuning = steps.Tuning({"layer1.2": 1.0}, Schedule(1, 0.05, 20), 3)
+    tuned = steps.run_tuned(context, [dense], tuning)
+    assert {name.partition(".")[0] for name in tuned.arrays} == {"layer1/2"}
+    assert all(not torch.equal(dense.state[f"layer{s}.2.conv2.weight"], tuned.state[f"layer{s}.2.conv2.weight"])
+               for s in (1, 2, 3))  # fmt: skip
+    assert float(tuned.arrays["layer1/2.norm.weight"].std()) > 0.0
+    params = steps.Selecting("layer1.2", {"layer1.0.conv1": 2, "layer1.2.conv1": 3}, dcp.GREEDY, 24, 3, 10)
+    small = steps.run_selected(context, [tuned, tuned, dense], params)
+    net, smaller = network(small)
+    assert smaller.widths == {"layer1.0.conv1": 2, "layer1.2.conv1": 3}
+    # the first layer's loss without channels, by hand on the same images
+    images = calibration_images(data, 24, 3, 10, balanced=True)
+    model, _ = network(tuned)
+    original, _ = network(dense)
+    total = 0.0
+    for x, places in zip(images, images.chunks, strict=True):
+        maps: dict[str, torch.Tensor] = {}
+        hooks = [
+            net_.get_submodule(name).register_forward_hook(lambda m, i, o, key=key, into=maps: into.update({key: o}))
+            for net_, name, key in (
+                (model, "layer1.0.conv2", "now"), (original, "layer1.0.conv2", "then"), (model, "layer1.2", "end"))
+        ]  # fmt: skip
+        with torch.no_grad():
+            original(x)
+            functional_call(model, {"layer1.0.conv2.weight": torch.zeros(4, 4, 3, 3)}, (x,))
+        for hook in hooks:
+            hook.remove()
+        head = {name.partition("/2.")[2]: value for name, value in tuned.arrays.items()}
+        mean, var = head["norm.running_mean"], head["norm.running_var"]
+        seen = F.batch_norm(maps["end"], mean, var, head["norm.weight"], head["norm.bias"])
+        logits = seen.relu().mean((2, 3)) @ head["linear.weight"].T + head["linear.bias"]
+        loss = F.cross_entropy(logits, train.labels[places]) + F.mse_loss(maps["now"], maps["then"]) / 2.0
+        total += len(places) / 24 * float(loss)
+    assert small.facts["layers"][0]["first_loss"] == pytest.approx(total, rel=1e-4)
+    assert [len(layer["order"]) for layer in small.facts["layers"]] == [2, 3]
+    assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 4)

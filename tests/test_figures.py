@@ -1,0 +1,255 @@
+"""What figures show, by hand: cut axes, curves on each other, widths, errors, trainings, all methods on one network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from bench.report import drawing, figures, layers, leaderboard, training
+from bench.report.load import Cell, Line, Point
+from bench.report.tables import build
+
+
+def line(name: str, cells: list[Cell] | None = None, paper: str = "toy", **more: Any) -> Line:
+    given = {cell.metric: cell for cell in cells or []}
+    fields: dict[str, Any] = {"recipe": "net() at 32x32", "setting": {"scale": "cifar10"}, "points": [], **more}
+    first = (paper, "T", name, 0, "cifar10", "cifar10", False, True, None, "ran")
+    steps = fields.pop("steps", {name: {"kind": "evaluate"}})
+    recipe, points = fields.pop("recipe"), fields.pop("points")
+    return Line(*first, recipe, "", None, steps, given, points, {}, **fields)
+
+
+def change(value: float, half: float = 0.5) -> Cell:
+    return Cell("top1_change", value, "pp", value - half, value + half)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Drawing
+
+
+def test_few_far_values_are_cut_off_and_many_are_not() -> None:
+    near = [-7.0, -4.0, -3.0, -2.0, -1.0, 0.0]
+    ends = ([value - 0.5 for value in near], [value + 0.5 for value in near])
+    assert drawing.limits(ends[0], near, ends[1]) is None
+    far = [*near, -40.0, -55.0]
+    assert drawing.limits([value - 0.5 for value in far], far, [value + 0.5 for value in far]) == (-7.5, 0.5)
+    half = [0.0, 0.1, 50.0, 50.1]
+    assert drawing.limits(half, half, half) is None
+    assert drawing.limits([], [], []) is None
+
+
+def test_cut_values_are_marked_at_the_axis_with_their_numbers() -> None:
+    """The axis ends with the others; a triangle stands for each that lies beyond it."""
+    values = [-7.0, -4.0, -3.0, -2.0, -1.0, -0.5, -40.0, -55.0]
+    table = build([line(f"row {n}", [change(value)]) for n, value in enumerate(values)], [])
+    (axes,) = figures._dots(table, ["top1_change"]).axes
+    low, high = axes.get_xlim()
+    assert -9.0 < low < -7.5 and 0.0 < high < 1.0
+    triangles = [mark for mark in axes.lines if mark.get_marker() == "<"]
+    assert len(triangles) == 2
+    assert {"-40.00", "-55.00"} <= {text.get_text() for text in axes.texts}
+    assert "beyond the axis" in axes.get_title()
+
+
+def test_curves_on_each_other_have_one_name() -> None:
+    curves = {"a": [(1.0, 0.0), (2.0, 5.0)], "b": [(1.0, 0.1), (2.0, 5.1)], "c": [(1.0, 0.0), (2.0, 9.0)]}
+    assert drawing.on_each_other(curves, 10.0) == {"a": ["a", "b"], "c": ["c"]}
+    assert drawing.on_each_other(curves, 1.0) == {"a": ["a"], "b": ["b"], "c": ["c"]}
+    other = {"a": [(1.0, 0.0)], "b": [(1.5, 0.0)]}  # other places are other curves
+    assert drawing.on_each_other(other, 10.0) == {"a": ["a"], "b": ["b"]}
+
+
+def points(values: dict[str, list[float]]) -> list[Point]:
+    return [
+        Point(name, float(x), Cell("top1_err_increase", value, "pp"))
+        for name, curve in values.items()
+        for x, value in enumerate(curve, start=1)
+    ]
+
+
+def test_a_panel_says_which_curves_lie_on_each_other(tmp_path: Path) -> None:
+    table = build([line("conv1", points=points({"lasso": [0, 5], "exact": [0, 5], "first k": [0, 9]}))], [])
+    texts = {text.get_text() for text in figures._curves(table, "top1_err_increase").axes[0].texts}
+    assert texts == {"lasso = exact", "first k"}
+    flat = build([line("conv1", points=points({"lasso": [0, 0], "exact": [0, 0]}))], [])
+    files, said = figures.draw(flat, tmp_path)
+    assert [file.suffix for file in files] == [".csv"]
+    assert said == ["top-1 error increase (pp): 0.00 at every point of every curve; not drawn."]
+
+
+def test_a_digest_tells_what_is_drawn(tmp_path: Path) -> None:
+    """Equal figures have equal ones; another value, text or colour has another; the same picture is not drawn again."""
+
+    def figure(value: float = 2.0, name: str = "a", colour: str = "#0072B2") -> Figure:
+        made = Figure()
+        axes = made.subplots()
+        axes.errorbar([1.0], [value], yerr=[0.5], color=colour, label=name)
+        axes.legend()
+        return made
+
+    digests = [drawing.drawn(figure(*given)) for given in ((), (2.5,), (2.0, "b"), (2.0, "a", "#D55E00"))]
+    assert len(set(digests)) == 4 and drawing.drawn(figure()) == digests[0]
+    picture, vector = drawing.save(figure(), tmp_path / "a.png")
+    assert drawing.digest_of(picture) == digests[0]
+    assert b"<dc:date>" not in vector.read_bytes()
+    vector.write_text("kept")
+    drawing.save(figure(), tmp_path / "a.png")
+    assert vector.read_text() == "kept"
+    drawing.save(figure(2.5), tmp_path / "a.png")
+    assert vector.read_text() != "kept" and drawing.digest_of(picture) == digests[1]
+    assert drawing.digest_of(tmp_path / "none.png") is None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layers and trainings
+
+
+def test_widths_are_those_of_the_first_seed_in_the_network_s_order() -> None:
+    lines = [
+        line("a", widths={"seed 0": {"f.10": 8, "f.2": 4}, "seed 1": {"f.10": 1, "f.2": 1}}),
+        line("b", widths={"seed 0": {"f.2": 3}}),
+        line("dense", widths={"seed 0": {}}),
+        line("other", widths={"seed 0": {"g": 5}}, recipe="other() at 32x32"),
+    ]
+    assert layers.widths(lines) == (["f.2", "f.10"], {"a": [(0.0, 4.0), (1.0, 8.0)], "b": [(0.0, 3.0)]})
+
+
+def test_rows_that_keep_the_same_have_one_line(tmp_path: Path) -> None:
+    same, other = {"f.1": 8, "f.2": 8, "f.3": 16}, {"f.1": 4, "f.2": 8, "f.3": 20}
+    names = ("a", "b", "c", "d")
+    rows = [line(name, widths={"0": same if name != "d" else other}) for name in names]
+    ((what, figure),) = layers.figures(build(rows, []))
+    assert what == "widths"
+    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert labels == ["a = b and 1 more", "d"]
+    assert layers.figures(build(rows[:3], [])) == []  # nothing differs
+
+
+def test_errors_are_held_out_ones_where_these_are_known() -> None:
+    reports = [
+        {"reader": "f.2", "error": 0.1, "held_out_error": 0.2},
+        {"reader": "f.1", "error": 0.3, "held_out_error": None},
+        {"reader": "f.3", "error": 0.0, "held_out_error": 0.0},
+    ]
+    found = layers.errors([line("a", widths={"0": {"f.1": 1}}, layers={"0": reports})])
+    assert found == (["f.1", "f.2"], {"a": [(0.0, 0.3), (1.0, 0.2)]})
+
+
+def history(step: str, seed: int, *losses: float) -> dict[str, Any]:
+    epochs = [{"epoch": n, "loss": loss, "accuracy": 50.0 + n} for n, loss in enumerate(losses, start=1)]
+    return {"step": step, "seed": seed, "epochs": epochs}
+
+
+def test_trainings_are_drawn_once_under_the_names_of_their_rows() -> None:
+    dense = history("dense(net, seed 0)", 0, 2.0, 1.0)
+    lines = [
+        line("dense", widths={"d": {}}, history={"d": dense}),
+        line("tuned", widths={"t": {"f": 1}}, history={"d": dense, "t": history("tuned(seed 0)", 0, 1.5, 0.5)}),
+        line("again", widths={"u": {"f": 1}}, history={"d": dense, "v": history("x", 1, 9.0, 9.0)}),
+    ]
+    found = training.histories(lines)
+    assert list(found) == ["dense", "tuned"]
+    assert found["tuned"] == {"loss": [(1.0, 1.5), (2.0, 0.5)], "accuracy": [(1.0, 51.0), (2.0, 52.0)]}
+    figure = training.figure(build(lines, []))
+    assert figure is not None
+    assert [curve.get_ydata().tolist() for curve in figure.axes[0].lines] == [[2.0, 1.0], [1.5, 0.5]]  # type: ignore[union-attr]
+    # a dense network that another table's rows train is that table's
+    assert training.figure(build([line("curve", history={"d": dense})], [])) is None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# All methods on the same network
+
+
+def pruned(name: str, speedup: float, top1: float, paper: str = "toy", **more: Any) -> Line:
+    cells = [Cell("top1_acc", top1, "%", top1 - 1, top1 + 1, n=1000), Cell("speedup", speedup, "x")]
+    return line(name, [*cells, Cell("macs", 125e6 / speedup, "MACs"), change(top1 - 93)], paper, **more)
+
+
+ROWS = [
+    pruned("dense", 1.0, 93.0),
+    pruned("A at 2x", 2.0, 92.0),
+    pruned("A at 4x", 4.0, 88.0),
+    pruned("2x B", 2.0, 90.0, "other"),
+    pruned("4x B", 4.0, 89.0, "other"),
+    pruned("cliff", 2.1, 10.0, "other"),
+]
+
+
+def test_a_network_that_two_papers_show_stands_once_and_other_data_apart() -> None:
+    again = pruned("Ours", 2.0, 92.0, "third", steps={"A at 2x": {"kind": "evaluate"}})
+    elsewhere = [pruned(f"{n}", 2.0, 90.0, setting={"scale": "digits"}) for n in range(5)]
+    weights = pruned("given", 2.0, 91.0, setting={"scale": "cifar10", "weights": {"sha256": "ab"}})
+    (group,) = leaderboard.groups([*ROWS, again, *elsewhere, weights])
+    assert [entry.line.name for entry in group.entries] == ["dense", "A at 2x", "2x B", "cliff", "4x B", "A at 4x"]
+    assert [entry.method for entry in group.entries] == ["dense", "A", "B", "cliff", "B", "A"]
+    # the cliff has fewer MACs than "A at 2x", and both at 4x beat it
+    assert [entry.line.name for entry in leaderboard.front(group.entries)] == ["A at 2x", "4x B"]
+    assert group.title == "net() at 32x32, cifar10, 1,000 test images"
+    assert leaderboard.groups(ROWS[:4]) == []  # three pruned networks are read in their table
+
+
+def test_the_picture_and_the_page_of_a_network(tmp_path: Path) -> None:
+    (group,) = leaderboard.groups(ROWS)
+    (axes,) = leaderboard.draw(group, {"toy": "toy"}).axes
+    assert axes.get_ylim()[0] > 80 and "cliff 10.0 %" in axes.get_title("left")
+    shown = {container.get_label(): container[0].get_xydata().tolist() for container in axes.containers}
+    assert shown["toy: A"] == [[50.0, 92.0], [25.0, 88.0]]
+    assert shown["other: B"] == [[50.0, 90.0], [25.0, 89.0]]
+    files, index = leaderboard.write(tmp_path, {"toy": ROWS[:3], "other": ROWS[3:]}, {"toy": "toy"})
+    assert [file.suffix for file in files] == [".png", ".svg", ".csv", ".md"]
+    assert any("same-network/README.md" in text for text in index)
+    page = files[-1].read_text()
+    assert (
+        "| **A at 2x** | [toy](../toy/README.md) | 62.5 M | 2.00x | 92.00 [91.00, 93.00] | -1.00 [-1.50, -0.50] |"
+        in page
+    )
+    assert "| 2x B |" in page
+    rows = list(csv.DictReader(io.StringIO(files[2].read_text())))
+    assert [(row["paper"], float(row["top1_acc"]), row["front"]) for row in rows[:3]] == [
+        ("toy", 93.0, "False"),
+        ("toy", 92.0, "True"),
+        ("other", 90.0, "False"),
+    ]
+    assert leaderboard.write(tmp_path, {"toy": []}, {}) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("VGG-16 2x, fine-tuned", "VGG-16 fine-tuned"),
+        ("FBS at d=0.5", "FBS"),
+        ("4x LASSO", "LASSO"),
+        ("CP (LASSO) at 3.94x", "CP (LASSO)"),
+        ("exact, uniform", "exact, uniform"),
+        ("2x", "2x"),
+    ],
+)
+def test_methods_are_rows_without_their_speed_ups(name: str, method: str) -> None:
+    cell = Cell("top1_acc", 90.0, "%")
+    assert leaderboard.Entry(replace(ROWS[0], name=name), 2.0, cell, None).method == method
+
+
+def test_reports_of_layers_are_kept_in_the_row_file(tmp_path: Path) -> None:
+    """Of a network that was tuned since, those of the pruning behind it; channels kept are counted."""
+    from bench import rowfile
+    from bench.store import Store
+
+    report = {"reader": "b", "producer": "a", "channels": 4, "kept": [0, 2], "error": 0.1, "held_out_error": 0.2}
+    headers = {
+        "pruned": {"facts": {"layers": [{**report, "ridge": 1.0, "unknowns": 9}]}, "parents": []},
+        "tuned": {"facts": {"history": []}, "parents": ["pruned"]},
+        "dense": {"facts": {}, "parents": []},
+    }
+    for key, header in headers.items():
+        (tmp_path / "steps" / key).mkdir(parents=True)
+        (tmp_path / "steps" / key / "step.json").write_text(json.dumps({**header, "complete": True}))
+    found = rowfile.layers(Store(tmp_path), ["tuned", "dense", "gone"])
+    assert found == {"tuned": [{**report, "kept": 2}]}
