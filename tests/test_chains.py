@@ -14,6 +14,7 @@ from bench.pruning.layerwise import Method
 from bench.rows import Setting
 from bench.steps import DataValue, Step
 from bench.train import steps as training
+from bench.train.distillation import Distillation
 from bench.train.schedule import Schedule
 from bench.train.steps import Training
 
@@ -98,6 +99,17 @@ def test_a_tuned_row_tunes_the_pruned_network_and_has_a_control_that_is_tuned_as
         assert (tuned.params.schedule, tuned.params.seed) == (TUNING, seed)
         assert tuned.parents[0].key == dense(setting(weights), RECIPE, seed).key
     assert (first.params, control.params) == (Comparison(""), Comparison("_control"))
+
+
+def test_the_dense_network_of_the_seed_teaches_the_pruned_one_and_the_control_has_no_teacher() -> None:
+    where, soft = setting(None), Distillation(4.0, 0.9)
+    made = measured_chain(where, RECIPE, dense=dense, prune=prune, tuning=TUNING, distillation=soft)
+    ordinary = measured_chain(where, RECIPE, dense=dense, prune=prune, tuning=TUNING)
+    for network, plain, seed in zip(made.networks, ordinary.networks, (0, 1, 2), strict=True):
+        assert (network.run, network.params) == (training.run_distilled, training.Distilling(TUNING, soft, seed))
+        assert network.parents == (plain.parents[0], dense(where, RECIPE, seed))
+    controls = [by_run(chain.records, measuring.run_compared)[1].parents[3:] for chain in (made, ordinary)]
+    assert controls[0] == controls[1]
 
 
 def test_what_a_choice_is_worth_is_first_minus_second() -> None:

@@ -16,7 +16,7 @@ CLAIMS = {claim.claim: claim for claim in load(FOLDER)}
 
 # What each paper claims; ids are stable, because results are filed under them.
 EXPECTED = {
-    "channel_pruning": 6,
+    "channel_pruning": 7,
     "selection_study": 4,
     "thinet": 19,
     "fbs": 7,
@@ -92,6 +92,10 @@ SOURCES = {
     "cp-pruned-beats-scratch-resnet56": (
         ("Table 8 (ResNet-56 CIFAR-10 2x)", "Ours (fine-tuned)", "top1_err_increase@2x"),
         ("Table 8 (ResNet-56 CIFAR-10 2x)", "From scratch", "top1_err_increase@2x"),
+    ),
+    "cp-lasso-beats-filter-pruning-resnet56": (
+        ("Table 8 (ResNet-56 CIFAR-10 2x)", "Ours (fine-tuned)", "top1_err_increase@2x"),
+        ("Table 8 (ResNet-56 CIFAR-10 2x)", "Filter pruning (fine-tuned, our impl.)", "top1_err_increase@2x"),
     ),
     "cp-enhanced-beats-plain": (
         (TABLE6, "Ours (enhanced)", "top5_err_increase@2x"),

@@ -88,6 +88,7 @@ def test_the_command_counts_every_value_once(capsys: pytest.CaptureFixture[str])
         "channel_pruning",
         "discrimination_aware",
         "fbs",
+        "fine_tuning_study",
         "localization_aware_ssd",
         "selection_study",
         "thinet",

@@ -28,6 +28,7 @@ from bench.train import detection_steps as detection
 from bench.train import detector
 from bench.train import steps as training
 from bench.train.detector import Batches
+from bench.train.distillation import Distillation
 from bench.train.fit import fit, seed_everything
 from bench.train.schedule import Schedule
 
@@ -90,6 +91,22 @@ def test_what_is_declared_reaches_the_loop(calls: list[tuple[Any, ...]]) -> None
     net, data, *rest = calls[0]
     assert data is DATA.train and isinstance(net, nn.Module)
     assert rest == [SCHEDULE, 4, Path("nowhere"), "cpu", "the label", 2, False]
+    assert tuned.facts == {"images": 24, "history": []}
+
+
+def test_the_second_parent_teaches_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(training, "distil", lambda *given: calls.append(given) or [])
+    torch.manual_seed(5)
+    parent, teacher = (checkpoint(RECIPE.build(), RECIPE) for _ in range(2))
+    params = training.Distilling(SCHEDULE, Distillation(4.0, 0.9), 4)
+    tuned = training.run_distilled(context(), [parent, teacher], params)
+    net, master, data, *rest = calls[0]
+    assert torch.equal(state(tuned), state(parent))
+    assert torch.equal(state(checkpoint(net, RECIPE)), state(parent))
+    assert torch.equal(state(checkpoint(master, RECIPE)), state(teacher))
+    assert data is DATA.train
+    assert rest == [SCHEDULE, Distillation(4.0, 0.9), 4, Path("nowhere"), "cpu", "the label", 2, False]
     assert tuned.facts == {"images": 24, "history": []}
 
 
