@@ -58,11 +58,10 @@ def _run(options: argparse.Namespace) -> tuple[Any, str, int]:
         return (*listing.rows(options.paper), 0)
     from bench import commands
 
-    if options.command in ("nightly", "check", "history"):
+    if options.command in ("nightly", "check", "history") or getattr(options, "baseline", None) is not None:
         from bench.nightly import commands as nightly
 
-        does = {"nightly": nightly.nightly, "check": nightly.check, "history": nightly.show_history}
-        return does[options.command](options)
+        return getattr(nightly, options.command)(options)  # type: ignore[no-any-return]
     result: tuple[Any, str, int] = getattr(commands, options.command)(options)
     return result
 

@@ -515,11 +515,7 @@ def write_pages(root: Path) -> list[Path]:
 
 
 def accept(options: argparse.Namespace) -> Output:
-    """Promotes rows from runs/ to results/ and writes the pages, or to a baseline."""
-    if options.baseline is not None:
-        from bench.nightly.commands import accept_baseline
-
-        return accept_baseline(options.source, options.baseline, options.paper)
+    """Promotes rows from runs/ to results/ and writes the pages."""
     known, papers = declared(), options.paper or None
     chosen = accepting.choose(options.source, options.to, papers, known)
     with released.prepared(options.source, options.to, [row for _, row in chosen], known) as networks:

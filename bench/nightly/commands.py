@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench import metrics, runner
-from bench.commands import Output, job_of, mirror_of, registry_folder, write_pages
+from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
-from bench.nightly import baseline, history, night, order, summary
+from bench.nightly import baseline, night, order, summary
 from bench.nightly import check as checking
+from bench.nightly import history as remembering
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
 from bench.runner import Job, Planned
@@ -65,8 +66,8 @@ def _told(done: night.Night, out: Path, base: Path | None) -> Output:
     run = [name for name, report in done.rows.items() if report.status == runner.OK]
     missing = [name for name in done.rows if name not in run]
     checked = [] if base is None else checking.check(out, base, [*run, *missing])
-    entries = history.read(out)
-    drifts = history.drifts([one for one in entries if one.row in done.rows], judged())
+    entries = remembering.read(out)
+    drifts = remembering.drifts([one for one in entries if one.row in done.rows], judged())
     changes = night.data_changes(entries, done.number)
     page = summary.markdown(done, checked, drifts, changes, str(base))
     place = night.folder(out, done.number)
@@ -114,11 +115,10 @@ def check(options: argparse.Namespace) -> Output:
     return checking.to_json(found), checking.text(found), int(any(row.failed for row in found))
 
 
-def accept_baseline(runs: Path, folder: Path, papers: Iterable[str]) -> Output:
+def accept(options: argparse.Namespace) -> Output:
     """Promotes rows and their predictions to a baseline."""
-    from bench.commands import declared
-
-    known, wanted = declared(), list(papers) or None
+    runs, folder = options.source, options.baseline
+    known, wanted = declared(), options.paper or None
     chosen = accepting.choose(runs, folder, wanted, known)
     files = accepting.write(runs, folder, wanted, known, chosen)
     kept = baseline.write(folder, chosen, Store(runs))
@@ -126,9 +126,9 @@ def accept_baseline(runs: Path, folder: Path, papers: Iterable[str]) -> Output:
     return value, f"{len(files)} rows are the baseline {folder}, {len(kept)} with predictions", 0
 
 
-def show_history(options: argparse.Namespace) -> Output:
+def history(options: argparse.Namespace) -> Output:
     """Draws a row's nights."""
-    entries = history.read(options.out)
+    entries = remembering.read(options.out)
     if not entries:
         raise UserError(f"no nights in {options.out}: run `bench nightly` first, or name the folder with --out")
     ids = list(dict.fromkeys(one.row for one in entries))
@@ -139,14 +139,14 @@ def show_history(options: argparse.Namespace) -> Output:
     (row,) = matching
     value: dict[str, Any] = {
         "row": row,
-        "metrics": {metric: history.series(entries, row, metric) for metric in judged()},
+        "metrics": {metric: remembering.series(entries, row, metric) for metric in judged()},
         "drifts": [
             {"metric": metric, "since": since, "direction": found.direction, "shift": found.shift}
-            for _, metric, since, found in history.drifts([one for one in entries if one.row == row], judged())
+            for _, metric, since, found in remembering.drifts([one for one in entries if one.row == row], judged())
         ],
     }
     value["metrics"] = {name: points for name, points in value["metrics"].items() if points}
-    return value, history.text(entries, row, judged()), 0
+    return value, remembering.text(entries, row, judged()), 0
 
 
 def judged() -> list[str]:
