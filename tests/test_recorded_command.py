@@ -98,12 +98,12 @@ def test_every_option_reaches_the_job(tmp_path: Path) -> None:
         f"bench run toy --scale digits --seed 0 --weights {file} --protocol squash256 --workers 3 --amp --strict-data "
         f"--reuse-times --out {tmp_path / 'there'} --data {tmp_path / 'sets'} --device cpu"
     )
-    job = commands._job(parsed(line))
+    job = commands.job_of(parsed(line))
     assert replace(job, progress=False) == Job(
         out=tmp_path / "there", data=tmp_path / "sets", scale="digits", device="cpu", seed=0, weights=file,
         protocol="squash256", workers=3, amp=True, strict=True, reuse_times=True, progress=False,
     )  # fmt: skip
-    plain = commands._job(parsed("bench run toy"))
+    plain = commands.job_of(parsed("bench run toy"))
     assert (plain.seed, plain.weights, plain.protocol, plain.scale) == (None, None, "short256", None)
     assert (plain.amp, plain.strict, plain.reuse_times, plain.workers) == (False, False, False, 0)
 
@@ -112,8 +112,8 @@ def test_every_option_reaches_the_job(tmp_path: Path) -> None:
     ("flag", "name"), [("--amp", "amp"), ("--strict-data", "strict"), ("--reuse-times", "reuse_times")]
 )
 def test_a_switch_is_one_choice(flag: str, name: str) -> None:
-    plain = commands._job(parsed("bench run toy"))
-    assert commands._job(parsed(f"bench run toy {flag}")) == replace(plain, **{name: True})
+    plain = commands.job_of(parsed("bench run toy"))
+    assert commands.job_of(parsed(f"bench run toy {flag}")) == replace(plain, **{name: True})
 
 
 def test_every_option_of_bench_prune_reaches_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,8 +186,8 @@ def test_a_seed_is_honoured_where_it_is_given(
     assert entry.setting == Setting("digits", value, 3, 5, 3, "cpu", seeds, None, False)
     assert value.plain and value.training and value.plain != value.training
     assert asked[-1] == ("digits", 3, False)
-    assert loaded == [("digits", Path("data"), 8, "short256", False, False)]
-    described_ = runner.Engine(job, Store(tmp_path))._description(entry)
+    assert loaded == [("digits", Path("data"), 8, "short256", False, False, None)]
+    described_ = runner.description(entry, job)
     assert described_ == {
         "scale": "digits", "folder": False, "seeds": list(seeds), "weights": None, "device": "cpu",
         "data": {"name": "digits", "fingerprint": "f", "protocol": "8x8"},
@@ -205,8 +205,8 @@ def test_weights_protocol_and_mixed_precision_reach_the_setting(
     assert entry.setting is not None
     assert (entry.setting.weights, entry.setting.amp) == (file_digest(file), True)
     assert asked[-1] == ("digits", 3, True)
-    assert loaded == [("digits", tmp_path, 8, "squash256", False, True)]
-    found = runner.Engine(job, Store(tmp_path))._description(entry)
+    assert loaded == [("digits", tmp_path, 8, "squash256", False, True, None)]
+    found = runner.description(entry, job)
     assert found["weights"] == {"file": "w.pth", "sha256": file_digest(file)} and found["amp"] is True
     assert found["strict"] is True
     # and comes back as the same choice
@@ -225,10 +225,10 @@ def test_a_recorded_command_measures_on_the_device_of_the_job(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     job = Job(out=tmp_path, device=asked, strict=True, progress=False)
     entry, _, _ = planned(job, monkeypatch)
-    found = runner.Engine(job, Store(tmp_path))._description(entry)
+    found = runner.description(entry, job)
     row = entry.row
     line = command(entry.id, found, Declared(row.table, row.name, 0, row.scale, seeds=row.seeds))
-    again = commands._job(parsed(line))
+    again = commands.job_of(parsed(line))
     chosen = ("device", "seed", "scale", "weights", "protocol", "amp", "strict")
     assert {name: getattr(again, name) for name in chosen} == {name: getattr(job, name) for name in chosen}
     assert ("--device" in line) == gpu
@@ -236,18 +236,17 @@ def test_a_recorded_command_measures_on_the_device_of_the_job(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if job.device == "cuda":
         with pytest.raises(UserError, match="no CUDA device"):
-            commands._job(parsed(line))
+            commands.job_of(parsed(line))
 
 
 def test_what_was_done_to_images_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = Job(out=tmp_path, device="cpu", progress=False)
     entry, _, _ = planned(job, monkeypatch)
-    engine = runner.Engine(job, Store(tmp_path))
-    assert "problems" not in engine._description(entry)["data"]
+    assert "problems" not in runner.description(entry, job)["data"]
     ((key, known),) = job.images.items()
     assert isinstance(known, ImageSet)
     job.images[key] = replace(known, problems={"turned by EXIF": 3})
-    assert engine._description(entry)["data"]["problems"] == {"turned by EXIF": 3}
+    assert runner.description(entry, job)["data"]["problems"] == {"turned by EXIF": 3}
 
 
 @pytest.mark.parametrize(("scale", "kinds"), [("digits", ["labels"]), ("scenes", ["boxes"]), ("voc", ["boxes"])])

@@ -368,7 +368,8 @@ def test_papers_are_found_and_every_published_link_exists() -> None:
         assert all(re.fullmatch(rf"{key}(/[a-z0-9][a-z0-9.-]*){{2}}", name) for name in found.ids)
         for row in found.rows:
             for link in row.published.values():
-                assert find(entries, row.table, link[0], link[1]) is not None, (row.name, link)
+                where = {"model": link[2]} if len(link) > 2 else {}
+                assert find(entries, row.table, link[0], link[1], **where) is not None, (row.name, link)
 
 
 def test_ids_are_stable() -> None:

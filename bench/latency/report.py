@@ -22,9 +22,19 @@ from bench.latency.interval import FASTER, SAME, SLOWER, WIDEST, Estimate
 from bench.latency.point import AGAIN, BEST, DENSE, Measured
 from bench.latency.roofline import Roofline
 from bench.measure.latency import PERCENTILES
+from bench.metrics import Metric
 from bench.provenance import git_state, now
 from bench.rows import slug
 from bench.store import Record, disk_errors, write_json, write_text
+
+METRICS = (
+    Metric("noise_floor", "noise floor", "%", 1, "What one network differs by from itself in the same run.", "lower"),
+    Metric("latency", "latency", "ms", 3, "Time of one call, the mean over fresh processes.", "lower", of="calls"),
+    Metric("latency_p*", "latency, percentile", "ms", 3, "That share of the calls was faster.", "lower", of="calls"),
+    Metric(
+        "speedup_over_*", "speed-up over", "x", 3, "Time of the other network over this one's.", "higher", of="calls"
+    ),
+)
 
 COLUMNS = (
     "network",

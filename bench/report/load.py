@@ -94,7 +94,7 @@ class Declared:
     seeds: tuple[int, ...] = (0, 1, 2)
     release: bool = False
     seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    sizes: Callable[[Sequence[Published]], Sequence[Decided]] = lambda published: ()
+    sizes: Callable[[Sequence[Published]], Sequence[Decided]] = field(default=lambda published: (), compare=False)
     scales: tuple[str, ...] | None = None
     missing: str | None = None
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bench.measure import macs
+from bench.models.capture import captured
 from bench.models.recipe import Recipe
-from bench.models.ssd import SSD, captured, narrow_ssd, registry
+from bench.models.ssd import SSD, narrow_ssd, registry
 from bench.pruning.graph import find_sites, trace
 from bench.pruning.surgery import convolution, remove_filters
 

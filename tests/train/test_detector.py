@@ -20,8 +20,9 @@ from bench.data.annotations import DetectionSplit
 from bench.data.scenes import scenes_detection
 from bench.data.voc import voc_folder
 from bench.errors import UserError
+from bench.models.capture import captured
 from bench.models.recipe import Recipe
-from bench.models.ssd import CAFFE_MEAN, SSD, captured
+from bench.models.ssd import CAFFE_MEAN, SSD
 from bench.train.detector import Batches, Detector, batches, detect, fit_detector, training_pipeline
 from bench.train.fit import seed_everything
 from bench.train.schedule import Schedule
