@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from bench import zoo
 from bench.measure import steps as measuring
+from bench.measure.protocols import under
 from bench.models.recipe import Recipe
 from bench.pruning.steps import dense_macs
 from bench.rows import Chain, Setting
@@ -114,6 +115,23 @@ def measured_chain(
     if prune is not None and tuning is None:
         records += networks  # the reconstruction's error on held-out images
     return Chain(distinct(networks), records, runs, references)
+
+
+def under_protocols(setting: Setting, recipe: Recipe, *, dense: Dense, prune: Prune | None) -> Chain:
+    """A row that is measured under each protocol of its further data, by metrics of their own."""
+    starts = [dense(setting, recipe, seed) for seed in setting.seeds]
+    networks = [
+        start if prune is None else prune(setting, recipe, start, seed)
+        for start, seed in zip(starts, setting.seeds, strict=True)
+    ]
+    records = []
+    for name, other in setting.further.items():
+        runs, _ = evaluations(other, recipe, networks, measured)
+        references, _ = evaluations(other, recipe, starts, measured)
+        # a pair that comes back for every seed is one pair
+        pairs = list({(run.key, ref.key): (run, ref) for run, ref in zip(runs, references, strict=True)}.values())
+        records.append(under([run for run, _ in pairs], [ref for _, ref in pairs], name))
+    return Chain(distinct(networks), records)
 
 
 def from_scratch(

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def _declared(paper: Paper) -> dict[str, Declared]:
             row.seeds,
             row.release,
             row.seeds_at,
+            partial(sizing.of_row, row),
         )
         for order, (name, row) in enumerate(paper.ids.items())
     }

@@ -44,6 +44,7 @@ def claim_row(claim: Claim, rows: Sequence[Row]) -> Row:
         seeds_at={scale: _shared(first.seeds_on(scale), second.seeds_on(scale)) for scale in scales},
         scales=_common(first.scales, second.scales),
         data=first.data,
+        further=lambda scale: {**second.further(scale), **first.further(scale)},
     )
 
 

@@ -19,6 +19,7 @@ DECLARING = (
     "bench.measure.dynamic",
     "bench.gating.steps",
     "bench.measure.accuracy",
+    "bench.measure.protocols",
     "bench.measure.detection",
     "bench.measure.coco",
     "bench.pruning.steps",

@@ -52,6 +52,7 @@ CONVENTIONS = {
     "conv": "MACs of the convolutions",
     "conv+fc": "MACs of the convolutions and fully connected layers",
     "2x conv+fc": "a multiplication and an addition for each of these MACs",
+    "2x conv+fc+norms": "the same, and for each mean and each scale of a batch norm, once (ThiNet's FLOPs_and_size.py)",
     "conv+fc+gates": "mean MACs at the densities of the masks, with what the gates cost (bench.measure.dynamic)",
     "conv+fc+gates, masks lost at dropout": "the same, but layers behind a dropout read all channels",
     "conv+fc+gates, masks lost at pools": "the same, but layers behind a pooling or flattening read all channels",

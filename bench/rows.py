@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from bench.data import LABELS
 from bench.metrics import Metric
 from bench.models.recipe import Recipe
-from bench.steps import DataValue, Step
+from bench.steps import DataValue, Source, Step
 
 # why a row does not run whose network is only counted
 SIZE_ALONE = "its size alone is judged, without data"
@@ -19,7 +19,8 @@ SIZE_ALONE = "its size alone is judged, without data"
 class Setting:
     """Where a row runs: the scale, its data (value, classes, image counts), device, seeds, the user's weights.
 
-    ``weights`` is the digest of the user's weights file, None without one.
+    ``weights`` is the digest of the user's weights file, None without one.  ``further`` are the settings of the further
+    data that the row asks for, by its names for them: steps that are given their data read those.
     """
 
     scale: str
@@ -31,6 +32,7 @@ class Setting:
     seeds: tuple[int, ...]
     weights: str | None
     amp: bool = False
+    further: Mapping[str, Setting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Chain:
     references: list[Step] = field(default_factory=list)
 
 
+def nothing_further(scale: str) -> Mapping[str, Source]:
+    """No further data, as most rows need none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table.
@@ -59,7 +66,9 @@ class Row:
     row cannot run yet.  ``seeds`` are run unless the user names one, at a scale where they would take too long those of
     ``seeds_at``; ``scales`` (None: all) are those it is meant for, besides folders; ``ours`` marks a row beyond the
     paper.  ``data`` is what its images come with, ``labels`` or ``boxes``.  ``release`` says that the network of its
-    first seed, measured at the row's own scale, is kept beside the accepted results.
+    first seed, measured at the row's own scale, is kept beside the accepted results.  ``further(scale)`` names further
+    data that its chain needs there (:class:`Setting`): another data set, or the same under another protocol, which is
+    left out where the data know no protocols.
     """
 
     table: str
@@ -79,6 +88,7 @@ class Row:
     ours: bool = False
     data: str = LABELS
     release: bool = False
+    further: Callable[[str], Mapping[str, Source]] = nothing_further
 
     def seeds_on(self, scale: str) -> tuple[int, ...]:
         """The seeds that are run at a scale unless the user names one."""

@@ -25,7 +25,7 @@ from bench.errors import UserError
 from bench.models import weights
 from bench.models.recipe import Recipe
 from bench.rows import Chain, Paper, Row, Setting, match, row_id
-from bench.steps import Context, DataValue, Kind, Step, canonical, in_order
+from bench.steps import OWN, Context, DataValue, Kind, Source, Step, canonical, in_order
 from bench.store import Result, Store, file_digest
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
@@ -56,8 +56,8 @@ class Job:
     progress: bool = True
     strict: bool = False
     reuse_times: bool = False
-    images: dict[tuple[str, int], ImageSet | DetectionSet] = field(default_factory=dict)
-    values: dict[tuple[str, int], DataValue] = field(default_factory=dict)
+    images: dict[tuple[Source, int], ImageSet | DetectionSet] = field(default_factory=dict)
+    values: dict[tuple[Source, int], DataValue] = field(default_factory=dict)
     fitting: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -189,9 +189,25 @@ def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
             return Planned(paper, row, scale, reason=bench.data.needs(scale, job.data))
         raise error
     recipe = row.dense(scale, len(images.classes), job.weights is not None)
-    setting = Setting(
-        scale,
-        _value(job, scale, size),
+    setting = _setting(row, scale, size, OWN, job)
+    for name, source in row.further(scale).items():
+        other = source.scale or scale
+        if bench.data.find(other, job.data) is None:
+            return Planned(paper, row, scale, reason=bench.data.needs(other, job.data))
+        if source.protocol in (None, _images(job, scale, size, source).protocol):
+            further = {**setting.further, name: _setting(row, scale, size, source, job)}
+            setting = replace(setting, further=further)
+    chain = row.chain(setting, recipe)
+    _check_weights(chain, job)
+    return Planned(paper, row, scale, recipe, chain, size, setting=setting)
+
+
+def _setting(row: Row, scale: str, size: int, source: Source, job: Job) -> Setting:
+    """The job's setting of a row at ``scale``, on its own data or on those of another source."""
+    images = _images(job, scale, size, source)
+    return Setting(
+        source.scale or scale,
+        _value(job, scale, size, source),
         len(images.classes),
         len(images.train),
         len(images.test),
@@ -200,30 +216,36 @@ def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
         None if job.weights is None else file_digest(job.weights),
         job.amp,
     )
-    chain = row.chain(setting, recipe)
-    _check_weights(chain, recipe, job)
-    return Planned(paper, row, scale, recipe, chain, size, setting=setting)
 
 
-def _check_weights(chain: Chain, recipe: Recipe, job: Job) -> None:
-    """Raises :class:`UserError` where the user's weights do not fit the network that some step gives them to."""
-    name = str(canonical(recipe))
-    needed = any(step.kind is Kind.LOAD for step in in_order([*chain.networks, *chain.records]))
-    if job.weights is not None and needed and name not in job.fitting:
-        weights.load(recipe.build(), job.weights)
-        job.fitting.add(name)
+def _check_weights(chain: Chain, job: Job) -> None:
+    """Raises :class:`UserError` where the user's weights do not fit a network that a step gives them to."""
+    if job.weights is None:
+        return
+    for step in in_order([*chain.networks, *chain.records]):
+        if step.kind is Kind.LOAD and (name := str(canonical(step.params.recipe))) not in job.fitting:
+            weights.load(step.params.recipe.build(), job.weights)
+            job.fitting.add(name)
 
 
-def _images(job: Job, scale: str, size: int) -> ImageSet | DetectionSet:
-    if (scale, size) not in job.images:
-        job.images[scale, size] = bench.data.load(scale, job.data, size, job.protocol, job.progress, job.strict)
-    return job.images[scale, size]
+def _place(job: Job, scale: str, size: int, source: Source) -> tuple[Source, int]:
+    """Under what data are kept: everything that says which they are."""
+    return Source(source.scale or scale, source.protocol or job.protocol, source.apart), size
 
 
-def _value(job: Job, scale: str, size: int) -> DataValue:
-    if (scale, size) not in job.values:
-        job.values[scale, size] = value_of(_images(job, scale, size))
-    return job.values[scale, size]
+def _images(job: Job, scale: str, size: int, source: Source = OWN) -> ImageSet | DetectionSet:
+    place = _place(job, scale, size, source)
+    if place not in job.images:
+        name, protocol = str(place[0].scale), str(place[0].protocol)
+        job.images[place] = bench.data.load(name, job.data, size, protocol, job.progress, job.strict, source.apart)
+    return job.images[place]
+
+
+def _value(job: Job, scale: str, size: int, source: Source) -> DataValue:
+    place = _place(job, scale, size, source)
+    if place not in job.values:
+        job.values[place] = value_of(_images(job, scale, size, source))
+    return replace(job.values[place], source=source)
 
 
 def steps_of(planned: Sequence[Planned]) -> list[tuple[Step, Planned]]:
@@ -248,7 +270,7 @@ class Engine:
 
     def __init__(self, job: Job, store: Store, say: Say = lambda text: None) -> None:
         self.job, self.store, self.say = job, store, say
-        self.memory: dict[Any, Any] = {}
+        self.memory: dict[Source, dict[Any, Any]] = {}
         self.failures: dict[str, str] = {}  # by the step's key: it is not tried again in this run
         self.there: set[str] = set()  # looked at in this run, or made by it
         self.users: dict[str, set[str]] = {}  # the steps of this run that each step is a parent of
@@ -261,11 +283,15 @@ class Engine:
         """
         if entry.chain is None:
             return Outcome(entry.id, SKIPPED, entry.reason or "", self._not_run(entry))
-        todo = self._missing([*entry.chain.networks, *entry.chain.records])
+        leaves = [*entry.chain.networks, *entry.chain.records]
+        todo = self._missing(leaves)
         for number, step in enumerate(todo, start=1):
             failure = self._ensure(step, entry, f"[{number}/{len(todo)}] ")
             if failure is not None:
                 return Outcome(entry.id, FAILED, failure)
+        if processes.is_main():
+            for step in in_order(leaves):  # a run that was killed may have left some
+                self._shed(step)
         file = rowfile.write(self.store, entry, self._description(entry)) if processes.is_main() else None
         return Outcome(entry.id, OK, file=file)
 
@@ -368,14 +394,14 @@ class Engine:
     def _work(self, step: Step, entry: Planned) -> None:
         job, store = self.job, self.store
         context = Context(
-            lambda: _images(job, entry.scale, entry.size),
+            lambda: _images(job, entry.scale, entry.size, step.source),
             job.device,
             job.progress,
             store.work(step.key),
             job.workers,
             job.weights,
             tuple(parent.key for parent in step.parents),
-            self.memory,
+            self.memory.setdefault(step.source, {}),
             step.name,
         )
         parents = [_result(store, parent) for parent in step.parents]
@@ -402,17 +428,17 @@ class Engine:
                 "source": step.code.hash,
                 "versions": provenance.versions(),
                 "hardware": {**provenance.hardware(self.job.device), "processes": processes.launched()},
-                "data": self._data(entry),
+                "data": self._data(entry, step.source),
                 "date": provenance.now(),
             },
         }
 
     def _label(self, entry: Planned) -> str:
-        images = self.job.images.get((entry.scale, entry.size))
+        images = self.job.images.get(_place(self.job, entry.scale, entry.size, OWN))
         return images.name if images is not None else Path(entry.scale).name
 
-    def _data(self, entry: Planned) -> dict[str, Any] | None:
-        images = self.job.images.get((entry.scale, entry.size))
+    def _data(self, entry: Planned, source: Source = OWN) -> dict[str, Any] | None:
+        images = self.job.images.get(_place(self.job, entry.scale, entry.size, source))
         if images is None:
             return None
         problems = {"problems": images.problems} if images.problems or isinstance(images, DetectionSet) else {}
@@ -422,6 +448,7 @@ class Engine:
         """The setting of a row, as its file holds it."""
         assert entry.setting is not None
         job = self.job
+        further = {name: self._data(entry, one.data.source) for name, one in entry.setting.further.items()}
         given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
         return {
             "scale": self._label(entry),
@@ -430,6 +457,7 @@ class Engine:
             "seeds": list(entry.setting.seeds),
             "weights": given,
             "device": job.device,
+            **({"further": further} if further else {}),
             **({"amp": True} if job.amp else {}),
             **({"strict": True} if job.strict else {}),
             **({"chosen_device": True} if job.device != default_device() else {}),

@@ -8,6 +8,8 @@ value's.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,6 +37,8 @@ LOST: dict[str, tuple[type[nn.Module], ...]] = {
     "conv+fc+gates, masks lost at dropout": (nn.Dropout, nn.Dropout2d),
     "conv+fc+gates, masks lost at pools": POOLS,
 }
+# Caffe holds a batch norm as two layers, whose first parameters (means, scales) ThiNet's tool takes for their work
+NORMED = "2x conv+fc+norms"
 # (metric over dense, its form): plain counts, ratios of two, per cent of the dense network that is gone
 RATIOS = {
     "speedup": ("macs", "dense/ours"),
@@ -127,7 +131,13 @@ def _dense(recipe: Recipe, counted: str, convention: str) -> Fraction:
 
 
 def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
-    model = recipe.build("meta")
+    # rows share networks, and a paper prints several sizes of each
+    return _counted(json.dumps(recipe.to_json(), sort_keys=True), counted, convention)
+
+
+@functools.cache
+def _counted(text: str, counted: str, convention: str) -> Fraction:
+    recipe, model = _built(text)
     if counted == "params":
         return _params(model, convention)
     gated = recipe.last("gate") is not None
@@ -137,8 +147,17 @@ def _count(recipe: Recipe, counted: str, convention: str) -> Fraction:
         return Fraction(float(dynamic.expected(model, recipe.input_shape, LOST[convention]).totals[0]))
     if gated:
         raise OtherConvention(f"other convention: {convention}, and the network's gates cost something")
+    if convention == NORMED:
+        channels = sum(module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        return Fraction(2 * macs.count(model, recipe.input_shape).total("conv+fc") + 4 * channels)
     known = "conv" if convention == "conv" else "conv+fc"
     return converted(Fraction(macs.count(model, recipe.input_shape).total(known)), known, convention)
+
+
+@functools.lru_cache(maxsize=16)
+def _built(text: str) -> tuple[Recipe, nn.Module]:
+    recipe = Recipe.from_json(json.loads(text))
+    return recipe, recipe.build("meta")
 
 
 def _params(model: nn.Module, convention: str) -> Fraction:

@@ -34,11 +34,31 @@ RATES = {Kind.TRAIN: 40.0, Kind.EVALUATE: 25.0, Kind.PRUNE: 9.0, Kind.TIME: 20.0
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where data of a job come from, where they are not the row's own.
+
+    Another ``scale`` (None: the row's); another ``protocol`` of ImageNet's evaluation (None: the job's); without what
+    shows the same as the test images of the scale ``apart``.
+    """
+
+    scale: str | None = None
+    protocol: str | None = None
+    apart: str | None = None
+
+
+OWN = Source()
+
+
+@dataclass(frozen=True)
 class DataValue:
-    """The data as one value: content, protocol, size and transforms; ``training`` has the augmentation too."""
+    """The data as one value: content, protocol, size and transforms; ``training`` has the augmentation too.
+
+    ``source`` says where a step finds them; it is no part of a key, which holds what they are.
+    """
 
     plain: str
     training: str
+    source: Source = OWN
 
 
 @dataclass
@@ -76,8 +96,8 @@ class Step:
 
     ``run(context, parents' results, params)`` must stand at the top level of a file: what it reaches is part of the
     key.  ``params`` is a frozen dataclass and holds the seed where there is one.  ``data`` is the value of the data as
-    this kind of step reads them (None for steps that read none), ``work`` the expected cost in GMACs and ``rate`` how
-    many of them a thread does in a second (for the plan's minutes).
+    this kind of step reads them (None for steps that read none), ``source`` where they come from; ``work`` the expected
+    cost in GMACs and ``rate`` how many of them a thread does in a second (for the plan's minutes).
     ``name`` is for people; ``origin`` names the network that a chain of like steps started from.  The weights of a
     ``transient`` step go once all steps of the run that are made from it are stored.
     """
@@ -93,6 +113,7 @@ class Step:
     origin: str = ""
     rate: float = 0.0
     transient: bool = False
+    source: Source = OWN
 
     @property
     def run_name(self) -> str:
@@ -151,7 +172,8 @@ def make_step(
     """A step whose parameters are of the type that its function takes."""
     value = None if data is None else data.training if kind is Kind.TRAIN else data.plain
     rate = RATES.get(kind, 0.0) if rate is None else rate
-    return Step(kind, name, run, params, tuple(parents), value, device, work, origin, rate)
+    source = OWN if data is None else data.source
+    return Step(kind, name, run, params, tuple(parents), value, device, work, origin, rate, source=source)
 
 
 def canonical(value: Any) -> Any:

@@ -153,7 +153,7 @@ class Store:
     def shed(self, key: str) -> None:
         """Removes the tensors of a step; its description stays, and :meth:`load` finds no result any more."""
         header = self.header(key)
-        if header is not None:
+        if header is not None and not header.get("shed"):
             write_json(self.folder(key) / "step.json", {**header, "shed": True})
             for name in header["files"]:
                 (self.folder(key) / name).unlink(missing_ok=True)

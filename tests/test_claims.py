@@ -18,7 +18,7 @@ CLAIMS = {claim.claim: claim for claim in load(FOLDER)}
 EXPECTED = {
     "channel_pruning": 6,
     "selection_study": 4,
-    "thinet": 4,
+    "thinet": 19,
     "fbs": 7,
     "localization_aware_ssd": 2,
     "discrimination_aware": 14,
@@ -101,6 +101,13 @@ SOURCES = {
         ("Table 2 (VGG-16 vs other pruning methods)", "ThiNet-Conv", "top1_acc_change"),
         ("Table 2 (VGG-16 vs other pruning methods)", "ThiNet-WS", "top1_acc_change"),
     ),
+    **{
+        claim: (("Table 4 (transfer)", "ThiNet-GAP", "top1_acc"), ("Table 4 (transfer)", row, "top1_acc"))
+        for claim, row in (
+            ("thinet-pruned-before-beats-after", "FT & prune"),
+            ("thinet-transfer-beats-scratch", "Train from scratch"),
+        )
+    },
     "fbs-beats-slimming-2x": ((FIGURE3, "FBS at 2x", "top-1"), ("Baselines of " + FIGURE3, "NS at 2x", "top-1")),
     "fbs-beats-slimming-resnet18": (
         ("Table 1", "FBS", "accelerated top-1 err"),

@@ -232,7 +232,7 @@ def baseline(entry: Published, entries: Iterable[Published]) -> Decimal | None:
     elif (entry.paper, table) == ("fbs", "Table 1"):
         row = {"FBS d=0.7": "FBS", "Network Slimming (their impl.) (text)": "Network Slimming (their impl.)"}
         rows, metric = {row.get(entry.row, entry.row)}, "baseline " + metric.removeprefix("accelerated ")
-    elif table == "Table 4 (transfer)":
+    elif table.startswith("Table 4 (transfer"):
         rows, model = {"VGG-16"}, "VGG-16"
     elif table == "Table 4 (LFW)":
         rows = {"SphereNet-4"}

@@ -94,14 +94,25 @@ def check_scale(scale: str) -> None:
 
 
 def load(
-    scale: str, root: Path, size: int, protocol: str = "short256", progress: bool = True, strict: bool = False
+    scale: str,
+    root: Path,
+    size: int,
+    protocol: str = "short256",
+    progress: bool = True,
+    strict: bool = False,
+    apart: str | None = None,
 ) -> ImageSet | DetectionSet:
     """The data of ``scale`` at input ``size``; ``protocol`` is that of ImageNet's evaluation (see FileSplit).
 
-    ``strict`` makes boxes that are empty or leave their image an error.  Raises :class:`UserError` where the data are
-    missing or broken.
+    ``strict`` makes boxes that are empty or leave their image an error.  ``apart`` leaves out of ``clutter``, which
+    shows the scans of ``digits``, those that ``digits`` is tested on.  Raises :class:`UserError` where the data are
+    missing or broken, or nothing is known of what two sets share.
     """
     check_scale(scale)
+    if apart is not None:
+        if (scale, apart) != ("clutter", "digits"):
+            raise UserError(f"what {scale} shares with {apart} is not known: leave it whole")
+        return clutter_images(size, apart=True)
     if scale == "digits":
         return digits_images(size)
     if scale == "clutter":

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.data.digits import TRAIN as DIGITS_TRAIN
 from bench.data.images import ImageSet, MemorySplit
 from bench.errors import UserError
 
@@ -47,10 +48,12 @@ class Hardness:
 
 
 @functools.cache
-def clutter_images(size: int = SIDE) -> ImageSet:
+def clutter_images(size: int = SIDE, apart: bool = False) -> ImageSet:
     """4,191 training images of 1,397 scans and 2,000 test images of the other 400, 3 x 32 x 32, always the same.
 
-    Raises :class:`UserError` for another ``size``: the clutter is drawn at 32x32.
+    ``apart``: 3,111 training images without the 360 scans that ``digits`` is tested on, whose permutation is the same,
+    so that a network can be trained on the one and tested on the other.  Raises :class:`UserError` for another
+    ``size``: the clutter is drawn at 32x32.
     """
     if size != SIDE:
         raise UserError(f"clutter has images of {SIDE}x{SIDE}, not {size}x{size}: choose another --scale")
@@ -59,7 +62,7 @@ def clutter_images(size: int = SIDE) -> ImageSet:
     labels = torch.from_numpy(data.target).long()
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(scans), generator=generator)
-    test, training = order[:TEST_SCANS], order[TEST_SCANS:]
+    test, training = order[:TEST_SCANS], order[TEST_SCANS : DIGITS_TRAIN if apart else None]
     splits = []
     for own, times in ((training, PER_TRAINING_SCAN), (test, PER_TEST_SCAN)):
         shown = own.repeat_interleave(times)
@@ -70,7 +73,8 @@ def clutter_images(size: int = SIDE) -> ImageSet:
     for split in splits:
         hasher.update(split.images.numpy().tobytes() + split.labels.numpy().tobytes())
     protocol = f"drawn at {SIDE}x{SIDE}, {PER_TEST_SCAN} test images a scan"
-    return ImageSet("clutter", hasher.hexdigest(), tuple("0123456789"), SIDE, splits[0], splits[1], protocol)
+    name = "clutter, without the test scans of digits" if apart else "clutter"
+    return ImageSet(name, hasher.hexdigest(), tuple("0123456789"), SIDE, splits[0], splits[1], protocol)
 
 
 def draw(scans: Tensor, others: Tensor, hardness: Hardness, generator: torch.Generator) -> Tensor:

@@ -53,6 +53,7 @@ EDITS: dict[str, str] = {
     "sample": "bench.models.edits:Sample",
     "bias": "bench.models.edits:Bias",
     "replace head": "bench.models.edits:ReplaceHead",
+    "new outputs": "bench.models.edits:NewOutputs",
     "gate": "bench.gating.edit:Gate",
 }
 

@@ -155,6 +155,28 @@ class ReplaceHead(Edit):
         model.classifier = nn.Sequential(linear).train(model.training)
 
 
+@dataclass(frozen=True)
+class NewOutputs(Edit):
+    """The last fully connected layer gives way to a fresh one of ``classes`` outputs, for another data set."""
+
+    kind = "new outputs"
+    classes: int
+
+    def apply(self, model: nn.Module, input_shape: Sequence[int]) -> None:
+        """The state dict keeps its names."""
+        layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise UserError(f"{type(model).__name__} has no fully connected layer whose outputs could be replaced")
+        parent, _, name = layers[-1].rpartition(".")
+        old = model.get_submodule(layers[-1])
+        assert isinstance(old, nn.Linear)
+        weight = old.weight
+        linear = nn.Linear(old.in_features, self.classes, device=weight.device, dtype=weight.dtype).train(old.training)
+        if not weight.is_meta:
+            initialise(linear)
+        setattr(model.get_submodule(parent), name, linear)
+
+
 def simplified(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     """The same edits without those that do nothing, neighbours of one type joined where they can be."""
     found: list[Edit] = []

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scipy.special import stdtrit
 
@@ -20,6 +21,9 @@ from bench.errors import UserError
 from bench.registry import Published
 from bench.store import folder_name
 from bench.verdict import Verdict
+
+if TYPE_CHECKING:
+    from bench.sizes import Decided
 
 RAN = "ran"
 # a folder of the user's may bear the name of one of these
@@ -76,6 +80,7 @@ class Declared:
     ``order`` is its place in the script, ``scale`` its own scale, ``claimed`` the speed-up that the paper states,
     ``published`` the links into the registry by metric, ``seeds`` those that are run unless the user names one,
     ``seeds_at`` those at scales that have others, ``release`` whether its network is kept beside the results.
+    ``sizes`` decides the printed sizes of the registry that the row links to, which takes building its network.
     """
 
     table: str
@@ -88,6 +93,7 @@ class Declared:
     seeds: tuple[int, ...] = (0, 1, 2)
     release: bool = False
     seeds_at: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: Callable[[Sequence[Published]], Sequence[Decided]] = lambda published: ()
 
 
 # the rows of each paper by id
@@ -101,9 +107,9 @@ class Line:
     ``links`` are the published values by our metric, ``verdicts`` what the measured ones among them say; ``claim`` is
     what the row decides where it is the contrast of two others, ``decision`` the verdict on it; ``bases`` are the dense
     network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are
-    the row file's.  ``scale`` names the data, and what else of the setting differs between the rows of the
-    paper.  ``older`` says that other code measured it than what newer rows of the table were measured by.  ``command``
-    measures the row, ``table_command`` its whole table.
+    the row file's; ``sizes`` decides the printed sizes when it is asked.  ``scale`` names the data, and what else of
+    the setting differs between the rows of the paper.  ``older`` says that other code measured it than what newer rows
+    of the table were measured by.  ``command`` measures the row, ``table_command`` its whole table.
     """
 
     paper: str
@@ -132,6 +138,7 @@ class Line:
     claim: Claim | None = None
     decision: Verdict | None = None
     bases: tuple[float, float] | None = None
+    sizes: Callable[[], Sequence[Decided]] = tuple
 
     @property
     def ran(self) -> bool:
@@ -291,6 +298,7 @@ def _line(
             claim=claim,
             decision=decide(claim, cells) if ran and claim is not None else None,
             bases=bases,
+            sizes=partial(declared.sizes, published),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None

@@ -266,7 +266,8 @@ def long(table: Table) -> list[dict[str, Any]]:
     """Every measured value of the table, unrounded, one a row: with its interval, counts, setting, what was published.
 
     An analogue's published value is in a column of its own, ``quoted``, never in ``published``.  A row that did not run
-    has one line with its status; the sizes at the paper's own shape are metrics that begin with ``own_shape_``.
+    has one line with its status; the sizes at the paper's own shape are metrics that begin with ``own_shape_``, those
+    among them that are printed, as the paper counts them and with their verdicts, with ``printed_``.
     """
     rows = []
     for line in table.lines:
@@ -298,6 +299,14 @@ def long(table: Table) -> list[dict[str, Any]]:
             found = [{**value, "verdict": "; ".join(line.outcomes)} for value in found]
         for name, value_ in _own_shape(line).items():
             found.append({**empty, "metric": f"own_shape_{name}", "value": value_})
+        for size_ in line.sizes():
+            entry = size_.published
+            value = {"value": None if size_.value is None else float(size_.value), "unit": entry.unit}
+            value |= {"metric": f"printed_{entry.metric}", "convention": entry.convention, "published": entry.value}
+            value |= {"published_unit": entry.unit, "verified": entry.verified, "verdict": str(size_.verdict)}
+            # of the network at its full size, whatever data the row ran on
+            value |= {"scale": line.own_scale, "analogue": False, "status": "decided without data"}
+            found.append({**empty, **value})
         rows += [{**about, **value} for value in found or [empty]]
     return rows
 

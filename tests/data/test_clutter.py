@@ -143,3 +143,34 @@ def test_what_is_said_of_the_normalisation_is_what_the_images_get(scale: str, si
     assert isinstance(images, ImageSet)
     for split in (images.train, images.test):
         assert (split.mean, split.std) == bench.data.normalisation(scale)
+
+
+def test_clutter_apart_shows_no_scan_that_digits_is_tested_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither as a digit nor in fragments; the whole set does, as it should know."""
+    given: list[torch.Tensor] = []
+
+    def record(scans: torch.Tensor, others: torch.Tensor, hardness: Hardness, generator: object) -> torch.Tensor:
+        given.extend((scans, others))
+        return torch.zeros(len(scans), 3, 32, 32, dtype=torch.uint8)
+
+    monkeypatch.setattr("bench.data.clutter.draw", record)
+    digits = bench.data.load("digits", Path(), 8)
+    assert isinstance(digits.test, MemorySplit)
+    tested = {bytes(image[0].flatten().tolist()) for image in digits.test.images}
+
+    def shown() -> set[bytes]:
+        pixels = (torch.cat(given) * 255.0).round().to(torch.uint8)
+        given.clear()
+        return {bytes(image.flatten().tolist()) for image in pixels}
+
+    data = clutter_images.__wrapped__(32, apart=True)
+    assert (len(data.train), len(data.test)) == (3111, 2000)
+    assert not tested & shown()
+    assert data.name != "clutter"
+    clutter_images.__wrapped__(32)
+    assert len(tested & shown()) == len(tested)
+
+
+def test_only_what_clutter_shares_with_digits_is_known() -> None:
+    with pytest.raises(UserError, match="what digits shares with clutter is not known"):
+        bench.data.load("digits", Path(), 32, apart="clutter")

@@ -20,7 +20,7 @@ from bench.gating.edit import Gate, at_density
 from bench.gating.layer import GatedConv2d, GateOptions, gated_layers
 from bench.measure import macs
 from bench.models.checkpoint import network
-from bench.models.edits import Bias, Edit, Remove, ReplaceHead, Sample
+from bench.models.edits import Bias, Edit, NewOutputs, Remove, ReplaceHead, Sample
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS
 from bench.pruning.surgery import SampledConv2d, convolution
@@ -346,6 +346,27 @@ def test_the_replaced_head_is_the_mean_over_the_last_map_and_one_linear_layer() 
     assert float(state["classifier.0.weight"].std()) == pytest.approx(0.01, rel=0.2)
     assert shapes(SMALL_VGG.edited(ReplaceHead(9))) == {name: value.shape for name, value in state.items()}
     assert shapes(SMALL_VGG.edited(ReplaceHead()), "cpu")["classifier.0.weight"] == (6, 32)
+
+
+def test_new_outputs_are_fresh_and_the_rest_stays() -> None:
+    """The last linear layer alone, of VGG in both forms and of a ResNet; as a recipe's edit it is read back."""
+    for recipe in (SMALL_VGG, SMALL_VGG.edited(ReplaceHead()), RESNET):
+        model = recipe.build()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+        NewOutputs(11).apply(model, recipe.input_shape)
+        after = model.state_dict()
+        assert list(after) == list(before)
+        assert {name for name, value in after.items() if not torch.equal(value, before[name])} >= {f"{last}.weight"}
+        assert after[f"{last}.weight"].shape == (11, before[f"{last}.weight"].shape[1])
+        assert all(torch.equal(after[name], value) for name, value in before.items() if not name.startswith(last))
+        edited = recipe.edited(NewOutputs(11))
+        assert shapes(Recipe.from_json(edited.to_json())) == {name: value.shape for name, value in after.items()}
+
+
+def test_a_network_without_a_linear_layer_has_no_outputs_to_replace() -> None:
+    with pytest.raises(UserError, match="no fully connected layer"):
+        NewOutputs(3).apply(nn.Sequential(nn.Conv2d(3, 4, 1)), (3, 8, 8))
 
 
 def test_a_head_that_cannot_be_replaced_is_a_user_s_error() -> None:
