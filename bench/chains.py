@@ -11,6 +11,7 @@ from bench.pruning.steps import dense_macs
 from bench.rows import Chain, Setting
 from bench.steps import Kind, Step, make_step
 from bench.train import steps as train
+from bench.train.distillation import Distillation
 from bench.train.schedule import Schedule
 
 # the dense network of a seed, and a pruned one made from it
@@ -56,6 +57,31 @@ def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Sch
     )
 
 
+def distilled(
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    teacher: Step,
+    schedule: Schedule,
+    distillation: Distillation,
+    seed: int,
+) -> Step:
+    """Fine-tuning of ``parent`` with ``teacher``'s outputs beside the labels."""
+    params = train.Distilling(schedule, distillation, seed)
+    work = gmacs(recipe, setting.train_images, 4.0 * schedule.epochs)  # a training, and the teacher's forward passes
+    parents = (parent, teacher)
+    return make_step(
+        Kind.TRAIN,
+        f"distilled({parent.name})",
+        train.run_distilled,
+        params,
+        parents,
+        data=setting.data,
+        device=setting.device,
+        work=work,
+    )
+
+
 def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
     """The evaluation of a step's network."""
     return measuring.evaluated(step, seed, setting.data, gmacs(recipe, setting.test_images, 1.0))
@@ -81,12 +107,26 @@ def evaluations(
 
 
 def measured_chain(
-    setting: Setting, recipe: Recipe, *, dense: Dense, prune: Prune | None, tuning: Schedule | None
+    setting: Setting,
+    recipe: Recipe,
+    *,
+    dense: Dense,
+    prune: Prune | None,
+    tuning: Schedule | None,
+    distillation: Distillation | None = None,
 ) -> Chain:
     """A row: dense, pruned (or not), fine-tuned (or not), evaluated; compared with the dense network, seed by seed.
 
-    After fine-tuning also compared with the dense network tuned equally long.
+    After fine-tuning also compared with the dense network tuned equally long.  With ``distillation`` the dense network
+    is the pruned one's teacher; the control learns from the labels alone.
     """
+
+    def tune(step: Step, teacher: Step, seed: int) -> Step:
+        assert tuning is not None
+        if distillation is None:
+            return trained(setting, recipe, step, tuning, seed, "fine-tuned")
+        return distilled(setting, recipe, step, teacher, tuning, distillation, seed)
+
     starts = [dense(setting, recipe, seed) for seed in setting.seeds]
     networks = [
         start if prune is None else prune(setting, recipe, start, seed)
@@ -96,15 +136,12 @@ def measured_chain(
     controls: list[Step] = []
     if tuning is not None:
         # given weights are one dense network, and tuned with one seed for each pruned one
+        networks = [tune(*given) for given in zip(networks, starts, setting.seeds, strict=True)]
         tuned = [
-            [
-                trained(setting, recipe, step, tuning, seed, "fine-tuned")
-                for step, seed in zip(steps, setting.seeds, strict=True)
-            ]
-            for steps in (networks, starts)
+            trained(setting, recipe, start, tuning, seed, "fine-tuned")
+            for start, seed in zip(starts, setting.seeds, strict=True)
         ]
-        networks = tuned[0]
-        controls, _ = evaluations(setting, recipe, tuned[1], measured)
+        controls, _ = evaluations(setting, recipe, tuned, measured)
     runs, different = evaluations(setting, recipe, networks, measured)
     records = [*different, measuring.summarised(different)]
     if prune is not None or tuning is not None:

@@ -10,6 +10,7 @@ from bench.models.edits import Edit
 from bench.models.recipe import Recipe
 from bench.steps import Context
 from bench.store import Result
+from bench.train.distillation import Distillation, distil
 from bench.train.fit import fit, seed_everything
 from bench.train.schedule import Schedule
 
@@ -29,6 +30,15 @@ class Training:
     schedule: Schedule
     seed: int
     recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
+class Distilling:
+    """Fine-tuning of the first parent's network, with the second's as its teacher."""
+
+    schedule: Schedule
+    distillation: Distillation
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,27 @@ def run_trained(context: Context, parents: list[Result], params: Training) -> Re
         model,
         data.train,
         params.schedule,
+        params.seed,
+        context.work,
+        context.device,
+        context.label,
+        context.workers,
+        context.progress,
+    )
+    return checkpoint(model, recipe, facts={"images": len(data.train), "history": history})
+
+
+def run_distilled(context: Context, parents: list[Result], params: Distilling) -> Result:
+    """Fine-tuning of the first parent's network on the labels and on the outputs of the second's."""
+    model, recipe = network(parents[0])
+    teacher, _ = network(parents[1])
+    data = context.data()
+    history = distil(
+        model,
+        teacher,
+        data.train,
+        params.schedule,
+        params.distillation,
         params.seed,
         context.work,
         context.device,
