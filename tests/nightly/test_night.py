@@ -128,10 +128,12 @@ def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_budget_leaves_the_rest_and_says_so(tmp_path: Path) -> None:
-    out = tmp_path / "runs"
-    found, _ = night(out, "--budget", "0.15")
-    assert len(found["night"]["rows"]) >= 1 and found["night"]["left"]
-    assert set(found["night"]["rows"]) | set(found["night"]["left"]) == IDS | set(BAD) | {"toy/table-2/ends-well"}
-    page = (out / "nightly" / "00001" / "summary.md").read_text()
-    assert all(f"- {name} (about" in page for name in found["night"]["left"])
-    assert bench("nightly", "toy", "--budget", "0", "--out", str(out)).returncode == 2
+    """The plan of a night: the rows that fit, and those for which no time is left; a budget of nothing is a mistake."""
+    out = str(tmp_path / "runs")
+    done = bench("nightly", "toy", "--scale", "digits", "--out", out, "--budget", "0.35", "--plan", "--json")
+    plan = json.loads(done.stdout)
+    assert {row["row"] for row in plan["rows"]} == IDS | set(BAD) | {"toy/table-2/ends-well"}
+    assert {row["fits"] for row in plan["rows"]} == {True, False}
+    minutes = sum(row["minutes"] for row in plan["rows"] if row["fits"])
+    assert plan["minutes"] == pytest.approx(minutes) and minutes <= 0.35
+    assert bench("nightly", "toy", "--budget", "0", "--out", out).returncode == 2
