@@ -21,6 +21,10 @@ CELLS = {
     "channel_pruning": (
         *("cifar10/table-8--resnet-56-dense--*", "top1_acc", "cifar10*/Table_8*", "ResNet-56 dense", 2, "92.8"),
     ),
+    "fine_tuning_study": (
+        *("cifar10/what-brings-a-pruned-network-back--rate-0.03--*", "held_out_change", "cifar10/What_brings*"),
+        *("rate 0.03", 2, None),
+    ),
     "fbs": ("digits/figure-3a--fbs-at-d-0.5--*", "top1_change_control", "digits/Figure_3a*", "FBS at d=0.5", 2, None),
     "localization_aware_ssd": (
         *("scenes/criteria-at-equal-widths--lcp--*", "map_voc07_change", "scenes/Criteria*", "LCP", 2, None),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import metrics
+from bench import metrics, runner
 from bench.errors import UserError
 from bench.metrics import Metric
 from bench.report.glossary import meanings, metric, position
@@ -17,6 +17,12 @@ from bench.report.glossary import meanings, metric, position
 ROOT = Path(__file__).parent.parent
 # counts are shown without the unit that their records have
 UNITS = {"MACs": ""}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def papers_metrics() -> None:
+    """Papers declare metrics of their own, as they are found."""
+    runner.papers()
 
 
 def committed() -> dict[str, set[str]]:

@@ -181,7 +181,7 @@ def test_the_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> 
     for path in (ROOT / "results").glob("*/*"):
         if path.name in ("rows", "networks"):
             shutil.copytree(path, results / path.relative_to(ROOT / "results"))
-    written = commands._write_pages(results)
+    written = commands.write_pages(results)
     assert len(written) > 40
     for path in written:
         committed = ROOT / "results" / path.relative_to(results)
