@@ -111,7 +111,7 @@ def test_tables_stand_under_their_titles_and_three_lines_end() -> None:
     assert [text.split(maxsplit=1)[0] for text in parts[1].split("\n")] == ["row", "a", "b"]
     assert len({text.rfind("not run") for text in parts[1].split("\n")[2:]}) == 1
     # what has nothing to show is named, not shown
-    assert parts[2] == "Left out: Table 2: not run (needs imagenet)"
+    assert parts[2] == "Left out, nothing of them ran here: Table 2"
     assert parts[3].startswith("1 of 4 rows failed")
     last = parts[4].split("\n")
     assert len(parts) == 5 and len(last) == 3

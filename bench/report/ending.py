@@ -25,8 +25,8 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
     ran = [table for table in tables if any(line.ran for line in table.lines)]
     parts = [f"## {table.title}\n\n{render.screen(table).rstrip()}" for table in ran]
     if left_out := [table for table in tables if table not in ran]:
-        reasons = [f"{table.name}: {', '.join(_statuses(table))}" for table in left_out]
-        parts.append(f"Left out: {'; '.join(reasons)}")
+        names = list(dict.fromkeys(table.name for table in left_out))
+        parts.append(f"Left out, nothing of them ran here: {', '.join(names)}")
     parts += [failed] if failed else []
     lines = [line for table in ran for line in table.lines]
     parts.append("\n".join([largest_effect(lines), verdicts_and_claims(lines), f"The page: {page}"]))
@@ -85,8 +85,3 @@ def _outcome(line: Line) -> str:
 
 def _counted(words: Counter[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in words.most_common())
-
-
-def _statuses(table: Table) -> list[str]:
-    """Why the rows of a table did not run, each reason once."""
-    return list(dict.fromkeys(line.status for line in table.lines))
