@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import multiprocessing
 import pkgutil
@@ -120,6 +121,7 @@ class Outcome:
 # Choosing and planning
 
 
+@functools.cache
 def papers() -> dict[str, Paper]:
     """Every paper script in ``reproductions`` (found, not listed), by name."""
     package = importlib.import_module("reproductions")
