@@ -35,6 +35,7 @@ from bench.chains import (
     under_protocols,
 )
 from bench.cli import main
+from bench.measure import macs
 from bench.measure import steps as measuring
 from bench.measure.protocols import PROTOCOLS
 from bench.models.edits import Edit, NewOutputs, ReplaceHead
@@ -387,7 +388,8 @@ def curves(setting: Setting, recipe: Recipe) -> Chain:
 
 def speedup(recipe: Recipe, keep: Mapping[str, int]) -> float:
     """Dense conv MACs over those at these widths."""
-    return pruning.dense_macs(recipe) / pruning.dense_macs(shape_of(recipe, keep))
+    dense_, pruned = (macs.count(one.build("meta"), one.input_shape) for one in (recipe, shape_of(recipe, keep)))
+    return dense_.total("conv") / pruned.total("conv")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -424,3 +424,25 @@ def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path) -> None:
     networks = {path.parent.name for path in steps.glob("*/state.safetensors")}
     assert len(networks) == 2 and end in networks
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("share", thinet.SHARES)
+def test_the_places_of_figure_4_are_the_speed_ups(share: float) -> None:
+    """VGG-16's convolutions counted by hand: ten of thirteen keep the share of their filters."""
+    filters = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    sides = [224, 224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14]
+
+    def count(kept: list[int]) -> int:
+        return sum(9 * a * b * side**2 for a, b, side in zip([3, *kept], kept, sides, strict=False))
+
+    kept = [int(share * n) if place < 10 else n for place, n in enumerate(filters)]
+    recipe = thinet.VGG16
+    found = thinet.speedup(recipe, thinet.of_vgg(recipe, share))
+    assert found == pytest.approx(count(filters) / count(kept), rel=1e-9) and found > 1.2
+
+
+def test_a_curve_has_each_place_once() -> None:
+    setting = Setting("clutter", DataValue("c", "c"), 10, 4000, 2000, "cpu", (0,), None)
+    (points,) = thinet.curves(setting, thinet.zoo.vgg16("clutter", 10, False)).records
+    places = list(zip(points.params.series, points.params.x, strict=True))
+    assert len(places) == len(set(places)) == len(thinet.FIGURE4_METHODS) * (1 + len(thinet.SHARES))
