@@ -21,7 +21,10 @@ _OF_A_STEP = ("step", "kind", "run", "roots", "code", "seconds", "provenance")
 
 
 def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
-    """Writes the file of a row whose steps are all stored."""
+    """Writes the file of a row whose steps are all stored.
+
+    Raises ValueError where a metric has two values of one seed, which no table could show.
+    """
     assert entry.chain is not None
     steps, records, history = {}, _size_records(entry, store), {}
     for step in dict.fromkeys([*entry.chain.networks, *entry.chain.records]):
@@ -51,10 +54,22 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
         "layers": layers(store, [step.key for step in entry.chain.networks]),
         "code": digest(sorted({step["code"] for step in steps.values()})),
     }
+    _check_seeds(records)
     target = row_path(store.root, entry.id, setting)
     write_json(target, value)
     row_path(store.root, entry.id, {"scale": setting["scale"]}).unlink(missing_ok=True)  # it could not run before
     return target
+
+
+def _check_seeds(records: Sequence[Mapping[str, Any]]) -> None:
+    """Each metric has one value a seed; on a curve one at each place."""
+    seen: set[tuple[Any, ...]] = set()
+    for record in records:
+        curve = () if record.get("x") is None else (record.get("series"), record["x"])
+        place = (record["metric"], record.get("seed"), *curve)
+        if record.get("seed") is not None and place in seen:
+            raise ValueError(f"{record['metric']} has two values of one seed")
+        seen.add(place)
 
 
 def write_reason(store: Store, entry: Planned, scale: str) -> Path | None:

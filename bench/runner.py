@@ -320,7 +320,10 @@ class Engine:
         if processes.is_main():
             for step in in_order(leaves):  # a run that was killed may have left some
                 self._shed(step)
-        file = rowfile.write(self.store, entry, description(entry, self.job)) if processes.is_main() else None
+        try:
+            file = rowfile.write(self.store, entry, description(entry, self.job)) if processes.is_main() else None
+        except ValueError as error:  # a bug of the script's costs its row, not the pages
+            return Outcome(entry.id, FAILED, str(error))
         return Outcome(entry.id, OK, file=file)
 
     def _missing(self, leaves: list[Step]) -> list[Step]:

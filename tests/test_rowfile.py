@@ -119,3 +119,31 @@ def test_the_history_is_of_every_training_behind_the_row(tmp_path: Path) -> None
         (tuned.key, 5, 3),
     ]
     assert list(found["steps"]) == [tuned.key]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Accuracies of one seed at these places of a curve; None: beside it."""
+
+    places: tuple[float | None, ...]
+
+
+def run_points(context: Context, parents: list[Result], params: Points) -> Result:
+    """One record a place."""
+    return Result(records=[Record("top1_acc", 50.0, "%", seed=0, x=x, series="a") for x in params.places])
+
+
+@pytest.mark.parametrize(
+    ("places", "status"),
+    [((1.0, 2.0, None), runner.OK), ((1.0, 1.0), runner.FAILED), ((None, None), runner.FAILED)],
+)
+def test_two_values_of_one_seed_cost_their_row_and_leave_no_file(
+    places: tuple[float | None, ...], status: str, tmp_path: Path
+) -> None:
+    """Such a file would stop the pages of all papers."""
+    points = make_step(Kind.COMPARE, "points", run_points, Points(places), device="cpu")
+    row = Row("Figure 1", "curve", "digits", dense=lambda *_: DENSE, chain=lambda *_: Chain([], [points]), seeds=(0,))
+    job = Job(out=tmp_path, device="cpu", progress=False)
+    (outcome,) = runner.run(runner.plan(Paper("toy", "A toy", "nobody", [row], []), [row], job), job, Store(tmp_path))
+    assert outcome.status == status and bool(list(tmp_path.glob("toy/rows/*/*.json"))) == (status == runner.OK)
+    assert status == runner.OK or outcome.reason == "top1_acc has two values of one seed"

@@ -63,9 +63,7 @@ def nightly(options: argparse.Namespace) -> Output:
 
 def _told(done: night.Night, out: Path, base: Path | None) -> Output:
     """Compares what the night did, writes its summary and JUnit file, and says both."""
-    run = [name for name, report in done.rows.items() if report.status == runner.OK]
-    missing = [name for name in done.rows if name not in run]
-    checked = [] if base is None else checking.check(out, base, [*run, *missing])
+    checked = [] if base is None else checking.check(out, base, done.rows)
     entries = remembering.read(out)
     drifts = remembering.drifts([one for one in entries if one.row in done.rows], judged())
     changes = night.data_changes(entries, done.number)

@@ -17,7 +17,7 @@ from bench.nightly.order import Candidate
 from bench.runner import Job, Planned
 from bench.store import Store, write_json
 
-# a row may take this many times its planned seconds, and so many more before the plan has learned
+# a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
 _ATTEMPTS = 2
 _BAD = (runner.FAILED, child.CRASHED, child.HUNG)
