@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,19 +164,13 @@ def released(results: Path, job: Job, say: Callable[[str], None]) -> list[dict[s
     return found
 
 
-def nights_before(entries: Sequence[history.Entry], number: int) -> Iterator[history.Entry]:
-    """The entries of the nights before a number, newest first."""
-    return (one for one in reversed(entries) if one.night < number)
-
-
 def data_changes(entries: Sequence[history.Entry], number: int) -> list[str]:
     """Rows whose data set is not the one of the night that measured them last, in words."""
     found: dict[tuple[str, str, str], int] = {}
     for now in (one for one in entries if one.night == number and one.data):
-        last = next(
-            (one for one in nights_before(entries, number) if (one.row, one.setting) == (now.row, now.setting)), None
-        )
-        if last is not None and last.data is not None and last.data != now.data:
+        before = [one for one in entries if one.night < number and (one.row, one.setting) == (now.row, now.setting)]
+        last = before[-1] if before else now
+        if last.data is not None and last.data != now.data:
             place = now.setting, last.data, str(now.data)
             found[place] = found.get(place, 0) + 1
     return [

@@ -8,6 +8,7 @@ import pytest
 from bench.errors import UserError
 from bench.nightly import history
 from bench.nightly.history import Entry
+from bench.nightly.night import data_changes
 
 
 def night(number: int, value: float, row: str = "toy/t/a", setting: str = "s", data: str = "d") -> Entry:
@@ -54,3 +55,19 @@ def test_bars_and_their_range() -> None:
     assert said == "toy/t/a\n  top1_acc: ▁▂█ (3 nights, 1 to 8, last 8)"
     with pytest.raises(UserError, match="no night has measured"):
         history.text(entries, "toy/t/a", ["top5_acc"])
+
+
+def test_data_that_changed_since_the_last_night_are_told() -> None:
+    """Against the latest night before that measured the row in this setting; rows of one change count together."""
+    entries = [
+        night(1, 90.0, data="old"),
+        night(2, 90.0),
+        night(2, 90.0, "toy/t/b"),
+        night(2, 80.0, "toy/t/c", "other"),
+    ]
+    assert data_changes(entries, 1) == []
+    (told,) = data_changes(entries, 2)
+    assert told.startswith("the data of 1 rows (s) are other ones than last time (old before, d now)")
+    entries += [night(3, 90.0, data="new"), night(3, 90.0, "toy/t/b", data="new"), night(3, 80.0, "toy/t/c", "other")]
+    (told,) = data_changes(entries, 3)
+    assert told.startswith("the data of 2 rows (s) are other ones than last time (d before, new now)")
