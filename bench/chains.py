@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from bench import zoo
 from bench.measure import steps as measuring
@@ -53,7 +54,7 @@ def loaded(setting: Setting, recipe: Recipe) -> Step:
 
 def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
     """Training from fresh weights, or fine-tuning of ``parent``."""
-    params = train.Training(schedule, seed, recipe if parent is None else None)
+    params = train.Training(replace(schedule, amp=setting.amp), seed, recipe if parent is None else None)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
     name = f"{label}({recipe.builder}, seed {seed})" if parent is None else f"{label}({parent.name})"
     parents = () if parent is None else (parent,)
@@ -72,7 +73,7 @@ def distilled(
     seed: int,
 ) -> Step:
     """Fine-tuning of ``parent`` with ``teacher``'s outputs beside the labels."""
-    params = train.Distilling(schedule, distillation, seed)
+    params = train.Distilling(replace(schedule, amp=setting.amp), distillation, seed)
     work = gmacs(recipe, setting.train_images, 4.0 * schedule.epochs)  # a training, and the teacher's forward passes
     parents = (parent, teacher)
     return make_step(

@@ -114,7 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
     sub.add_argument("--strict-data", action="store_true", help="boxes that are empty or leave their image are errors")
-    sub.add_argument("--amp", action="store_true", help="fine-tune in mixed precision (GPU)")
+    sub.add_argument("--amp", action="store_true", help="train in mixed precision (GPU: fp16; processor: bf16)")
+    sub.add_argument(
+        "--paper-schedule", action="store_true", help="train as long as the paper where that was shortened for 2 cores"
+    )
     sub.add_argument("--round", type=_natural, help="round the widths that pruning leaves to 8, 16 or 32: an analogue")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
     sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")

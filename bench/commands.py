@@ -182,6 +182,7 @@ def job_of(options: argparse.Namespace) -> Job:
         protocol=options.protocol,
         workers=options.workers,
         amp=getattr(options, "amp", False),
+        paper_schedule=getattr(options, "paper_schedule", False),
         strict=getattr(options, "strict_data", False),
         reuse_times=getattr(options, "reuse_times", False),
         multiple=getattr(options, "round", None),

@@ -1,10 +1,12 @@
 """Protocols: how long a paper's networks are trained at each scale, and on how many images channels are chosen.
 
 A script holds one table of them, keyed by scale and network; what fits first counts, so that special cases stand above
-the general one::
+the general one.  Where the paper's schedule is too long for two cores, a shorter one stands under the scale, and the
+paper's under :func:`as_published`, for who asks for it (``--paper-schedule``)::
 
     PROTOCOLS = {
         ("imagenet", ANY): Protocol(None, Schedule(10, 1e-5, 128), images=5000),
+        (as_published("cifar10"), ANY): Protocol(Schedule(164, 0.1, 128), Schedule(16, 1e-3, 128), images=5000),
         (ANY, "vgg16_bn"): Protocol(cosine(16, 0.1, 128), cosine(2, 0.01, 128), images=5170),
         (ANY, ANY): ...
     }
@@ -41,6 +43,11 @@ class Protocol:
     images: int
 
 
+def as_published(scale: str) -> str:
+    """The name in a table's key under which a scale has the paper's own schedule."""
+    return f"{scale}, as published"
+
+
 T = TypeVar("T")
 P = TypeVar("P", bound=Protocol)
 
@@ -57,10 +64,13 @@ def lookup(table: Mapping[tuple[str, str], T], scale: str, recipe: Recipe) -> T:
 
 
 def protocol(table: Mapping[tuple[str, str], P], setting: Setting, recipe: Recipe) -> P:
-    """The protocol of a setting: fine-tuning in mixed precision where that is asked for, no more images than there are.
+    """The protocol of a setting: trainings in mixed precision where that is asked for, no more images than there are.
 
     Raises :class:`UserError` where the table has none.
     """
-    found = lookup(table, setting.scale, recipe)
+    published = as_published(setting.scale)
+    asked = setting.paper_schedule and any(where == published for where, _ in table)
+    found = lookup(table, published if asked else setting.scale, recipe)
     images = min(found.images, setting.train_images)
-    return replace(found, tuning=replace(found.tuning, amp=setting.amp), images=images)
+    dense = None if found.dense is None else replace(found.dense, amp=setting.amp)
+    return replace(found, dense=dense, tuning=replace(found.tuning, amp=setting.amp), images=images)

@@ -19,8 +19,9 @@ SIZE_ALONE = "its size alone is judged, without data"
 class Setting:
     """Where a row runs: the scale, its data (value, classes, image counts), device, seeds, the user's weights.
 
-    ``weights`` is the digest of the user's weights file, None without one.  ``further`` are the settings of the further
-    data that the row asks for, by its names for them: steps that are given their data read those.
+    ``weights`` is the digest of the user's weights file, None without one; with ``paper_schedule`` networks are trained
+    as long as the paper says where that was shortened (:mod:`bench.protocols`).  ``further`` are the settings of the
+    further data that the row asks for, by its names for them: steps that are given their data read those.
     """
 
     scale: str
@@ -32,6 +33,7 @@ class Setting:
     seeds: tuple[int, ...]
     weights: str | None
     amp: bool = False
+    paper_schedule: bool = False
     further: Mapping[str, Setting] = field(default_factory=dict)
 
 

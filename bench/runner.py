@@ -66,6 +66,7 @@ class Job:
     protocol: str = "short256"
     workers: int = 0
     amp: bool = False
+    paper_schedule: bool = False
     progress: bool = True
     strict: bool = False
     reuse_times: bool = False
@@ -235,6 +236,7 @@ def _setting(row: Row, scale: str, size: int, source: Source, job: Job) -> Setti
         row.seeds_on(scale) if job.seed is None else (job.seed,),
         None if job.weights is None else file_digest(job.weights),
         job.amp,
+        job.paper_schedule,
     )
 
 
@@ -493,6 +495,7 @@ def description(entry: Planned, job: Job) -> dict[str, Any]:
         "device": job.device,
         **({"further": further} if further else {}),
         **({"amp": True} if job.amp else {}),
+        **({"paper_schedule": True} if job.paper_schedule else {}),
         **({"round": job.multiple} if job.multiple is not None else {}),
         **({"strict": True} if job.strict else {}),
         **({"chosen_device": True} if job.device != default_device() else {}),

@@ -1,10 +1,12 @@
-"""A table of protocols: what fits first counts; mixed precision for the fine-tuning; no more images than there are."""
+"""A table of protocols: what fits first counts; mixed precision; the paper's schedule; images are those there are."""
+
+from dataclasses import replace
 
 import pytest
 
 from bench.errors import UserError
 from bench.models.recipe import Recipe
-from bench.protocols import ANY, Protocol, cosine, lookup, protocol
+from bench.protocols import ANY, Protocol, as_published, cosine, lookup, protocol
 from bench.rows import Setting
 from bench.steps import DataValue
 from bench.train.schedule import Schedule, longer
@@ -38,12 +40,26 @@ def test_where_nothing_fits_it_is_said() -> None:
 
 
 @pytest.mark.parametrize("scale", ["digits", "/a/folder"])
-def test_mixed_precision_is_for_fine_tuning_and_images_are_those_there_are(scale: str) -> None:
+def test_mixed_precision_is_for_all_trainings_and_images_are_those_there_are(scale: str) -> None:
     recipe = Recipe("vgg16", {}, (3, 16, 16))
     plain, mixed = (protocol(TABLE, setting(scale, 100, amp), recipe) for amp in (False, True))
     assert (plain.tuning.amp, mixed.tuning.amp, plain.images, mixed.images) == (False, True, 100, 100)
-    assert mixed.dense == plain.dense == lookup(TABLE, scale, recipe).dense
+    assert plain.dense == lookup(TABLE, scale, recipe).dense
+    assert mixed.dense == (Schedule(1, 0.1, amp=True) if scale == "digits" else None)
     assert protocol(TABLE, setting(scale, 10_000), recipe).images == (720 if scale == "digits" else 5000)
+
+
+def test_the_paper_s_schedule_is_taken_where_it_is_asked_for_and_another_one_stands_beside_it() -> None:
+    table = {
+        (as_published("cifar10"), "vgg16"): Protocol(Schedule(160, 0.1), Schedule(40, 0.1), 9),
+        ("cifar10", ANY): Protocol(Schedule(16, 0.1), Schedule(4, 0.1), 9),
+        (ANY, ANY): Protocol(Schedule(3, 0.1), Schedule(2, 0.1), 9),
+    }
+    recipe = Recipe("vgg16", {}, (3, 16, 16))
+    for scale, short, published in (("cifar10", 16, 160), ("digits", 3, 3)):
+        here = setting(scale)
+        found = [protocol(table, replace(here, paper_schedule=asked), recipe) for asked in (False, True)]
+        assert [one.dense.epochs for one in found if one.dense] == [short, published]
 
 
 def test_schedules() -> None:

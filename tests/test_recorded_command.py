@@ -66,6 +66,7 @@ def described(scale: str = "imagenet", **changes: Any) -> dict[str, Any]:
         (described("clutter", folder=True, seeds=[0]), {"scale": "clutter", "seed": 0}),
         (described("my photos", folder=True), {"scale": "my photos"}),
         (described(amp=True), {"amp": True}),
+        (described(paper_schedule=True), {"paper_schedule": True}),
         (described(strict=True), {"strict_data": True}),
         (described(device="cuda"), {"device": "cuda"}),
         (described(chosen_device=True), {"device": "cpu"}),
@@ -79,7 +80,7 @@ def test_a_recorded_command_parsed_back_is_the_same_choice(
     assert (options.command, options.paper) == ("run", ["toy"])
     assert (options.row, options.table) == ((None, "Table 1 (toy)") if whole else (ID, None))
     plain = {"seed": None, "weights": None, "protocol": "short256", "scale": None, "amp": False, "strict_data": False,
-             "device": "auto"}  # fmt: skip
+             "paper_schedule": False, "device": "auto"}  # fmt: skip
     assert {name: getattr(options, name) for name in plain} == plain | expected
 
 
@@ -96,20 +97,27 @@ def test_every_option_reaches_the_job(tmp_path: Path) -> None:
     file.touch()
     line = (
         f"bench run toy --scale digits --seed 0 --weights {file} --protocol squash256 --workers 3 --amp --strict-data "
+        "--paper-schedule "
         f"--reuse-times --out {tmp_path / 'there'} --data {tmp_path / 'sets'} --device cpu"
     )
     job = commands.job_of(parsed(line))
     assert replace(job, progress=False) == Job(
         out=tmp_path / "there", data=tmp_path / "sets", scale="digits", device="cpu", seed=0, weights=file,
-        protocol="squash256", workers=3, amp=True, strict=True, reuse_times=True, progress=False,
+        protocol="squash256", workers=3, amp=True, paper_schedule=True, strict=True, reuse_times=True, progress=False,
     )  # fmt: skip
     plain = commands.job_of(parsed("bench run toy"))
     assert (plain.seed, plain.weights, plain.protocol, plain.scale) == (None, None, "short256", None)
-    assert (plain.amp, plain.strict, plain.reuse_times, plain.workers) == (False, False, False, 0)
+    assert (plain.amp, plain.paper_schedule, plain.strict, plain.reuse_times, plain.workers) == (False,) * 4 + (0,)
 
 
 @pytest.mark.parametrize(
-    ("flag", "name"), [("--amp", "amp"), ("--strict-data", "strict"), ("--reuse-times", "reuse_times")]
+    ("flag", "name"),
+    [
+        ("--amp", "amp"),
+        ("--paper-schedule", "paper_schedule"),
+        ("--strict-data", "strict"),
+        ("--reuse-times", "reuse_times"),
+    ],
 )
 def test_a_switch_is_one_choice(flag: str, name: str) -> None:
     plain = commands.job_of(parsed("bench run toy"))

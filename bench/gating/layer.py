@@ -60,6 +60,9 @@ OFFICIAL_CODE = GateOptions("mean", "truncated", "with layer", "masked", "strict
 class Gate(nn.Linear):
     """The saliency predictor: B x C_in x H x W to g, B x C_out; ``weight`` is phi, ``bias`` rho."""
 
+    # of saliencies in half precision many would be equal, and the first of equals win
+    full_precision = True
+
     def __init__(self, inputs: int, outputs: int, options: GateOptions, rectified: bool) -> None:
         self.options, self.rectified = options, rectified
         super().__init__(inputs, outputs)

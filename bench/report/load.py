@@ -333,6 +333,8 @@ def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bo
         parts += ["--protocol", "squash256"]
     if setting.get("amp"):
         parts.append("--amp")
+    if setting.get("paper_schedule"):
+        parts.append("--paper-schedule")
     if setting.get("round"):
         parts += ["--round", str(setting["round"])]
     if setting.get("strict"):

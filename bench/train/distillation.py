@@ -52,11 +52,11 @@ class Student(BaseModel):  # type: ignore[misc]
         self, images: Tensor, labels: Tensor, mode: str = "loss"
     ) -> dict[str, Tensor] | Tensor:
         """Images B x 3 x H x W, labels B: the loss, or the logits B x classes."""
-        outputs = self.net(images)
+        outputs = self.net(images).float()
         if mode != "loss":
             return outputs  # type: ignore[no-any-return]
         with torch.no_grad():
-            targets = self._teacher[0](images)
+            targets = self._teacher[0](images).float()
         right = (outputs.detach().argmax(1) == labels).float().mean()
         return {"loss": distillation_loss(outputs, targets, labels, self.options), "accuracy": right}
 

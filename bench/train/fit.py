@@ -31,6 +31,7 @@ from bench.errors import UserError
 from bench.processes import is_main, launched, start, summed
 from bench.store import disk_errors
 from bench.train.onednn import spared
+from bench.train.precision import full_where_asked, optim_wrapper
 from bench.train.schedule import Schedule
 
 _run = itertools.count()
@@ -56,7 +57,7 @@ class Classifier(BaseModel):  # type: ignore[misc]
         self, images: Tensor, labels: Tensor, mode: str = "loss"
     ) -> dict[str, Tensor] | Tensor:
         """Images B x 3 x H x W, labels B: the mean cross-entropy, or the logits B x classes."""
-        outputs = self.net(images)
+        outputs = self.net(images).float()
         if mode != "loss":
             return outputs  # type: ignore[no-any-return]
         loss = F.cross_entropy(outputs, labels)
@@ -215,16 +216,15 @@ def train(
     iterations = len(inner) * schedule.epochs
     checkpoint = work / "checkpoint.pth"
     watch = _Watch(label, progress and is_main())
-    if schedule.amp and not device.startswith("cuda"):
-        raise UserError("AMP needs a GPU: leave out --amp, or choose --device cuda")
-    with _on_device(device), _quiet(), disk_errors(work), spared(model):
+    wrapper = optim_wrapper(schedule.amp, device)
+    with _on_device(device), _quiet(), disk_errors(work), spared(model), full_where_asked(model):
         runner = Runner(
             model=model,
             work_dir=str(work),
             train_dataloader=loader,
             train_cfg=dict(by_epoch=True, max_epochs=schedule.epochs),
             optim_wrapper=dict(
-                type="AmpOptimWrapper" if schedule.amp else "OptimWrapper",
+                **wrapper,
                 optimizer=_optimizer(schedule),
                 clip_grad=None if schedule.clip is None else dict(max_norm=schedule.clip),
             ),

@@ -173,11 +173,6 @@ def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path: Path) -> None:
         fit(network(), split(), Schedule(epochs=20, lr=1e30, batch=8), 0, tmp_path, "cpu", progress=False)
 
 
-def test_amp_needs_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="AMP"):
-        fit(network(), split(), Schedule(epochs=1, lr=0.1, amp=True), 0, tmp_path, "cpu", progress=False)
-
-
 _SCRIPT = """
 import os, signal, sys
 from pathlib import Path
