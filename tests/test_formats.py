@@ -67,8 +67,11 @@ def test_a_cell_is_the_same_in_the_row_file_and_in_every_format(paper: str) -> N
     assert shown
     for ending, begin in (("md", f"| {row} |"), ("tex", f"{row} &"), ("html", f"<tr><td>{html.escape(row)}</td>")):
         text = only(ROOT / paper / "tables", f"{table}.{ending}").read_text()
-        (first, *_) = [one for one in text.splitlines() if one.startswith(begin)]
+        (first, *_) = [one for one in text.splitlines() if one.removeprefix(r"\raggedright ").startswith(begin)]
         assert all(number in first for number in shown), (ending, first, shown)
+        if over:  # the interval belongs to its value
+            value, low, high = shown[:3]
+            assert re.search(rf"{value}\D{{1,20}}\[}}?[^\d]*{low}, [^\d]*{high}{{?\]", first), (ending, first)
 
 
 def cells(line: str) -> list[str]:
@@ -94,18 +97,24 @@ def problems(text: str) -> list[str]:
     found += [
         f"{character!r} is not escaped" for character in "%#_^~" if character in re.sub(r"\$\^\\dagger\$", "", bare)
     ]
-    spec = re.search(r"\\begin\{tabular\}\{([lcr]+)\}(.*?)\\end\{tabular\}", text, re.S)
+    # a cell of several lines is a tabular of its own
+    flat = re.sub(
+        r"\\begin\{tabular\}\[t\]\{@\{\}r@\{\}\}(.*?)\\end\{tabular\}", lambda m: m[1].replace(r"\\", " "), text
+    )
+    spec = re.search(r"\\begin\{tabular\}\{((?:[lcr]|p\{\w+\})+)\}(.*?)\\end\{tabular\}", flat, re.S)
     if spec is None:
         return [*found, "no tabular"]
-    for line in spec[2].strip().splitlines():
+    columns = len(re.sub(r"p\{\w+\}", "p", spec[1]))
+    for line in spec[2].replace(r" \addlinespace[2pt]", "").strip().splitlines():
         if line in (r"\toprule", r"\midrule", r"\bottomrule"):
             continue
         if not line.endswith(r"\\"):
             found.append(f"no end of the line: {line}")
-        elif len(cells(line)) != len(spec[1]):
-            found.append(f"{len(cells(line))} cells in {len(spec[1])} columns: {line}")
+        elif len(cells(line)) != columns:
+            found.append(f"{len(cells(line))} cells in {columns} columns: {line}")
     known = set(re.findall(r"\\([A-Za-z]+)", text))
     allowed = {"begin", "end", "toprule", "midrule", "bottomrule", "par", "smallskip", "footnotesize", "noindent"}
+    allowed |= {"scriptsize", "setlength", "tabcolsep", "raggedright", "sloppy", "addlinespace"}
     allowed |= {"textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "ldots"}
     allowed |= {"dagger", "pm", "times", "leq", "geq", "Delta", "lambda", "epsilon", "to"}
     found += [f"unknown command \\{name}" for name in sorted(known - allowed)]
@@ -137,12 +146,13 @@ def test_the_check_finds_what_is_broken(broken: str, problem: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_committed_latex_compiles(tmp_path: Path) -> None:
-    """All tables in one document, with booktabs alone."""
+def test_the_committed_latex_compiles_and_fits_a_page(tmp_path: Path) -> None:
+    """All tables in one document, with booktabs alone, none wider than 6.5 inches (two columns' width) and a hair."""
     compiler = next((name for name in COMPILERS if shutil.which(name)), None)
     if compiler is None:
         pytest.skip(f"no TeX here: none of {', '.join(COMPILERS)}")
     head = "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n"
+    head += "\\textwidth=6.5in\n\\parindent=0pt\n"
     body = "\n\\clearpage\n".join("{" + path.read_text() + "}" for path in TABLES)
     document = tmp_path / "tables.tex"
     document.write_text(f"{head}\\begin{{document}}\n{body}\n\\end{{document}}\n")
@@ -152,3 +162,6 @@ def test_the_committed_latex_compiles(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert (tmp_path / "tables.pdf").stat().st_size > 10_000
+    if compiler == "pdflatex":  # the other one does not print these
+        wide = [float(points) for points in re.findall(r"Overfull \\hbox \((\S+)pt too wide\)", done.stdout)]
+        assert max(wide, default=0.0) < 10.0

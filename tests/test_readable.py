@@ -166,7 +166,8 @@ def test_one_value_is_the_same_in_every_format() -> None:
     table = build([line("dense", [TOP1], links=links, verdicts={"top1_acc": Verdict("reproduced")})], [])
     shown = "93.39 [92.89, 93.89]"
     assert f"| dense | {shown} | 92.8 % | +0.59 | reproduced |" in render.markdown(table)
-    assert r"dense & 93.39 {[}92.89, 93.89{]} & 92.8 \% & +0.59 & reproduced \\" in render.latex(table)
+    cell = r"\begin{tabular}[t]{@{}r@{}}93.39\\ {\scriptsize {[}92.89, 93.89{]}}\end{tabular}"
+    assert rf"dense & {cell} & 92.8 \% & +0.59 & reproduced \\" in render.latex(table)
     assert f"<td>dense</td><td>{shown}</td><td>92.8 %</td><td>+0.59</td>" in render.html_page(table)
     (row,) = csv.DictReader(io.StringIO(render.csv_text(table)))
     assert (row["metric"], float(row["value"]), row["published"], row["verdict"]) == (

@@ -420,7 +420,7 @@ def test_latex_is_escaped(runs: Runs) -> None:
     runs.row("[53] 50% & conv3_1 {x} #1 $", [record("top1_change", -0.5, "pp", low=-0.75, high=0.25)])
     text = render.latex(runs.table())
     assert r"{[}53{]} 50\% \& conv3\_1 \{x\} \#1 \$" in text
-    assert r"$-$0.50 {[}$-$0.75, +0.25{]}" in text
+    assert r"$-$0.50\\ {\scriptsize {[}$-$0.75, +0.25{]}}" in text
     assert re.search(r"(?<!\\)%", text) is None
     for command in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert command in text

@@ -41,6 +41,8 @@ _TEX = {
     "≤": r"$\leq$", "≥": r"$\geq$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "ε": r"$\epsilon$", "→": r"$\to$",
 }
 # fmt: on
+# of a LaTeX table: the longest name of a row, in characters, that stands in one line, and the width of the others
+_TEX_NAME, _TEX_WIDTH = 18, "27mm"
 
 
 def markdown(table: Table) -> str:
@@ -102,18 +104,43 @@ def csv_text(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular that needs the package booktabs only, with its notes below, to be put into a table environment."""
+    """A tabular that needs the package booktabs only, with its notes below, to be put into a table environment.
+
+    What stands in brackets goes below its value, so that eight columns fit a page 6.5 inches wide.
+    """
     frame = table.frame
-    lines = [r"\begin{tabular}{l" + "r" * (frame.shape[1] - 1) + "}", r"\toprule"]
-    lines += [" & ".join(tex(name) for name in frame.columns) + r" \\", r"\midrule"]
-    lines += [" & ".join(tex(str(text)) for text in row) + r" \\" for row in frame.to_numpy()]
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    narrow = any(len(str(name)) > _TEX_NAME for name in frame.iloc[:, 0])
+    first, turned = (rf"p{{{_TEX_WIDTH}}}", r"\raggedright ") if narrow else ("l", "")
+    lines = [r"{\footnotesize\setlength{\tabcolsep}{2.5pt}"]
+    lines += [rf"\begin{{tabular}}{{{first}{'r' * (frame.shape[1] - 1)}}}", r"\toprule"]
+    lines += [" & ".join(_heading(name) for name in frame.columns) + r" \\", r"\midrule"]
+    for name, *texts in frame.astype(str).to_numpy():
+        lines.append(" & ".join([turned + tex(name), *(_stacked(text) for text in texts)]) + r" \\ \addlinespace[2pt]")
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     below = list(table.notes)
     if table.unlinked:
         below += [f"{UNLINKED}:", *table.unlinked]
     if below:
-        lines += ["", r"\par\smallskip\footnotesize", *(rf"\noindent {tex(note)}\par" for note in below)]
+        lines += ["", r"\par\smallskip\footnotesize\sloppy", *(rf"\noindent {tex(note)}\par" for note in below)]
     return "\n".join(lines) + "\n"
+
+
+def _stacked(text: str) -> str:
+    """A cell of LaTeX: the interval, or what else stands in brackets or behind ±, small on a line of its own."""
+    parts = [part for part in re.split(r" (?=[\[(±])", text) if part]
+    small = [rf"{{\scriptsize {tex(line)}}}" for part in parts[1:] for line in textwrap.wrap(part, 28)]
+    return tex(text) if not small else _lines([tex(parts[0]), *small])
+
+
+def _heading(text: str) -> str:
+    """A heading of LaTeX, in lines of a dozen characters where its words allow that."""
+    return _lines([tex(line) for line in textwrap.wrap(text, 12, break_long_words=False, break_on_hyphens=False)])
+
+
+def _lines(lines: Sequence[str]) -> str:
+    if len(lines) == 1:
+        return lines[0]
+    return "".join([r"\begin{tabular}[t]{@{}r@{}}", r"\\ ".join(lines), r"\end{tabular}"])
 
 
 def tex(text: str) -> str:
