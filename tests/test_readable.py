@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,16 @@ def test_findings_are_three_sentences_without_what_nobody_verified() -> None:
         "On other data than the paper's: Largest effect: top-1 change -50.00 [-51.00, -49.00] pp, "
         "elsewhere (T, digits).",
     ]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_paper_whose_values_could_not_be_read_gets_no_verdict_and_says_why(others: int) -> None:
+    unread = replace(published("mAP", "1", "%", verified=False), value=None)
+    lines = [line("pruned", links={"map": unread}), line("dense", links={"map": unread})][: 2 - others]
+    lines += [line("read", links={"map": published("mAP", "77.5", "%")})] * others
+    (first, *_) = findings.sentences(lines, {})
+    none = "The paper's values could not be read, so no verdict on them is possible, whatever is measured."
+    assert (first == none) is (others == 0)
 
 
 def test_a_study_says_that_it_is_one() -> None:

@@ -24,11 +24,17 @@ def sentences(lines: Sequence[Line], sizes: Mapping[str, int]) -> list[str]:
     if lines and all(line.ours or line.claim is not None for line in lines):
         printed = "A study of ours: no paper prints these values."
     else:
-        printed = _values(own, sizes)
+        printed = _values(own, sizes, unread=_unread(lines))
     return [printed, _claims(own), f"{where}{largest_effect(ran)}" if ran else "Nothing was run."]
 
 
-def _values(lines: Sequence[Line], sizes: Mapping[str, int]) -> str:
+def _unread(lines: Sequence[Line]) -> bool:
+    """Whether none of the values that the rows link to could be read in the publication."""
+    links = [published for line in lines if line.claim is None for published in line.links.values()]
+    return bool(links) and all(published.value is None for published in links)
+
+
+def _values(lines: Sequence[Line], sizes: Mapping[str, int], unread: bool) -> str:
     """Which published values came out, which did not; printed sizes apart, in numbers."""
     found: dict[str, list[str]] = {}
     for line in lines:
@@ -39,7 +45,9 @@ def _values(lines: Sequence[Line], sizes: Mapping[str, int]) -> str:
     values = {word: names for word, names in found.items() if word not in _SIZES and not word.startswith("check")}
     counted = [f"{sizes[word]} {_SIZES[word]}" for word in _SIZES if sizes.get(word)]
     said = [f"{word}: {_named(names)}" for word, names in values.items()]
-    if not said:
+    if unread:
+        said = ["the paper's values could not be read, so no verdict on them is possible, whatever is measured"]
+    elif not said:
         said = ["no published accuracy that could be verified has been measured on the paper's data yet"]
     text = "; ".join([*said, *(["printed sizes: " + ", ".join(counted)] if counted else [])])
     return f"{text[0].upper()}{text[1:]}."
