@@ -27,6 +27,7 @@ PLUMBING = (
     "bench.commands",
     "bench.errors",
     "bench.models.builders",
+    "bench.planning",
     "bench.processes",
     "bench.provenance",
     "bench.report",

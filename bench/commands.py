@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import api, collecting, processes, provenance, released, runner
+from bench import api, collecting, planning, processes, provenance, released, runner
 from bench import evaluate as evaluating
 from bench import sizes as sizing
 from bench.data import cifar10
@@ -25,6 +25,7 @@ from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
 from bench.models.builders import BUILDERS
 from bench.models.recipe import Recipe
+from bench.planning import Job
 from bench.registry import Published, find
 from bench.registry import load as load_registry
 from bench.registry import papers as registered
@@ -36,7 +37,6 @@ from bench.report import power as powering
 from bench.report import tables as building
 from bench.report.load import Declared
 from bench.rows import Paper, Row
-from bench.runner import Job
 from bench.steps import Kind
 from bench.store import Store, disk_errors, write_json
 from bench.tracking import mirror, mirrored, modes
@@ -52,7 +52,7 @@ def registry_folder() -> Path:
 
 def declared() -> dict[str, dict[str, Declared]]:
     """What the scripts say of their rows, by paper and id."""
-    return {key: _declared(paper) for key, paper in runner.papers().items()}
+    return {key: _declared(paper) for key, paper in planning.papers().items()}
 
 
 def _declared(paper: Paper) -> dict[str, Declared]:
@@ -86,7 +86,7 @@ def abouts() -> dict[str, pages.About]:
     """Titles, references, deviations and rows of all papers, for their pages."""
     return {
         key: pages.About(paper.title, paper.reference, paper.deviations, _declared(paper))
-        for key, paper in runner.papers().items()
+        for key, paper in planning.papers().items()
     }
 
 
@@ -94,14 +94,14 @@ def run(options: argparse.Namespace) -> Output:
     """Runs rows, or prints the plan."""
     job = job_of(options)
     processes.start(job.device)
-    chosen = runner.choose(options.paper, options.table, options.row)
+    chosen = planning.choose(options.paper, options.table, options.row)
     if options.plan:
         return _plan(chosen, job)
     mode = modes.chosen(options.wandb)
     if options.isolate and processes.launched() > 1:
         raise UserError("--isolate gives each row one process: leave out torchrun")
     store = Store(options.out)
-    planned = [entry for paper, rows in chosen for entry in runner.plan(paper, rows, job)]
+    planned = [entry for paper, rows in chosen for entry in planning.plan(paper, rows, job)]
     if options.row and planned[0].chain is None:
         raise UserError(f"{planned[0].id}: not run ({planned[0].reason}); choose another --scale or give --data")
 
@@ -193,17 +193,17 @@ def job_of(options: argparse.Namespace) -> Job:
 def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job) -> Output:
     value, lines, total = [], [], 0.0
     stored = Store(job.out) if job.out.exists() else None
-    learned = runner.learned_costs(stored)
+    learned = planning.learned_costs(stored)
     seen: set[str] = set()
     for paper, rows in chosen:
-        planned = runner.plan(paper, rows, job)
-        for step, _ in runner.steps_of(planned):
+        planned = planning.plan(paper, rows, job)
+        for step, _ in planning.steps_of(planned):
             if step.key in seen:  # papers may share a step
                 continue
             seen.add(step.key)
             again = step.kind is Kind.TIME and not job.reuse_times
             cached = not again and stored is not None and stored.header(step.key) is not None
-            minutes = 0.0 if cached else runner.expected_seconds(step, learned) / 60.0
+            minutes = 0.0 if cached else planning.expected_seconds(step, learned) / 60.0
             total += minutes
             lines.append(f"{'cached' if cached else f'{minutes:.1f} min':>9}  {step.name}")
             value.append(
@@ -226,7 +226,7 @@ def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job) -> Output:
 def tables(options: argparse.Namespace) -> Output:
     """Prints the tables of a folder of results."""
     source = options.source or _results()
-    known = runner.papers()
+    known = planning.papers()
     for name in options.paper:
         if name not in known:
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
@@ -300,7 +300,7 @@ def coverages(
     ``absent(scale)`` says why a row with that scale of its own has not run.
     """
     lines = loading.read(source, folder, declared())
-    scripts = runner.papers()
+    scripts = planning.papers()
     found = {}
     for name in names:
         published = load_registry(name, folder)
@@ -326,7 +326,7 @@ def macs(options: argparse.Namespace) -> Output:
         recipe = Recipe(options.model, {}, (3, side, side))
         shapes = [(options.model, recipe)]
     else:
-        found = runner.choose([], None, options.model, several=True)
+        found = planning.choose([], None, options.model, several=True)
         shapes = []
         for row in (row for _, rows in found for row in rows):
             own = row.own_shape()

@@ -44,7 +44,7 @@ def index() -> dict[str, Any]:
 
 
 def _made() -> dict[str, Any]:
-    from bench import runner
+    from bench import planning
 
     return {
         key: {
@@ -62,5 +62,5 @@ def _made() -> dict[str, Any]:
                 for name, row in paper.ids.items()
             ],
         }
-        for key, paper in runner.papers().items()
+        for key, paper in planning.papers().items()
     }

@@ -11,7 +11,7 @@ from bench.models.recipe import Recipe
 from bench.store import Record, Store, digest, row_path, write_json
 
 if TYPE_CHECKING:
-    from bench.runner import Planned
+    from bench.planning import Planned
 
 RAN = "ran"
 # what it repeats of the report on a layer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import registry, runner
+from bench import planning, registry
 from bench.claims import COLUMNS, METRICS, load
 from bench.errors import UserError
 
@@ -66,7 +66,7 @@ def test_every_paper_s_claims_are_listed() -> None:
 
 
 def test_claims_of_papers_with_a_script_name_its_rows() -> None:
-    papers = runner.papers()
+    papers = planning.papers()
     for claim in CLAIMS.values():
         if claim.paper in papers:
             rows = {(row.table, row.name): row for row in papers[claim.paper].rows}

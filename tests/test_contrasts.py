@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import claims, contrasts, runner
+from bench import claims, contrasts, planning
 from bench.claims import Claim
 from bench.contrasts import claim_row
 from bench.data import BOXES
@@ -130,6 +130,6 @@ def test_the_papers_claims_compare_the_rows_that_they_are_about(name: str, first
     folder = Path(contrasts.__file__).parents[1] / "reproductions" / "registry"
     known = {one.claim: one for one in claims.load(folder)}
     assert (known[name].first, known[name].second) == (first, second)
-    paper = runner.papers()[known[name].paper]
+    paper = planning.papers()[known[name].paper]
     made = next(one for one in paper.rows if (one.table, one.name) == ("Claims", name))
     assert made.missing is None and made.chain is not None

@@ -10,7 +10,8 @@ import pytest
 from bench.claims import Claim
 from bench.registry import Published
 from bench.report import ending, render
-from bench.report.load import Cell, Line
+from bench.report.cells import Cell
+from bench.report.load import Line
 from bench.report.tables import Table
 from bench.verdict import Verdict
 

@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from bench.report import drawing, figures, layers, leaderboard, training
-from bench.report.load import Cell, Line, Point
+from bench.report.cells import Cell, Point
+from bench.report.load import Line
 from bench.report.tables import build
 
 

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import runner
+from bench import planning, runner
 from bench.models.recipe import Recipe
+from bench.planning import Job
 from bench.rows import Chain, Paper, Row, Setting
-from bench.runner import Job
 from bench.steps import Context, Kind, Step, make_step
 from bench.store import Record, Result, Store
 
@@ -86,7 +86,7 @@ PAPER = paper()
 
 def run(out: Path) -> None:
     job = Job(out=out, scale="digits", progress=False)
-    found = runner.run(runner.plan(PAPER, PAPER.rows, job), job, Store(out))
+    found = runner.run(planning.plan(PAPER, PAPER.rows, job), job, Store(out))
     assert {outcome.status for outcome in found} == {"ok"}, found
 
 

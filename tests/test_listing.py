@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cache, listing, runner
+from bench import cache, listing, planning
 
 _SCRIPT = """
 import sys
@@ -26,7 +26,7 @@ def test_the_list_waits_for_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Under a second, once the list of these sources is known."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = listing.index()
-    rows = runner.papers()["channel_pruning"].ids
+    rows = planning.papers()["channel_pruning"].ids
     assert [row["id"] for row in made["channel_pruning"]["rows"]] == list(rows)
     times = []
     for _ in range(3):

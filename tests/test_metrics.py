@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import metrics, runner
+from bench import metrics, planning
 from bench.errors import UserError
 from bench.metrics import Metric
 from bench.report.glossary import meanings, metric, position
@@ -22,7 +22,7 @@ UNITS = {"MACs": ""}
 @pytest.fixture(autouse=True, scope="module")
 def papers_metrics() -> None:
     """Papers declare metrics of their own, as they are found."""
-    runner.papers()
+    planning.papers()
 
 
 def committed() -> dict[str, set[str]]:

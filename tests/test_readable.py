@@ -17,7 +17,8 @@ from bench import commands
 from bench.claims import Claim
 from bench.registry import Published
 from bench.report import drawing, findings, render
-from bench.report.load import Cell, Line, Point
+from bench.report.cells import Cell, Point
+from bench.report.load import Line
 from bench.report.readable import difference, macs_text, readable
 from bench.report.tables import build
 from bench.verdict import Verdict

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import bench.data
-from bench import cli, commands, runner
+from bench import cli, commands, planning, runner
 from bench.data.images import ImageSet, MemorySplit
 from bench.errors import UserError
 from bench.models.recipe import Recipe
+from bench.planning import Job, Planned
 from bench.report.load import Declared, command
 from bench.rows import Chain, Paper, Row, Setting
-from bench.runner import Job, Planned
 from bench.steps import Context, Kind, make_step
 from bench.store import Result, Store, file_digest
 
@@ -179,7 +179,7 @@ def planned(job: Job, monkeypatch: pytest.MonkeyPatch) -> tuple[Planned, list[An
     monkeypatch.setattr(bench.data, "load", load)
     row = Row("Table 1", "only", "digits", dense=dense, chain=lambda setting, recipe: Chain([], []), seeds=(0, 1, 2))
     paper = Paper("toy", "A toy", "nobody", [row], [])
-    (entry,) = runner.plan(paper, [row], job)
+    (entry,) = planning.plan(paper, [row], job)
     return entry, asked, loaded
 
 
@@ -261,11 +261,11 @@ def test_what_was_done_to_images_is_recorded(tmp_path: Path, monkeypatch: pytest
 def test_rows_run_on_their_kind_of_data_alone(scale: str, kinds: list[str], tmp_path: Path) -> None:
     rows = [Row("Table 1", kind, "imagenet", missing="not here", data=kind) for kind in ("labels", "boxes")]
     paper = Paper("toy", "A toy", "nobody", rows, [])
-    found = runner.plan(paper, rows, Job(out=tmp_path, data=tmp_path, scale=scale, device="cpu", progress=False))
+    found = planning.plan(paper, rows, Job(out=tmp_path, data=tmp_path, scale=scale, device="cpu", progress=False))
     assert [entry.row.name for entry in found] == kinds
     other = [row for row in rows if row.name not in kinds]
     with pytest.raises(UserError, match=f"none of these rows runs at {scale}"):
-        runner.plan(paper, other, Job(out=tmp_path, data=tmp_path, scale=scale, device="cpu", progress=False))
+        planning.plan(paper, other, Job(out=tmp_path, data=tmp_path, scale=scale, device="cpu", progress=False))
 
 
 def test_the_plan_s_seconds_are_work_over_what_the_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,9 +273,9 @@ def test_the_plan_s_seconds_are_work_over_what_the_threads_do(monkeypatch: pytes
     for threads, seconds in ((2, 3.0), (1, 6.0)):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         step = make_step(Kind.TRAIN, "t", run_known, Number(), device="cpu", work=240.0)
-        assert runner.expected_seconds(step, {}) == pytest.approx(seconds)
+        assert planning.expected_seconds(step, {}) == pytest.approx(seconds)
     own = make_step(Kind.TRAIN, "t", run_known, Number(), device="cpu", work=240.0, rate=10.0)
-    assert runner.expected_seconds(own, {}) == pytest.approx(24.0)
+    assert planning.expected_seconds(own, {}) == pytest.approx(24.0)
 
 
 def test_what_a_script_declares_of_a_row_is_what_the_report_gets() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bench.data
-from bench import commands, provenance, released, runner
+from bench import commands, planning, provenance, released
 from bench.chains import loaded, measured_chain, trained
 from bench.cli import main
 from bench.data.images import ImageSet
@@ -58,7 +58,7 @@ def arranged(patch: pytest.MonkeyPatch, place: Path, made: Paper) -> None:
     """The harness sees one paper, an empty registry, and committed code."""
     place.mkdir(exist_ok=True)
     (place / "toy.csv").write_text(",".join(COLUMNS) + "\n")
-    patch.setattr(runner, "papers", lambda: {"toy": made})
+    patch.setattr(planning, "papers", lambda: {"toy": made})
     patch.setattr(commands, "registry_folder", lambda: place)
     patch.setattr(provenance, "git_state", lambda: "c0ffee")
 
@@ -324,7 +324,7 @@ def test_a_row_that_releases_no_more_takes_its_network_along(
 ) -> None:
     known = paper()
     silent = replace(known, rows=[replace(row, release=False) for row in known.rows])
-    monkeypatch.setattr(runner, "papers", lambda: {"toy": silent})
+    monkeypatch.setattr(planning, "papers", lambda: {"toy": silent})
     assert accepted(measured, results) == 0
     assert not only(results).exists()
     assert "## Networks" not in (results / "toy" / "README.md").read_text()

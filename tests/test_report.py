@@ -21,8 +21,10 @@ from bench.metrics import size
 from bench.registry import COLUMNS
 from bench.report import drawing, figures, render
 from bench.report.accept import accept
+from bench.report.cells import Cell
 from bench.report.glossary import metric
-from bench.report.load import Cell, Declared, Line, _sigma, decide, read
+from bench.report.judging import _sigma, decide
+from bench.report.load import Declared, Line, read
 from bench.report.pages import About, write
 from bench.report.tables import Table, build_all, long
 from bench.rows import slug

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import rowfile, runner
+from bench import planning, rowfile, runner
 from bench.models.recipe import Recipe
+from bench.planning import Job
 from bench.rows import Chain, Paper, Row
-from bench.runner import Job
 from bench.steps import Context, Kind, Step, make_step
 from bench.store import Record, Result, Store
 
@@ -57,7 +57,7 @@ def row_file(tmp_path: Path, chain: Chain, shape: Recipe | None = None) -> dict[
     row = Row("Table 1", "only", "digits", shape, dense=lambda *_: DENSE, chain=lambda *_: chain, seeds=(0, 1))
     paper = Paper("toy", "A toy", "nobody", [row], [])
     job = Job(out=tmp_path, device="cpu", progress=False)
-    (outcome,) = runner.run(runner.plan(paper, [row], job), job, Store(tmp_path))
+    (outcome,) = runner.run(planning.plan(paper, [row], job), job, Store(tmp_path))
     assert outcome.file is not None, outcome.reason
     return json.loads(outcome.file.read_text())  # type: ignore[no-any-return]
 
@@ -144,6 +144,6 @@ def test_two_values_of_one_seed_cost_their_row_and_leave_no_file(
     points = make_step(Kind.COMPARE, "points", run_points, Points(places), device="cpu")
     row = Row("Figure 1", "curve", "digits", dense=lambda *_: DENSE, chain=lambda *_: Chain([], [points]), seeds=(0,))
     job = Job(out=tmp_path, device="cpu", progress=False)
-    (outcome,) = runner.run(runner.plan(Paper("toy", "A toy", "nobody", [row], []), [row], job), job, Store(tmp_path))
+    (outcome,) = runner.run(planning.plan(Paper("toy", "A toy", "nobody", [row], []), [row], job), job, Store(tmp_path))
     assert outcome.status == status and bool(list(tmp_path.glob("toy/rows/*/*.json"))) == (status == runner.OK)
     assert status == runner.OK or outcome.reason == "top1_acc has two values of one seed"

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import code, runner
+from bench import code, planning, runner
 from bench.collecting import collect
 from bench.errors import UserError
 from bench.models.recipe import Recipe
+from bench.planning import Job
 from bench.rows import Chain, Paper, Row, Setting, match
-from bench.runner import Job, Outcome
+from bench.runner import Outcome
 from bench.steps import Context, DataValue, Kind, Source, Step, in_order, make_step
 from bench.store import Record, Result, Store
 
@@ -79,7 +80,7 @@ def paper(*rows: tuple[str, list[Step]]) -> Paper:
 
 def outcomes(paper_: Paper, out: Path, **choices: Any) -> list[Outcome]:
     job = Job(out=out, scale="digits", progress=False, **choices)
-    return runner.run(runner.plan(paper_, paper_.rows, job), job, Store(out))
+    return runner.run(planning.plan(paper_, paper_.rows, job), job, Store(out))
 
 
 def run(paper_: Paper, out: Path, **choices: Any) -> list[Path]:
@@ -113,7 +114,7 @@ def test_a_scale_may_have_seeds_of_its_own(tmp_path: Path) -> None:
     made = replace(made, rows=[replace(made.rows[0], seeds=(0, 1, 2), seeds_at={"digits": (4, 5), "scenes": (6,)})])
 
     def seeds(**choices: Any) -> tuple[int, ...]:
-        (entry,) = runner.plan(made, made.rows, Job(out=tmp_path, progress=False, **choices))
+        (entry,) = planning.plan(made, made.rows, Job(out=tmp_path, progress=False, **choices))
         assert entry.setting is not None
         return entry.setting.seeds
 
@@ -152,7 +153,7 @@ def test_a_failed_row_is_told_and_the_status_is_one(
     from bench.registry import COLUMNS
 
     toy = paper(("good", [step("a", 10.0)]), ("bad", [step("b", 20.0, fails="user")]))
-    monkeypatch.setattr(runner, "papers", lambda: {"toy": toy})
+    monkeypatch.setattr(planning, "papers", lambda: {"toy": toy})
     (tmp_path / "toy.csv").write_text(",".join(COLUMNS) + "\n")
     monkeypatch.setattr("bench.commands.registry_folder", lambda: tmp_path)
     arguments = ["run", "toy", "--scale", "digits", "--out", str(tmp_path / "runs")]
@@ -216,7 +217,7 @@ def test_rows_that_cannot_run_say_why_and_keep_what_was_measured(tmp_path: Path)
     toy = paper(("only", [step("a", 10.0)]))
     run(toy, tmp_path)
     job = Job(out=tmp_path, data=tmp_path / "nowhere", progress=False)
-    (found,) = runner.run(runner.plan(toy, toy.rows, job), job, Store(tmp_path))
+    (found,) = runner.run(planning.plan(toy, toy.rows, job), job, Store(tmp_path))
     assert (found.status, found.reason) == ("skipped", "needs imagenet")
     assert found.file is not None
     assert json.loads(found.file.read_text())["status"] == "not run (needs imagenet)"
@@ -237,7 +238,7 @@ def test_a_setting_has_its_own_file(tmp_path: Path) -> None:
     for side in (40, 41):
         root = folder(tmp_path / str(side) / "digits", side)
         job = Job(out=tmp_path, scale=str(root), progress=False)
-        (outcome,) = runner.run(runner.plan(toy, toy.rows, job), job, Store(tmp_path))
+        (outcome,) = runner.run(planning.plan(toy, toy.rows, job), job, Store(tmp_path))
         assert outcome.file is not None
         folders.append(outcome.file)
     assert len({first, second, *folders}) == 4
@@ -317,11 +318,11 @@ def test_the_plan_learns_from_the_store(tmp_path: Path) -> None:
     for key, seconds in (("x", 4.0), ("y", 6.0), ("z", 20.0)):
         about = {"run": "m:f", "work": 2.0, "seconds": seconds, "provenance": {"hardware": {"device": "cpu"}}}
         store.save(key, Result(), about)
-    learned = runner.learned_costs(store)
+    learned = planning.learned_costs(store)
     assert learned == {("m:f", "cpu"): 3.0}
     found = replace(step("a", 1.0), work=10.0)
-    assert runner.expected_seconds(found, {(found.run_name, "cpu"): 3.0}) == 30.0
-    assert runner.learned_costs(None) == {}
+    assert planning.expected_seconds(found, {(found.run_name, "cpu"): 3.0}) == 30.0
+    assert planning.learned_costs(None) == {}
 
 
 def test_gc_keeps_what_rows_need_and_what_today_s_code_would_find(tmp_path: Path) -> None:
@@ -362,7 +363,7 @@ def test_papers_are_found_and_every_published_link_exists() -> None:
     from bench.commands import registry_folder
     from bench.registry import find, load
 
-    for key, found in runner.papers().items():
+    for key, found in planning.papers().items():
         entries = load(key, registry_folder())
         assert len(found.ids) == len(found.rows)
         assert all(re.fullmatch(rf"{key}(/[a-z0-9][a-z0-9.-]*){{2}}", name) for name in found.ids)
@@ -374,7 +375,7 @@ def test_papers_are_found_and_every_published_link_exists() -> None:
 
 def test_ids_are_stable() -> None:
     """What a file and a link are called must not drift."""
-    ids = {name for paper_ in runner.papers().values() for name in paper_.ids}
+    ids = {name for paper_ in planning.papers().values() for name in paper_.ids}
     assert {
         "channel_pruning/table-8/ours-fine-tuned",
         "channel_pruning/table-1/vgg-16-5x-released-widths-fine-tuned",
@@ -422,9 +423,9 @@ SCALES_OF_PAPERS = [
 
 def test_no_plan_has_two_lines_of_one_name(tmp_path: Path) -> None:
     for key, scale in SCALES_OF_PAPERS:
-        paper_ = runner.papers()[key]
+        paper_ = planning.papers()[key]
         job = Job(out=tmp_path, scale=scale, progress=False)
-        names = [s.name for s, _ in runner.steps_of(runner.plan(paper_, paper_.rows, job))]
+        names = [s.name for s, _ in planning.steps_of(planning.plan(paper_, paper_.rows, job))]
         assert sorted(names) == sorted(set(names)), key
 
 

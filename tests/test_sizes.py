@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cache, runner, sizes
+from bench import cache, planning, sizes
 from bench.errors import UserError
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
@@ -17,7 +17,7 @@ from bench.rows import Row
 from reproductions import channel_pruning, fbs
 
 FOLDER = Path(fbs.__file__).parent / "registry"
-PAPERS = runner.papers()
+PAPERS = planning.papers()
 DECIDED = {key: sizes.of_paper(paper, load(key, FOLDER)) for key, paper in PAPERS.items()}
 VGG16 = channel_pruning.VGG_SHAPE
 

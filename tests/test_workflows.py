@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bench import cli
-from bench.runner import papers
+from bench.planning import papers
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench import runner, saved
+from bench import planning, saved
 from bench.errors import UserError
 from bench.latency.contestants import FORWARD, LAYOUTS, MODES, Subject, check_dtype
 from bench.latency.point import Point
@@ -82,7 +82,7 @@ def subjects(name: str, size: int | None = None, weights: str | None = None) -> 
 
 @functools.cache
 def _papers() -> dict[str, Paper]:
-    return runner.papers()
+    return planning.papers()
 
 
 def shape(row: Row) -> Recipe | None:

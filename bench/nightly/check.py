@@ -20,7 +20,8 @@ from bench import metrics
 from bench.errors import UserError
 from bench.measure.statistics import interval_of_change
 from bench.nightly import baseline
-from bench.report.load import RAN, Cell, aggregate, content, row_files
+from bench.report.cells import Cell, aggregate
+from bench.report.load import RAN, content, row_files
 from bench.store import Store
 
 PAIRED_METRIC = "top1_acc"

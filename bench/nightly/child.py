@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from bench import memory, runner
+from bench import memory, planning, runner
 from bench.nightly.order import FRESH
-from bench.runner import Job, Planned
+from bench.planning import Job, Planned
 from bench.steps import Kind, in_order
 from bench.store import Store
 
@@ -90,8 +90,8 @@ def _stop(process: Any) -> None:
 
 def _work(sender: Any, name: str, job: Job, measured: tuple[str, ...], where: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is stored is whole at any moment
-    paper = runner.papers()[name.partition("/")[0]]
-    (entry,) = runner.plan(paper, [paper.ids[name]], job)
+    paper = planning.papers()[name.partition("/")[0]]
+    (entry,) = planning.plan(paper, [paper.ids[name]], job)
     memory.settle()
     say: Callable[[str], None] = lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True)  # noqa: E731
     engine = runner.Engine(job, Store(job.out), say)

@@ -10,15 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import metrics, runner
+from bench import metrics, planning
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
 from bench.nightly import baseline, night, order, summary
 from bench.nightly import check as checking
 from bench.nightly import history as remembering
+from bench.planning import Job, Planned
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
-from bench.runner import Job, Planned
 from bench.store import Store, disk_errors, write_text
 from bench.tracking import modes
 
@@ -31,7 +31,7 @@ def nightly(options: argparse.Namespace) -> Output:
     job = job_of(options)
     if options.budget is not None and not options.budget > 0:
         raise UserError(f"--budget {options.budget:g} leaves no time: give minutes")
-    chosen = runner.choose(options.paper, None, None)
+    chosen = planning.choose(options.paper, None, None)
     planned = order.planned(chosen, job)
     worths = {entry.id: order.worth(entry, load_registry(entry.paper.key, registry_folder())) for entry in planned}
     if options.plan:

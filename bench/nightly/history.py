@@ -11,7 +11,8 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.nightly import drift
-from bench.report.load import aggregate, content
+from bench.report.cells import aggregate
+from bench.report.load import content
 from bench.store import disk_errors
 
 NAME = "nightly/history.jsonl"

@@ -14,7 +14,7 @@ from bench.errors import UserError
 from bench.nightly import child, history, order
 from bench.nightly.child import Report
 from bench.nightly.order import Candidate
-from bench.runner import Job, Planned
+from bench.planning import Job, Planned
 from bench.store import Store, write_json
 
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
-from bench import registry, runner
+from bench import planning, registry
 from bench.data import EMBEDDED, LABELS
 from bench.errors import UserError
+from bench.planning import Job, Planned
 from bench.registry import Published
 from bench.rows import Paper, Row
-from bench.runner import Job, Planned
 from bench.steps import Kind, Step
 from bench.store import Store
 
@@ -50,7 +50,7 @@ def planned(chosen: Iterable[tuple[Paper, Sequence[Row]]], job: Job) -> list[Pla
             }
         for scale, group in groups.items():
             try:
-                found += runner.plan(paper, group, replace(job, scale=scale)) if group else []
+                found += planning.plan(paper, group, replace(job, scale=scale)) if group else []
             except UserError as error:  # a paper may have no row at this scale
                 errors.append(error)
     if not found:
@@ -72,14 +72,14 @@ def in_order(candidates: Sequence[Candidate], store: Store | None, done: Set[str
 
     ``done`` are the steps that this night has behind it.
     """
-    learned = runner.learned_costs(store)
+    learned = planning.learned_costs(store)
     here = {step.key for entry in candidates for step in _needed(entry.entry)}
     stored = {key for key in here if store is not None and store.header(key) is not None}
     behind, seen, found, left = set(done), set[str](), list[Candidate](), list(candidates)
     while left:
         costs = [
             sum(
-                runner.expected_seconds(step, learned)
+                planning.expected_seconds(step, learned)
                 for step in _needed(one.entry)
                 if step.key not in behind and (step.kind in FRESH or step.key not in stored)
             )
@@ -101,4 +101,4 @@ def in_order(candidates: Sequence[Candidate], store: Store | None, done: Set[str
 
 
 def _needed(entry: Planned) -> list[Step]:
-    return [step for step, _ in runner.steps_of([entry])]
+    return [step for step, _ in planning.steps_of([entry])]

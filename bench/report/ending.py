@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bench import metrics
 from bench.report import render
+from bench.report.cells import Cell
 from bench.report.glossary import metric
-from bench.report.load import Cell, Line
+from bench.report.load import Line
 from bench.report.readable import cell_text
 from bench.report.tables import Table
 from bench.verdict import ANALOGUE

@@ -19,9 +19,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench import metrics
 from bench.report import layers, training
+from bench.report.cells import Cell, Point
 from bench.report.drawing import COLOURS, MARKERS, STYLE, label_ends, limits, on_each_other, save
 from bench.report.glossary import metric, position
-from bench.report.load import Cell, Line, Point
+from bench.report.load import Line
 from bench.report.readable import DAGGER
 from bench.report.tables import Table
 from bench.store import write_text

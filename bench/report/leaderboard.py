@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.metrics import size
+from bench.report.cells import Cell
 from bench.report.drawing import COLOURS, GREY, MARKERS, STYLE, legend, limits, save
-from bench.report.load import Cell, Line
+from bench.report.load import Line
 from bench.report.readable import cell_text
 from bench.report.render import markdown_text
 from bench.report.tables import slug

@@ -1,24 +1,21 @@
-"""Row files read and joined with what the scripts declare; values aggregated over seeds, and judged."""
+"""Row files read and joined with what the scripts declare: the lines of the tables."""
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from scipy.special import stdtrit
 
 from bench import claims, registry, verdict
 from bench.claims import Claim
 from bench.errors import UserError
 from bench.registry import Published
+from bench.report.cells import Cell, Point, aggregate
+from bench.report.judging import bases_of, decide, judge_all
 from bench.store import folder_name
 from bench.verdict import Verdict
 
@@ -28,49 +25,6 @@ if TYPE_CHECKING:
 RAN = "ran"
 # a folder of the user's may bear the name of one of these
 KNOWN_SCALES = ("digits", "clutter", "scenes", "cifar10", "imagenet", "voc", "coco")
-_POINTS = ("%", "pp", "points")
-# the contrast of two rows that decides a claim by metric, and the sign that makes it positive where the first is better
-CONTRASTS = {
-    "top1": ("top1_difference", 1.0),
-    "top5": ("top5_difference", 1.0),
-    "map": ("map_voc07_difference", 1.0),
-    "kl": ("kl_ratio", -1.0),
-}
-# differences are judged only where the dense network is about as good as the paper's
-_CHANGES = ("err_increase", "change")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one row.
-
-    ``low`` and ``high`` bound the 95 % interval (None: exact).  ``seeds`` is the number of different networks behind
-    the value.  With one the interval is about that network on new images; with several it is about new seeds too,
-    ``value`` is their mean and ``sd`` the standard deviation of one of them on the same images (None where it was not
-    kept).  ``of`` is how many of the ``n`` images the published set has, where some are missing here;
-    ``units`` how many different things the images show, where several show the same one.
-    """
-
-    metric: str
-    value: float
-    unit: str
-    low: float | None = None
-    high: float | None = None
-    sd: float | None = None
-    seeds: int = 1
-    n: int | None = None
-    convention: str | None = None
-    of: int | None = None
-    units: int | None = None
-
-
-@dataclass(frozen=True)
-class Point:
-    """One point of a curve: ``cell`` at ``x`` (a speed-up) on the curve ``series``."""
-
-    series: str
-    x: float
-    cell: Cell
 
 
 @dataclass(frozen=True)
@@ -282,7 +236,7 @@ def _line(
         links = {m: _linked(path, published, declared.table, where) for m, where in declared.published.items()}
         ran = value["status"] == RAN
         claim = known.get(declared.name) if declared.table == claims.TABLE else None
-        bases = _bases(cells, links, published) if ran else None
+        bases = bases_of(cells, links, published) if ran else None
         return Line(
             path.parts[-4],
             declared.table,
@@ -376,187 +330,3 @@ def _linked(path: Path, published: Sequence[Published], table: str, where: Seque
     if entry is None:
         raise UserError(f"{path}: no published {metric} of {row!r} in {table!r}; correct the link or the registry")
     return entry
-
-
-def aggregate(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Cell], list[Point]]:
-    """Cells by metric and points of curves, from a row file's records, several seeds as one.
-
-    Raises ValueError where a metric has two values of one seed.
-    """
-    plain: dict[str, list[Mapping[str, Any]]] = {}
-    curves: dict[tuple[str, str | None, float], list[Mapping[str, Any]]] = {}
-    for record in records:
-        if record.get("x") is None:
-            plain.setdefault(record["metric"], []).append(record)
-        else:
-            curves.setdefault((record["metric"], record.get("series"), float(record["x"])), []).append(record)
-    points = []
-    for (name, series, x), values in curves.items():
-        points.append(Point(series or "", x, _cell(name, values)))
-    return {name: _cell(name, values) for name, values in plain.items()}, points
-
-
-def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:
-    """One cell from the records of a metric: one for each network, and what was found over all of them."""
-    single = [record for record in records if record.get("seed") is not None]
-    if len({record["seed"] for record in single}) < len(single):
-        raise ValueError(f"{name} has two values of one seed")
-    over = [record for record in records if record.get("seed") is None]
-    first = records[0]
-    unit, n, convention = first["unit"], first.get("n"), first.get("convention")
-    of, units = first.get("of"), first.get("units")
-    values = [record["value"] for record in single or over]
-    if len(over) == 1:  # measured over all networks, in one comparison
-        (record,) = over
-        # older records do not say over how many networks they are: 0
-        networks = int(record.get("networks") or len(single))
-        sd = record.get("spread", statistics.stdev(values) if len(values) > 1 else None)
-        return Cell(
-            name,
-            record["value"],
-            unit,
-            record.get("low"),
-            record.get("high"),
-            sd,
-            networks,
-            record.get("n"),
-            convention,
-            record.get("of"),
-            record.get("units"),
-        )
-    # one value as it is; so are sizes, which have no seed but one value for each network, where all are the same
-    if len(values) == 1 or (not single and len(set(values)) == 1):
-        return Cell(name, values[0], unit, first.get("low"), first.get("high"), None, 1, n, convention, of, units)
-    mean, sd = statistics.fmean(values), statistics.stdev(values)
-    if any(record.get("low") is None for record in single or over):
-        return Cell(name, mean, unit, None, None, sd, len(values), n, convention, of, units)
-    seeds = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
-    # what one network's images leave open is open for the mean of networks on the same images: an upper bound
-    images = max(_half(record) for record in single or over)
-    half = math.hypot(seeds, images)
-    least, most = (0.0, 100.0) if unit == "%" and min(values) >= 0.0 else (-math.inf, math.inf)
-    low, high = max(mean - half, least), min(mean + half, most)
-    return Cell(name, mean, unit, low, high, sd, len(values), n, convention, of, units)
-
-
-def _half(record: Mapping[str, Any]) -> float:
-    return 0.0 if record.get("low") is None else (record["high"] - record["low"]) / 2.0
-
-
-def judge_all(
-    cells: Mapping[str, Cell], links: Mapping[str, Published], bases: tuple[float, float] | None
-) -> dict[str, Verdict]:
-    """The verdicts on the measured values that are linked to published ones, by metric."""
-    return {
-        name: found
-        for name, entry in links.items()
-        if name in cells and (found := judge(cells, name, entry, bases)) is not None
-    }
-
-
-def judge(
-    cells: Mapping[str, Cell], name: str, published: Published, bases: tuple[float, float] | None = None
-) -> Verdict | None:
-    """The verdict on the measured ``name`` of a row; None where there is nothing to judge.
-
-    Nothing is judged where no value could be read, for times, and for sizes that were realised by somebody's training.
-    Sizes that the network decides are judged by :mod:`bench.sizes`.  Values whose units do not belong together are
-    ``not comparable``.
-    """
-    cell = cells[name]
-    if published.value is None or published.kind in ("time", "trained", "width", "setting"):
-        return None
-    if published.kind in ("size", "check"):
-        return _judge_size(cell, published)
-    factor = 1.0 if cell.unit == published.unit else 100.0 if published.unit == "" else 1.0
-    if cell.unit != published.unit and not (cell.unit in _POINTS and published.unit in (*_POINTS, "")):
-        return Verdict("not comparable", f"{cell.unit or 'count'} with {published.unit or 'count'}")
-    if bases is not None and abs(bases[0] - bases[1]) > verdict.LARGEST_BASE_DIFFERENCE and _is_change(name):
-        return Verdict("inconclusive", verdict.OTHER_BASE, verified=published.verified)
-    least = 100.0 / cell.n if cell.n else 0.0
-    sigma = _sigma(cells, name)
-    if sigma is None:
-        return Verdict("not comparable", "no interval")
-    return verdict.of_value(
-        cell.value / factor,
-        published,
-        sigma=sigma / factor,
-        runs=max(cell.seeds, 1) if cell.sd is not None else 1,
-        least_sigma=least / factor,
-        slack=_missing(cell) / factor,
-    )
-
-
-def _is_change(name: str) -> bool:
-    return any(word in name for word in _CHANGES)
-
-
-def _sigma(cells: Mapping[str, Cell], name: str) -> float | None:
-    """The spread of one run: measured over three or more, else the images' noise, paired with the dense network."""
-    cell = cells[name]
-    if cell.sd is not None and cell.seeds >= verdict.LEAST_RUNS:
-        return cell.sd
-    paired = name.replace("_acc", "_change").replace("_err", "_change") if not _is_change(name) else name
-    chosen = cells.get(paired, cell)
-    if chosen.low is None or chosen.high is None:
-        chosen = cell
-    if chosen.low is None or chosen.high is None:
-        return None
-    # the interval was widened by what missing images could change, which the verdict adds itself
-    return max((chosen.high - chosen.low) / 2.0 - _missing(chosen), 0.0) / 1.959964
-
-
-def _missing(cell: Cell) -> float:
-    """What the missing test images could change, in points."""
-    return 0.0 if not cell.of or not cell.n or cell.of <= cell.n else 100.0 * (cell.of - cell.n) / cell.of
-
-
-def _judge_size(cell: Cell, published: Published) -> Verdict:
-    """A count of ours against a printed one, in its unit and convention."""
-    factor = registry.UNITS.get(published.unit, None) if cell.unit in ("", "MACs") else 1
-    if factor is None or (factor == 1 and cell.unit not in ("", "MACs", published.unit)):
-        return Verdict("not comparable", f"{cell.unit or 'count'} with {published.unit or 'count'}")
-    value = Fraction(cell.value) if float(cell.value).is_integer() else Fraction(repr(cell.value))
-    given = _convention(cell)
-    if given and published.convention and given != published.convention:
-        try:
-            value = registry.converted(value, given, published.convention, ratio=cell.unit == "x")
-        except registry.OtherConvention:
-            return Verdict(verdict.OTHER_CONVENTION, verified=published.verified)
-    agrees = published.agrees(value / factor)
-    if published.kind == "check":
-        return Verdict("check agrees" if agrees else "check differs")
-    return Verdict("exact" if agrees else "wrong", verified=published.verified)
-
-
-def _convention(cell: Cell) -> str:
-    """Our records' convention as the registry names it; parameters are all parameters."""
-    if cell.convention is None:
-        return "all" if cell.metric == "params" else ""
-    return {"2x": "2x conv+fc"}.get(cell.convention, cell.convention)
-
-
-def _bases(
-    cells: Mapping[str, Cell], links: Mapping[str, Published], published: Sequence[Published]
-) -> tuple[float, float] | None:
-    """The dense network's accuracy (%) here and in the paper, for the change that the row is linked by."""
-    for name, entry in links.items():
-        if not _is_change(name):
-            continue
-        k = name.split("_")[0]
-        accuracy, change = cells.get(f"{k}_acc"), cells.get(f"{k}_change")
-        theirs = registry.base_of(entry, published)
-        if accuracy is not None and change is not None and theirs is not None:
-            return accuracy.value - change.value, theirs
-    return None
-
-
-def decide(claim: Claim, cells: Mapping[str, Cell]) -> Verdict | None:
-    """The verdict on a claim from the contrast of its two rows; None where the contrast was not measured."""
-    name, sign = CONTRASTS[claim.metric]
-    cell = cells.get(name)
-    if cell is None or cell.low is None or cell.high is None:
-        return None
-    low, high = sorted((sign * cell.low, sign * cell.high))
-    found = verdict.of_claim(sign * cell.value, low, high, claim.smallest, claim.published)
-    return replace(found, verified=claim.verified)

@@ -14,8 +14,9 @@ import pandas as pd
 
 from bench.metrics import Metric, size
 from bench.registry import Published
+from bench.report.cells import Cell
 from bench.report.glossary import metric, position
-from bench.report.load import Cell, Line
+from bench.report.load import Line
 
 DAGGER = "†"
 ROW, MACS, METRIC, OURS, VERDICT = "row", "MACs (speed-up)", "metric", "ours", "verdict"

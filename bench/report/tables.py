@@ -12,8 +12,10 @@ import pandas as pd
 from bench import claims
 from bench.metrics import size
 from bench.registry import Published
+from bench.report.cells import Cell
 from bench.report.glossary import metric, position
-from bench.report.load import CONTRASTS, Cell, Line
+from bench.report.judging import CONTRASTS
+from bench.report.load import Line
 from bench.report.readable import DAGGER, ROW, VERDICT, cell_text, columns, printed, readable, row_name
 
 CLAIMED, REAL = "claimed", "real (own shape)"

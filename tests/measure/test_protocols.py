@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import runner
+from bench import planning, runner
 from bench.chains import under_protocols
 from bench.measure import protocols
 from bench.models.checkpoint import checkpoint, network
 from bench.models.recipe import Recipe
+from bench.planning import Job
 from bench.rows import Chain, Paper, Row, Setting
-from bench.runner import Job
 from bench.steps import Context, Kind, Source, Step, make_step
 from bench.store import Result, Store
 from bench.train.fit import seed_everything
@@ -95,7 +95,7 @@ def test_a_row_has_a_column_for_each_protocol(tmp_path: Path) -> None:
     row = Row("Table 1", "both", "imagenet", None, None, recipe, chain, seeds=(0,), further=lambda scale: further)
     paper = Paper("toy", "A toy", "nobody", [row], [])
     job = Job(out=out, scale=str(root), data=tmp_path, progress=False, device="cpu")
-    (planned,) = runner.plan(paper, paper.rows, job)
+    (planned,) = planning.plan(paper, paper.rows, job)
     (outcome,) = runner.run([planned], job, Store(out))
     assert outcome.file is not None
     value = json.loads(outcome.file.read_text())
@@ -131,7 +131,7 @@ def test_data_without_protocols_have_none_of_the_columns(tmp_path: Path) -> None
     further = {name: Source(protocol=name) for name in protocols.PROTOCOLS}
     row = Row("Table 1", "both", "imagenet", None, None, recipe, chain, seeds=(0,), further=lambda scale: further)
     job = Job(out=tmp_path, scale="digits", progress=False, device="cpu")
-    (planned,) = runner.plan(Paper("toy", "A toy", "nobody", [row], []), [row], job)
+    (planned,) = planning.plan(Paper("toy", "A toy", "nobody", [row], []), [row], job)
     assert planned.chain is not None
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from bench.models.recipe import Recipe
 from bench.nightly import order
 from bench.nightly.order import Candidate
+from bench.planning import Planned
 from bench.registry import Published
 from bench.rows import Chain, Paper, Row
-from bench.runner import Planned
 from bench.steps import Context, Kind, Step, make_step
 from bench.store import Result, Store
 
@@ -95,7 +95,7 @@ def test_embedded_takes_each_row_to_the_data_of_its_kind(monkeypatch: Any) -> No
         asked.append((job.scale, [row.name for row in rows]))
         return [Planned(paper, row, job.scale) for row in rows]
 
-    monkeypatch.setattr(order.runner, "plan", plan)
+    monkeypatch.setattr(order.planning, "plan", plan)
     rows = [Row("T", "a", "cifar10"), replace(Row("T", "b", "voc"), data="boxes")]
     found = order.planned([(Paper("toy", "", "", rows, []), rows)], order.Job(scale="embedded", device="cpu"))
     assert asked == [("clutter", ["a"]), ("scenes", ["b"])] and len(found) == 2

@@ -9,6 +9,7 @@ import pytest
 from bench.errors import UserError
 from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
+from bench.planning import Job, rounded_chain
 from bench.pruning import rounding_steps
 from bench.pruning import steps as pruning
 from bench.pruning.calibration import Sampling
@@ -16,7 +17,6 @@ from bench.pruning.layerwise import Method
 from bench.pruning.rounding_steps import Rounded, rounded_steps, run_rounded
 from bench.report.load import Declared, _told, command
 from bench.rows import Chain
-from bench.runner import Job, rounded_chain
 from bench.steps import Context, DataValue, Kind, Step, make_step
 from bench.store import Result
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench import runner
+from bench import planning
 from bench.models.recipe import Recipe
 from bench.rows import Row, Setting
 from bench.steps import DataValue
@@ -42,7 +42,7 @@ STUDY = {
 ROWS: dict[tuple[str, str], Row] = {
     (row.table.partition(" (")[0], row.name): row
     for paper in ("channel_pruning", "selection_study")
-    for row in runner.papers()[paper].rows
+    for row in planning.papers()[paper].rows
 }
 WHERE = Setting("clutter", DataValue("plain", "training"), 10, 4191, 2000, "cpu", (0,), None)
 

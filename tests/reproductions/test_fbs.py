@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import runner
+from bench import planning, runner
 from bench.commands import declared
 from bench.gating import steps as gating
 from bench.gating.layer import GatedConv2d, gated_layers
 from bench.gating.skip import SkippedNetwork
 from bench.measure.latency import Protocol
 from bench.models.recipe import Recipe
+from bench.planning import Job
 from bench.report import pages
 from bench.report.load import read
 from bench.rows import SIZE_ALONE, Row, Setting
-from bench.runner import Job
 from bench.steps import DataValue, Step, in_order
 from bench.store import Store
 from bench.train.schedule import Schedule
@@ -141,7 +141,7 @@ def test_every_derived_size_agrees(tmp_path: Path) -> None:
     paper = fbs.paper()
     derived = [row for row in paper.rows if row.table in fbs.DERIVED.values()]
     job = Job(out=tmp_path, scale="digits", progress=False)
-    runner.run(runner.plan(paper, derived, job), job, Store(tmp_path))
+    runner.run(planning.plan(paper, derived, job), job, Store(tmp_path))
     lines = read(tmp_path, REGISTRY, declared())["fbs"]
     verdicts = {(line.table, line.name): {m: str(v) for m, v in line.verdicts.items()} for line in lines if line.links}
     assert len(verdicts) == 10 + 7 + 2
@@ -167,7 +167,7 @@ def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         Row(fbs.FIGURE3, name, "cifar10", None, None, tiny, chain, {}, seeds=(0,)) for name, chain in made.items()
     ]
     job = Job(out=tmp_path, scale="digits", progress=False)
-    outcomes = runner.run(runner.plan(fbs.paper(), chosen, job), job, Store(tmp_path))
+    outcomes = runner.run(planning.plan(fbs.paper(), chosen, job), job, Store(tmp_path))
     found = {}
     for outcome in outcomes:
         assert outcome.file is not None, outcome.reason
@@ -217,7 +217,7 @@ def test_every_row_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     chosen = [replace(row, dense=row.dense, seeds=(0,)) for row in rows if row.missing is None]
     job = Job(out=tmp_path, scale="digits", progress=False)
     paper = replace(paper, rows=chosen)
-    outcomes = runner.run(runner.plan(paper, chosen, job), job, Store(tmp_path))
+    outcomes = runner.run(planning.plan(paper, chosen, job), job, Store(tmp_path))
     assert {outcome.status for outcome in outcomes} == {runner.OK}, outcomes
     lines = read(tmp_path, REGISTRY, declared())["fbs"]
     assert len(lines) == len(chosen)

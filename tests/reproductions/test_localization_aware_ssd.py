@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench import runner
+from bench import planning
 from bench.data.annotations import DetectionSet, DetectionSplit
 from bench.data.scenes import scenes_detection
 from bench.models.checkpoint import checkpoint
 from bench.models.recipe import Recipe
 from bench.models.ssd import SSD, registry
+from bench.planning import Job
 from bench.pruning.surgery import convolution
-from bench.runner import Job
 from bench.steps import Context, Step, in_order
 from bench.train.detection_steps import detector
 from reproductions import localization_aware_ssd as lcp
@@ -336,12 +336,12 @@ def test_segments_cover_every_site_once_and_in_order(name: str, count: int) -> N
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> list[runner.Planned]:
+def planned(tmp_path_factory: pytest.TempPathFactory) -> list[planning.Planned]:
     job = Job(out=tmp_path_factory.mktemp("runs"), scale="scenes", device="cpu", progress=False)
-    return runner.plan(lcp.paper(), lcp.paper().rows, job)
+    return planning.plan(lcp.paper(), lcp.paper().rows, job)
 
 
-def test_every_row_plans_at_scenes(planned: list[runner.Planned]) -> None:
+def test_every_row_plans_at_scenes(planned: list[planning.Planned]) -> None:
     """All but the publication's own tables, which are for VOC and COCO; each has a chain and something to show."""
     paper = lcp.paper()
     assert paper.key == "localization_aware_ssd" and paper.deviations == lcp.DEVIATIONS
@@ -354,9 +354,9 @@ def test_every_row_plans_at_scenes(planned: list[runner.Planned]) -> None:
         assert len(entry.chain.networks) in (0, len(entry.row.seeds))
 
 
-def test_work_is_shared_between_the_rows(planned: list[runner.Planned]) -> None:
+def test_work_is_shared_between_the_rows(planned: list[planning.Planned]) -> None:
     """One dense training; three auxiliary networks for a method and seed, on at most 128 images a pick."""
-    steps = [step for step, _ in runner.steps_of(planned)]
+    steps = [step for step, _ in planning.steps_of(planned)]
     assert [step.name for step in steps].count("dense(seed 0)") == 1
     auxiliary = [step for step in steps if step.run is lcp.run_auxiliary]
     assert len(auxiliary) == 3 * 3 * 2  # segments, seeds, LCP and DCP
@@ -365,7 +365,7 @@ def test_work_is_shared_between_the_rows(planned: list[runner.Planned]) -> None:
 
 
 @pytest.mark.parametrize("row", ["LCP", "DCP"])
-def test_stages_follow_one_another(planned: list[runner.Planned], row: str) -> None:
+def test_stages_follow_one_another(planned: list[planning.Planned], row: str) -> None:
     """Dense, then train and select three times; together the selections keep what equal shares keep."""
     entry = next(e for e in planned if e.row.name == row)
     assert entry.chain is not None

@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import chains, runner, sizes
+from bench import chains, planning, runner, sizes
 from bench.cli import main
 from bench.measure import protocols
 from bench.measure import steps as measuring
 from bench.models.edits import NewOutputs, ReplaceHead
 from bench.models.recipe import Recipe
+from bench.planning import Job
 from bench.pruning import steps as pruning
 from bench.pruning.calibration import Sampling
 from bench.pruning.layerwise import Method
 from bench.registry import find, load
 from bench.rows import Chain, Paper, Row, Setting
-from bench.runner import Job
 from bench.steps import DataValue, Source, Step
 from bench.store import Store, row_path, write_json
 from bench.train import steps as training
@@ -390,7 +390,7 @@ def _short(out: Path) -> Path:
 
     row = Row("Table 1", "short", "imagenet", None, None, dense, chain, seeds=(0,))
     paper, job = Paper("toy", "A toy", "nobody", [row], []), Job(out=out, scale="digits", device="cpu", progress=False)
-    (outcome,) = runner.run(runner.plan(paper, [row], job), job, Store(out))
+    (outcome,) = runner.run(planning.plan(paper, [row], job), job, Store(out))
     assert outcome.file is not None
     return outcome.file
 
