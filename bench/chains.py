@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bench import zoo
 from bench.measure import steps as measuring
 from bench.measure.protocols import under
+from bench.models.edits import Edit
 from bench.models.recipe import Recipe
 from bench.protocols import Protocol
-from bench.pruning.steps import dense_macs
+from bench.pruning import steps as pruning
+from bench.pruning import surgery
+from bench.pruning.calibration import Sampling
+from bench.pruning.layerwise import Method
 from bench.rows import Chain, Setting
 from bench.steps import Kind, Step, make_step
 from bench.train import steps as train
@@ -25,7 +29,13 @@ Measure = Callable[[Setting, Recipe, Step, int], Step]
 
 def gmacs(recipe: Recipe, images: int, passes: float) -> float:
     """Expected work of ``passes`` forward passes over ``images`` images, in GMACs."""
-    return dense_macs(recipe) / 1e9 * images * passes
+    return pruning.dense_macs(recipe) / 1e9 * images * passes
+
+
+def filters(recipe: Recipe, names: Iterable[str]) -> dict[str, int]:
+    """How many filters these convolutions of the network have, by module name."""
+    model = recipe.build("meta" if ":" not in recipe.builder else "cpu")
+    return {name: surgery.convolution(model, name).out_channels for name in names}
 
 
 def shape_of(dense: Recipe, keep: Mapping[str, int]) -> Recipe:
@@ -61,6 +71,32 @@ def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Sch
     return make_step(
         Kind.TRAIN, name, train.run_trained, params, parents, data=setting.data, device=setting.device, work=work
     )
+
+
+def edited(setting: Setting, parent: Step, edit: Edit, seed: int) -> Step:
+    """``parent`` with an edit; what is new in it has weights from ``seed``."""
+    return make_step(Kind.PRUNE, "edited", train.run_edited, train.Editing(edit, seed), [parent], device=setting.device)
+
+
+def pruned_by(
+    setting: Setting,
+    recipe: Recipe,
+    parent: Step,
+    seed: int,
+    method: Method,
+    keep: Mapping[str, int],
+    images: int,
+    *,
+    alone: bool = True,
+) -> Step:
+    """One walk through ``parent``'s network, ``keep`` filters left by module name.
+
+    Ten positions of each of ``images`` training images, spread evenly over the classes, are looked at; with ``alone``
+    in the layers that are named only.
+    """
+    images, sampling = min(images, setting.train_images), Sampling(positions=10, seed=seed)
+    params = pruning.Pruning(method, pruning.Fixed(keep), sampling, images, balanced=True, alone=alone)
+    return pruning.pruned(parent, None, params, setting.data, gmacs(recipe, images, 4.0))
 
 
 def distilled(

@@ -15,7 +15,7 @@ paper's under :func:`as_published`, for who asks for it (``--paper-schedule``)::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TypeVar
 
@@ -64,13 +64,13 @@ def lookup(table: Mapping[tuple[str, str], T], scale: str, recipe: Recipe) -> T:
 
 
 def protocol(table: Mapping[tuple[str, str], P], setting: Setting, recipe: Recipe) -> P:
-    """The protocol of a setting: trainings in mixed precision where that is asked for, no more images than there are.
+    """The protocol of a setting: all trainings in mixed precision where it is asked for, no more images than there are.
 
     Raises :class:`UserError` where the table has none.
     """
     published = as_published(setting.scale)
     asked = setting.paper_schedule and any(where == published for where, _ in table)
     found = lookup(table, published if asked else setting.scale, recipe)
-    images = min(found.images, setting.train_images)
-    dense = None if found.dense is None else replace(found.dense, amp=setting.amp)
-    return replace(found, dense=dense, tuning=replace(found.tuning, amp=setting.amp), images=images)
+    values = {spec.name: getattr(found, spec.name) for spec in fields(found)}
+    trainings = {name: replace(one, amp=setting.amp) for name, one in values.items() if isinstance(one, Schedule)}
+    return replace(found, **trainings, images=min(found.images, setting.train_images))

@@ -131,6 +131,21 @@ class Paper:
         return found
 
 
+def links(metrics: Mapping[str, str], row: str, *model: str) -> dict[str, tuple[str, ...]]:
+    """``published`` of a row: our metrics, by ``metrics`` to the registry's, of its row (of a model)."""
+    return {ours: (row, printed, *model) for ours, printed in metrics.items()}
+
+
+def counts(row: str, *model: str) -> dict[str, list[tuple[str, ...]]]:
+    """``sizes`` of a row whose table prints FLOPs and parameters."""
+    return {"macs": [(row, "FLOPs", *model)], "params": [(row, "params", *model)]}
+
+
+def reductions(row: str, *model: str) -> dict[str, list[tuple[str, ...]]]:
+    """``sizes`` of a row whose table prints how many times fewer they are than the dense network's."""
+    return {"speedup": [(row, "FLOPs_reduction", *model)], "params_reduction": [(row, "params_reduction", *model)]}
+
+
 def slug(name: str) -> str:
     """Lower case, letters, digits and dots; ``plus`` for a plus sign at the end, hyphens for the rest."""
     return re.sub(r"[^a-z0-9.]+", "-", re.sub(r"[+]$", " plus", name.lower())).strip("-.")

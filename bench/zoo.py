@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bench.models.recipe import Recipe
 from bench.models.vgg import CONVS, batch_norm_convs
 from bench.protocols import ANY, cosine, lookup
@@ -9,6 +11,8 @@ from bench.train.schedule import Schedule
 
 # the embedded scales, and the side of the images that the narrow ResNets take there
 EMBEDDED = {"digits": 16, "clutter": 32}
+# the network at a scale, with so many classes, for the user's weights or for others
+Network = Callable[[str, int, bool], Recipe]
 
 
 def vgg16(scale: str, classes: int, given: bool) -> Recipe:

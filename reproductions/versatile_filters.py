@@ -18,15 +18,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
+from typing import Any
 
 from bench import zoo
-from bench.chains import gmacs, measured_chain, shape_of, trained
+from bench.chains import Prune, filters, gmacs, measured_chain, shape_of, trained
 from bench.cli import main
-from bench.measure import macs
 from bench.models.recipe import Recipe
-from bench.pruning import surgery
-from bench.rows import Chain, Paper, Row, Setting
+from bench.protocols import ANY, Protocol, cosine, protocol
+from bench.rows import Chain, Paper, Row, Setting, links
+from bench.sizes import size
 from bench.steps import Kind, Step, make_step
 from bench.train.schedule import Schedule
 from bench.versatile import training
@@ -61,14 +63,8 @@ DEVIATIONS = [
     "long.",
 ]
 
-README, COCO, DRNET = "repo readme", "COCO readme", "quoted in DRNet T4"
-NEURIPS, PRECURSOR = "NeurIPS ImageNet table", "CIFAR-10 table"
-SPATIAL_TABLE = "Spatial filters and narrowed networks (VGG-16, CIFAR-10)"
-CHANNEL_TABLE = "Channel windows and narrowed networks (VGG-16, CIFAR-10)"
-LEARNED_TABLE = "Learned masks (VGG-16, CIFAR-10)"
-
 # --------------------------------------------------------------------------------------------------------------------
-# Networks
+# The networks with secondary filters, and their training
 
 # the network that is trained in the place of the ordinary one
 Change = Callable[[Recipe], Recipe]
@@ -91,32 +87,52 @@ def masked(recipe: Recipe, masks: Masks) -> Recipe:
     return recipe.edited(Learned(masks))
 
 
-def narrowed(recipe: Recipe, options: Options, counted: str) -> Recipe:
-    """The ordinary VGG-16 of the CIFAR form whose ``params`` or ``macs`` are nearest to the versatile network's.
-
-    All layers keep the same share of their filters.
-    """
-    target = size_of(versatile(recipe, options), counted)
-    low, high = 0.0, 1.0
-    for _ in range(12):  # to 1/4096 of the width
-        middle = (low + high) / 2.0
-        low, high = (low, middle) if size_of(thin(recipe, middle), counted) > target else (middle, high)
-    chosen = min((thin(recipe, share) for share in (low, high)), key=lambda r: abs(size_of(r, counted) - target))
-    model = chosen.build("meta")
-    return shape_of(
-        recipe, {name: surgery.convolution(model, name).out_channels for name in zoo.vgg_layers(recipe).values()}
-    )
+def in_its_place(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, change: Change, name: str) -> Step:
+    """Another network trained from scratch as the ordinary one, which is not looked at."""
+    return trained(setting, change(recipe), None, schedule(setting, recipe), seed, name)
 
 
-def thin(recipe: Recipe, share: float) -> Recipe:
-    """The network with this share of every convolution's filters, as a network of its own."""
-    return replace(recipe, arguments={**recipe.arguments, "width": share * recipe.arguments["width"]})
+def learned(
+    setting: Setting, recipe: Recipe, parent: Step, seed: int, *, masks: Masks, orthogonality: float = 1.0
+) -> Step:
+    """Filters and masks trained in turns from scratch, each mini-batch twice."""
+    how = schedule(setting, recipe)
+    params = training.Masked(masked(recipe, masks), how, seed, orthogonality)
+    work = gmacs(recipe, setting.train_images, 6.0 * how.epochs)
+    owner, count = "own" if masks.own else "shared", masks.count or "ceil(d/2)"
+    name = f"learned({count} {owner} masks, orthogonality {orthogonality:g}, seed {seed})"
+    return make_step(Kind.TRAIN, name, training.run_masked, params, data=setting.data, device=setting.device, work=work)
 
 
-def size_of(recipe: Recipe, counted: str) -> int:
-    """Parameters, or multiply-accumulates of the convolutions."""
-    found = macs.count(recipe.build("meta"), recipe.input_shape)
-    return found.params if counted == "params" else found.total("conv")
+# --------------------------------------------------------------------------------------------------------------------
+# Protocols and networks, at the paper's scale and at the others
+
+released = partial(Schedule, batch=256, weight_decay=1e-4, shape="steps", milestones=(40, 80, 120))
+
+
+def alike(how: Schedule) -> Protocol:
+    """The ordinary network and all that stand in its place trained in the same way; no images choose anything."""
+    return Protocol(how, how, images=0)
+
+
+# (scale, network): the training from fresh weights
+PROTOCOLS = {
+    # chosen on the ordinary network's training images: with SGD at 0.1 one seed of three stayed at chance
+    **{
+        (scale, ANY): alike(cosine(4, 0.003, 64, weight_decay=0.01, clip=1.0, optimizer="AdamW"))
+        for scale in zoo.EMBEDDED
+    },
+    # ours: neither the paper's schedule on CIFAR-10 nor its precursor's could be read, none can stand beside it
+    ("cifar10", ANY): alike(cosine(10, 0.1, 128)),
+    # the released code, on ImageNet; AlexNet's rate is ours
+    (ANY, "alexnet"): alike(released(130, 0.01)),
+    (ANY, ANY): alike(released(130, 0.1)),
+}
+
+
+def schedule(setting: Setting, recipe: Recipe) -> Schedule:
+    """How every network of a table is trained."""
+    return protocol(PROTOCOLS, setting, recipe).tuning
 
 
 def vgg16(scale: str, classes: int, given: bool, width: float = 0.5) -> Recipe:
@@ -138,43 +154,41 @@ def alexnet(scale: str, classes: int, given: bool) -> Recipe:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Chains
+# What it is compared with: ordinary networks as small, which the paper does not have
 
 
-def schedule(scale: str, recipe: Recipe) -> Schedule:
-    """How every network of a table is trained: the authors' on ImageNet, what the data are worth elsewhere."""
-    if scale in zoo.EMBEDDED:
-        # chosen on the ordinary network's training images: with SGD at 0.1 one seed of three stayed at chance
-        return Schedule(4, 0.003, 64, weight_decay=0.01, shape="cosine", clip=1.0, optimizer="AdamW")
-    if scale == "cifar10":
-        return Schedule(epochs=10, lr=0.1, batch=128, weight_decay=5e-4, shape="cosine")
-    lr = 0.01 if recipe.builder == "alexnet" else 0.1
-    return Schedule(epochs=130, lr=lr, batch=256, weight_decay=1e-4, shape="steps", milestones=(40, 80, 120))
+def narrowed(recipe: Recipe, options: Options, counted: str) -> Recipe:
+    """The ordinary VGG-16 of the CIFAR form whose ``params`` or ``macs`` are nearest to the versatile network's.
+
+    All layers keep the same share of their filters.
+    """
+
+    def count(one: Recipe) -> Fraction:
+        return size(one, counted, "all" if counted == "params" else "conv")
+
+    target, low, high = count(versatile(recipe, options)), 0.0, 1.0
+    for _ in range(12):  # to 1/4096 of the width
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if count(thin(recipe, middle)) > target else (middle, high)
+    chosen = min((thin(recipe, share) for share in (low, high)), key=lambda one: abs(count(one) - target))
+    return shape_of(recipe, filters(chosen, zoo.vgg_layers(recipe).values()))
+
+
+def thin(recipe: Recipe, share: float) -> Recipe:
+    """The network with this share of every convolution's filters, as a network of its own."""
+    return replace(recipe, arguments={**recipe.arguments, "width": share * recipe.arguments["width"]})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# From the ordinary network to a row
 
 
 def ordinary(setting: Setting, recipe: Recipe, seed: int) -> Step:
-    """The ordinary network, from scratch."""
-    return trained(setting, recipe, None, schedule(setting.scale, recipe), seed, "ordinary")
+    """The ordinary network, from scratch whatever weights are given."""
+    return trained(setting, recipe, None, schedule(setting, recipe), seed, "ordinary")
 
 
-def changed(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, change: Change, name: str) -> Step:
-    """Another network trained from scratch as the ordinary one, which is not looked at."""
-    return trained(setting, change(recipe), None, schedule(setting.scale, recipe), seed, name)
-
-
-def learned(
-    setting: Setting, recipe: Recipe, parent: Step, seed: int, *, masks: Masks, orthogonality: float = 1.0
-) -> Step:
-    """Filters and masks trained in turns from scratch, each mini-batch twice."""
-    how = schedule(setting.scale, recipe)
-    params = training.Masked(masked(recipe, masks), how, seed, orthogonality)
-    work = gmacs(recipe, setting.train_images, 6.0 * how.epochs)
-    owner, count = "own" if masks.own else "shared", masks.count or "ceil(d/2)"
-    name = f"learned({count} {owner} masks, orthogonality {orthogonality:g}, seed {seed})"
-    return make_step(Kind.TRAIN, name, training.run_masked, params, data=setting.data, device=setting.device, work=work)
-
-
-def chain(setting: Setting, recipe: Recipe, *, make: Callable[..., Step] | None) -> Chain:
+def chain(setting: Setting, recipe: Recipe, *, make: Prune | None) -> Chain:
     """The network that ``make`` gives, measured and compared with the ordinary one of the same seed."""
     return measured_chain(setting, recipe, dense=ordinary, prune=make, tuning=None)
 
@@ -182,141 +196,146 @@ def chain(setting: Setting, recipe: Recipe, *, make: Callable[..., Step] | None)
 # --------------------------------------------------------------------------------------------------------------------
 # Rows
 
-VGG16, VGG16_BN = zoo.vgg16("imagenet", 1000, False), vgg16("imagenet", 1000, False)
+README, COCO, DRNET = "repo readme", "COCO readme", "quoted in DRNet T4"
+NEURIPS, PRECURSOR = "NeurIPS ImageNet table", "CIFAR-10 table"
+SPATIAL_TABLE = "Spatial filters and narrowed networks (VGG-16, CIFAR-10)"
+CHANNEL_TABLE = "Channel windows and narrowed networks (VGG-16, CIFAR-10)"
+LEARNED_TABLE = "Learned masks (VGG-16, CIFAR-10)"
+
+VGG16_BN = vgg16("imagenet", 1000, False)
 RESNET50, ALEXNET = resnet50("imagenet", 1000, False), alexnet("imagenet", 1000, False)
 ON_IMAGES, ON_SMALL = ("imagenet",), ("clutter", "cifar10")
 # at the embedded scale three, on CIFAR-10, where each takes an hour, one
 ONCE: tuple[int, ...] = (0,)
 THRICE = {"clutter": (0, 1, 2)}
-ACCURACIES = ("top1_acc", "top5_acc")
+ACCURACIES = {"top1_acc": "top-1", "top5_acc": "top-5"}
+ERRORS = {"top1_err": "top-1 err", "top5_err": "top-5 err"}
 
 
-def versatile_row(options: Options, name: str) -> Callable[[Setting, Recipe], Chain]:
-    """The chain of a network with fixed secondary filters."""
-    return partial(chain, make=partial(changed, change=partial(versatile, options=options), name=name))
+def secondary(options: Options, name: str) -> Prune:
+    """What makes the network with fixed secondary filters."""
+    return partial(in_its_place, change=partial(versatile, options=options), name=name)
 
 
-def narrow_row(options: Options, counted: str) -> Callable[[Setting, Recipe], Chain]:
-    """The chain of an ordinary network that is narrowed to the size of a versatile one."""
+def narrow(options: Options, counted: str) -> Prune:
+    """What makes an ordinary network that is narrowed to the size of a versatile one."""
     change = partial(narrowed, options=options, counted=counted)
-    return partial(chain, make=partial(changed, change=change, name=f"narrowed by {counted}"))
+    return partial(in_its_place, change=change, name=f"narrowed by {counted}")
+
+
+def large(
+    table: str, name: str, network: zoo.Network, whole: Recipe, options: Options | None, label: str, **more: Any
+) -> Row:
+    """A row on ImageNet: the network ``whole``, with secondary filters where there are ``options`` (``label``)."""
+    shape, make = (whole, None) if options is None else (versatile(whole, options), secondary(options, label))
+    tail = partial(chain, make=make)
+    return Row(table, name, "imagenet", shape, dense=network, chain=tail, seeds=ONCE, scales=ON_IMAGES, **more)
 
 
 def readme() -> list[Row]:
     """VGG-16 on ImageNet; of its sizes nothing is printed that could be read."""
     rows = []
-    for name, options in (("baseline", None), ("spatial", SPATIAL), ("spatial+channel", BOTH)):
-        links = {ours: (name, printed) for ours, printed in zip(ACCURACIES, ("top-1", "top-5"), strict=True)}
-        shape = VGG16_BN if options is None else versatile(VGG16_BN, options)
-        row_chain = partial(chain, make=None) if options is None else versatile_row(options, name)
-        rows.append(Row(README, name, "imagenet", shape, None, vgg16, row_chain, links, seeds=ONCE, scales=ON_IMAGES))
-    shape = versatile(VGG16_BN, RELEASED)
-    name = "spatial+channel, windows of the released code"
-    row_chain = versatile_row(RELEASED, name)
-    ours = Row(README, name, "imagenet", shape, None, vgg16, row_chain, seeds=ONCE, scales=ON_IMAGES, ours=True)
-    return [*rows, ours]
+    for name, options in (
+        ("baseline", None),
+        ("spatial", SPATIAL),
+        ("spatial+channel", BOTH),
+        ("spatial+channel, windows of the released code", RELEASED),
+    ):
+        ours = options is RELEASED
+        printed = {} if ours else links(ACCURACIES, name)
+        rows.append(large(README, name, vgg16, VGG16_BN, options, name, published=printed, ours=ours))
+    return rows
 
 
 def neurips() -> list[Row]:
     """ResNet-50 and AlexNet on ImageNet, from memory."""
     rows = []
-    for network, dense, shape in (("ResNet-50", resnet50, RESNET50), ("AlexNet", alexnet, ALEXNET)):
-        for name, options in (("original", None), ("spatial", SPATIAL), ("spatial+channel", BOTH)):
-            own = shape if options is None else versatile(shape, options)
-            row_chain = partial(chain, make=None) if options is None else versatile_row(options, name)
-            # ResNet-50 with both is quoted elsewhere
-            links = {} if network == "AlexNet" or name == "spatial+channel" else {
-                "top1_err": (name, "top-1 err"), "top5_err": (name, "top-5 err"),
-            }  # fmt: skip
-            sizes = {"memory": [(name, "memory", "AlexNet")]} if network == "AlexNet" else {}
-            row = Row(
-                NEURIPS, f"{network}, {name}", "imagenet", own, None, dense, row_chain, links, sizes,
-                seeds=ONCE, scales=ON_IMAGES,
-            )  # fmt: skip
-            rows.append(row)
+    for name, options in (("original", None), ("spatial", SPATIAL), ("spatial+channel", BOTH)):
+        # ResNet-50 with both is quoted elsewhere
+        printed = {} if options is BOTH else links(ERRORS, name)
+        rows.append(large(NEURIPS, f"ResNet-50, {name}", resnet50, RESNET50, options, name, published=printed))
+    for name, options in (("original", None), ("spatial", SPATIAL), ("spatial+channel", BOTH)):
+        memory = {"memory": [(name, "memory", "AlexNet")]}
+        rows.append(large(NEURIPS, f"AlexNet, {name}", alexnet, ALEXNET, options, name, sizes=memory))
     return rows
 
 
 def drnet() -> list[Row]:
     """ResNet-50 with both, as a later paper quotes it."""
     name = "Versatile-ResNet-50 (spatial+channel)"
-    links = {"top1_acc": (name, "top-1"), "top5_acc": (name, "top-5")}
     sizes = {"params": [(name, "params")], "macs": [(name, "FLOPs")]}
-    row_chain = versatile_row(BOTH, "spatial+channel")
-    shape = versatile(RESNET50, BOTH)
-    return [Row(DRNET, name, "imagenet", shape, None, resnet50, row_chain, links, sizes, seeds=ONCE, scales=ON_IMAGES)]
+    printed = links(ACCURACIES, name)
+    return [large(DRNET, name, resnet50, RESNET50, BOTH, "spatial+channel", published=printed, sizes=sizes)]
 
 
 def coco() -> list[Row]:
     """Faster R-CNN's ResNet-50, whose sizes are those of the network on ImageNet."""
     reason = "Faster R-CNN is not built here; its backbone's size alone is judged"
     rows = []
-    for name, options in (
-        ("baseline", None),
-        ("Versatile-v1 (spatial)", SPATIAL),
-        ("Versatile-v2 (spatial+channel)", BOTH),
+    for name, shape in (
+        ("baseline", RESNET50),
+        ("Versatile-v1 (spatial)", versatile(RESNET50, SPATIAL)),
+        ("Versatile-v2 (spatial+channel)", versatile(RESNET50, BOTH)),
     ):
-        shape = RESNET50 if options is None else versatile(RESNET50, options)
         sizes = {"memory": [(name, "memory")], "macs": [(name, "FLOPs")]}
         rows.append(Row(COCO, name, "coco", shape, missing=reason, sizes=sizes))
     return rows
 
 
-def precursor() -> list[Row]:
-    """Learned masks of {-1,+1} on CIFAR-10 (MVNet): A shares them among a layer's filters, B does not."""
-    full = partial(vgg16, width=1.0)
-    shape = full("cifar10", 10, False)
-    rows = []
-    for name, masks in (
-        ("Original", None),
-        ("MVNet-A s=4", Masks(4, own=False, alphabet="{-1,+1}")),
-        ("MVNet-B s=4", Masks(4, own=True, alphabet="{-1,+1}")),
-        ("MVNet-B s=64", Masks(64, own=True, alphabet="{-1,+1}")),
-    ):
-        own = shape if masks is None else masked(shape, masks)
-        make = None if masks is None else partial(learned, masks=masks)
-        sizes = {"memory": [(name, "memory")], "macs": [(name, "multiplications")]}
-        # an eighth of the width has too few filters for 64 masks
-        scales = ("cifar10",) if name.endswith("64") else ON_SMALL
-        row = Row(
-            PRECURSOR, name, "cifar10", own, None, full, partial(chain, make=make), {"top1_acc": (name, "top-1")},
-            sizes, seeds=ONCE, seeds_at=THRICE, scales=scales,
-        )  # fmt: skip
-        rows.append(row)
-    return rows
-
-
-def small(table: str, name: str, row_chain: Callable[[Setting, Recipe], Chain]) -> Row:
-    """A row of ours, on CIFAR-10 and the embedded scale."""
-    return Row(
-        table, name, "cifar10", dense=vgg16, chain=row_chain, seeds=ONCE, seeds_at=THRICE, scales=ON_SMALL, ours=True
-    )
+def small(table: str, name: str, network: zoo.Network, make: Prune | None, **more: Any) -> Row:
+    """A row on CIFAR-10 and the embedded scale."""
+    fields = {"seeds": ONCE, "seeds_at": THRICE, "scales": ON_SMALL, **more}
+    return Row(table, name, "cifar10", dense=network, chain=partial(chain, make=make), **fields)
 
 
 def narrowed_networks() -> list[Row]:
     """The versatile networks, their ordinary twin, and ordinary networks as small, which the paper does not have."""
     return [
-        small(SPATIAL_TABLE, "ordinary", partial(chain, make=None)),
-        small(SPATIAL_TABLE, "spatial", versatile_row(SPATIAL, "spatial")),
-        small(SPATIAL_TABLE, "narrowed to the parameters of spatial", narrow_row(SPATIAL, "params")),
-        small(SPATIAL_TABLE, "narrowed to the MACs of spatial", narrow_row(SPATIAL, "macs")),
-        small(CHANNEL_TABLE, "channel", versatile_row(CHANNEL, "channel")),
-        small(CHANNEL_TABLE, "spatial+channel", versatile_row(BOTH, "spatial+channel")),
-        small(CHANNEL_TABLE, "narrowed to the parameters of spatial+channel", narrow_row(BOTH, "params")),
-        small(CHANNEL_TABLE, "narrowed to the MACs of spatial+channel", narrow_row(BOTH, "macs")),
+        small(table, name, vgg16, make, ours=True)
+        for table, name, make in (
+            (SPATIAL_TABLE, "ordinary", None),
+            (SPATIAL_TABLE, "spatial", secondary(SPATIAL, "spatial")),
+            (SPATIAL_TABLE, "narrowed to the parameters of spatial", narrow(SPATIAL, "params")),
+            (SPATIAL_TABLE, "narrowed to the MACs of spatial", narrow(SPATIAL, "macs")),
+            (CHANNEL_TABLE, "channel", secondary(CHANNEL, "channel")),
+            (CHANNEL_TABLE, "spatial+channel", secondary(BOTH, "spatial+channel")),
+            (CHANNEL_TABLE, "narrowed to the parameters of spatial+channel", narrow(BOTH, "params")),
+            (CHANNEL_TABLE, "narrowed to the MACs of spatial+channel", narrow(BOTH, "macs")),
+        )
     ]
 
 
 def learned_masks() -> list[Row]:
     """Learned masks against the nested ones, at equal numbers of filters."""
-    rows = [small(LEARNED_TABLE, "fixed masks", versatile_row(SPATIAL, "spatial"))]
-    for name, masks, weight in (
-        ("learned masks", Masks(), 1.0),
-        ("learned masks, without orthogonality", Masks(), 0.0),
-        ("learned masks, shared", Masks(own=False), 1.0),
+    return [
+        small(LEARNED_TABLE, name, vgg16, make, ours=True)
+        for name, make in (
+            ("fixed masks", secondary(SPATIAL, "spatial")),
+            ("learned masks", partial(learned, masks=Masks())),
+            ("learned masks, without orthogonality", partial(learned, masks=Masks(), orthogonality=0.0)),
+            ("learned masks, shared", partial(learned, masks=Masks(own=False))),
+        )
+    ]
+
+
+def precursor() -> list[Row]:
+    """Learned masks of {-1,+1} on CIFAR-10 (MVNet): A shares them among a layer's filters, B does not."""
+    full, signs = partial(vgg16, width=1.0), "{-1,+1}"
+    whole = full("cifar10", 10, False)
+    rows = []
+    for name, masks in (
+        ("Original", None),
+        ("MVNet-A s=4", Masks(4, own=False, alphabet=signs)),
+        ("MVNet-B s=4", Masks(4, own=True, alphabet=signs)),
+        ("MVNet-B s=64", Masks(64, own=True, alphabet=signs)),
     ):
-        make = partial(learned, masks=masks, orthogonality=weight)
-        rows.append(small(LEARNED_TABLE, name, partial(chain, make=make)))
+        shape, make = (whole, None) if masks is None else (masked(whole, masks), partial(learned, masks=masks))
+        sizes = {"memory": [(name, "memory")], "macs": [(name, "multiplications")]}
+        # an eighth of the width has too few filters for 64 masks
+        scales = ("cifar10",) if name.endswith("64") else ON_SMALL
+        printed = {"top1_acc": (name, "top-1")}
+        more = {"shape": shape, "published": printed, "sizes": sizes, "scales": scales}
+        rows.append(small(PRECURSOR, name, full, make, **more))
     return rows
 
 

@@ -1,6 +1,6 @@
 """A table of protocols: what fits first counts; mixed precision; the paper's schedule; images are those there are."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -9,7 +9,7 @@ from bench.models.recipe import Recipe
 from bench.protocols import ANY, Protocol, as_published, cosine, lookup, protocol
 from bench.rows import Setting
 from bench.steps import DataValue
-from bench.train.schedule import Schedule, longer
+from bench.train.schedule import Schedule, lasting, longer
 
 TABLE = {
     ("digits", "vgg16"): Protocol(Schedule(1, 0.1), Schedule(11, 0.1), 720),
@@ -49,6 +49,22 @@ def test_mixed_precision_is_for_all_trainings_and_images_are_those_there_are(sca
     assert protocol(TABLE, setting(scale, 10_000), recipe).images == (720 if scale == "digits" else 5000)
 
 
+@dataclass(frozen=True)
+class Staged(Protocol):
+    """What a paper adds: trainings, and what is none."""
+
+    each: Schedule
+    block: Schedule | None = None
+    batch: int = 64
+
+
+def test_mixed_precision_reaches_what_a_paper_adds() -> None:
+    staged = Staged(Schedule(3, 0.1), Schedule(2, 0.1), 9, Schedule(1, 0.1))
+    found = protocol({(ANY, ANY): staged}, setting("digits", amp=True), Recipe("vgg16", {}, (3, 16, 16)))
+    trainings = [Schedule(epochs, 0.1, amp=True) for epochs in (3, 2, 1)]
+    assert found == Staged(trainings[0], trainings[1], 9, trainings[2])
+
+
 def test_the_paper_s_schedule_is_taken_where_it_is_asked_for_and_another_one_stands_beside_it() -> None:
     table = {
         (as_published("cifar10"), "vgg16"): Protocol(Schedule(160, 0.1), Schedule(40, 0.1), 9),
@@ -66,3 +82,6 @@ def test_schedules() -> None:
     assert cosine(3, 0.02, 64) == Schedule(3, 0.02, 64, weight_decay=5e-4, shape="cosine")
     steps = Schedule(35, 0.01, 256, shape="steps", milestones=(20, 30))
     assert longer(steps, 3) == Schedule(105, 0.01, 256, shape="steps", milestones=(60, 90))
+    # the paper's 36, 48 and 54 of 60; what is no whole epoch falls to the one before
+    assert lasting(Schedule(140, 0.01, shape="steps", milestones=(84, 112, 126)), 60).milestones == (36, 48, 54)
+    assert lasting(steps, 10) == Schedule(10, 0.01, 256, shape="steps", milestones=(5, 8))

@@ -256,16 +256,6 @@ class Sampled:
         return found
 
 
-def pick(
-    terms: Sequence[Term],
-    keep: int,
-    settings: Greedy,
-    auxiliary: Callable[[Tensor], tuple[float, Tensor]] | None = None,
-) -> Picked:
-    """:func:`choose` on :class:`Sampled`."""
-    return choose(Sampled(terms, settings, auxiliary), keep, settings)
-
-
 def sgd(
     weights: Sequence[Tensor], velocity: Sequence[Tensor], gradients: Sequence[Tensor], chosen: Tensor, settings: Greedy
 ) -> None:

@@ -31,3 +31,9 @@ def longer(schedule: Schedule, times: int) -> Schedule:
     """``times`` as many epochs of the same kind: the rate falls at the same shares of them."""
     milestones = tuple(times * epoch for epoch in schedule.milestones)
     return replace(schedule, epochs=times * schedule.epochs, milestones=milestones)
+
+
+def lasting(schedule: Schedule, epochs: int) -> Schedule:
+    """So many epochs of the same kind: the rate falls at the same shares of them."""
+    milestones = tuple(epochs * milestone // schedule.epochs for milestone in schedule.milestones)
+    return replace(schedule, epochs=epochs, milestones=milestones)

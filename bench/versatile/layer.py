@@ -25,8 +25,6 @@ from torch.nn import functional as F
 from bench.errors import UserError
 from bench.versatile.shape import Replacement
 
-EXECUTIONS = ("cropped", "one", "shared")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -199,12 +197,3 @@ class VersatileConv2d(Replacement):
         for a, b in itertools.pairwise(edges):
             if starts := [start for start in self.starts if start <= a < start + self.width]:
                 yield (a, b), a, starts
-
-
-def execute(model: nn.Module, execution: str) -> None:
-    """Sets how the versatile convolutions of a network are computed.  Raises :class:`UserError` for an unknown way."""
-    if execution not in EXECUTIONS:
-        raise UserError(f"unknown execution {execution!r}: choose one of {', '.join(EXECUTIONS)}")
-    for module in model.modules():
-        if isinstance(module, VersatileConv2d):
-            module.execution = execution

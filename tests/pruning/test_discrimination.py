@@ -18,7 +18,7 @@ from bench.models.preact import PreActResNet
 from bench.models.vgg19 import CONVS, vgg19_bn
 from bench.pruning.discrimination import Replay, prune_segment, total_loss
 from bench.pruning.graph import trace
-from bench.pruning.greedy import Greedy, SiteReport, Tail, Term, channel_scores, output_node, pick, sgd
+from bench.pruning.greedy import Greedy, Sampled, SiteReport, Tail, Term, channel_scores, choose, output_node, sgd
 from bench.pruning.surgery import convolution
 from bench.pruning.walk import Walk
 from bench.train.auxiliary import Discriminating, Head, Heads
@@ -385,7 +385,7 @@ def test_the_choice_from_moments_is_what_it_was_bit_for_bit(update: str) -> None
         return calls, auxiliary
 
     calls, auxiliary = turns()
-    found = pick(terms, 4, settings, auxiliary)  # type: ignore[arg-type]
+    found = choose(Sampled(terms, settings, auxiliary), 4, settings)  # type: ignore[arg-type]
     again, auxiliary = turns()
     weights = [torch.zeros_like(t.weight) for t in terms]
     velocity = [torch.zeros_like(t.weight) for t in terms]

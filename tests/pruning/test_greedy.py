@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bench.errors import UserError
 from bench.pruning.calibration import Calibration, Sampling, calibrate
 from bench.pruning.graph import find_sites, trace
-from bench.pruning.greedy import Greedy, SiteReport, Tail, Term, channel_scores, pick, prune_stage, term
+from bench.pruning.greedy import Greedy, Sampled, SiteReport, Tail, Term, channel_scores, choose, prune_stage, term
 from bench.pruning.moments import Moments
 from bench.pruning.surgery import convolution
 from bench.pruning.walk import Walk
@@ -374,7 +374,8 @@ def test_pick_is_algorithm_2(
         return float(value.detach()), torch.autograd.grad(value, free)[0]
 
     before = [reader.term.weight.clone() for reader in readers]
-    found = pick([reader.term for reader in readers], keep, greedy, auxiliary if aided else None)
+    terms = [reader.term for reader in readers]
+    found = choose(Sampled(terms, greedy, auxiliary if aided else None), keep, greedy)
     assert found.order == order
     for weight, truth in zip(found.weights, weights, strict=True):
         torch.testing.assert_close(weight, truth, rtol=1e-8, atol=1e-8)
@@ -401,7 +402,8 @@ def test_newton_s_step_is_a_least_squares_of_the_residual(
     case.term.unit = unit
     probe = torch.randn(case.conv.weight.shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
     greedy = Greedy(update="newton", ridge=ridge, lr=0.1, alpha=0.3)
-    found = pick([case.term], 1, greedy, (lambda weight: (float((weight * probe).sum()), probe)) if aided else None)
+    auxiliary = (lambda weight: (float((weight * probe).sum()), probe)) if aided else None
+    found = choose(Sampled([case.term], greedy, auxiliary), 1, greedy)
     (channel,) = found.order
     size = kernel[0] * kernel[1]
     x = case.x[:, channel * size : (channel + 1) * size]
@@ -418,8 +420,9 @@ def test_newton_s_step_is_a_least_squares_of_the_residual(
 
 
 def test_an_unknown_update_is_the_user_s_mistake() -> None:
+    case = Rows(0, 2, (1, 1), 2, 10, False, True)
     with pytest.raises(UserError, match="sgd or newton"):
-        pick([Rows(0, 2, (1, 1), 2, 10, False, True).term], 1, Greedy(update="adam"))
+        choose(Sampled([case.term], Greedy(update="adam")), 1, Greedy(update="adam"))
 
 
 @pytest.mark.parametrize("score", ["frobenius", "l21"])
@@ -430,18 +433,19 @@ def test_no_channel_is_picked_twice_where_all_others_are_dead(score: str, steps:
     xx[1, 1] = 7.0
     weight = torch.ones(2, 4, 1, 1, dtype=DOUBLE)
     dead = Term(xx, xx @ weight.flatten(1).T, float((weight.flatten(1) @ xx @ weight.flatten(1).T).trace()), 5, weight)
-    found = pick([dead], 4, Greedy(score=score, steps=steps, lr=0.1))
+    settings = Greedy(score=score, steps=steps, lr=0.1)
+    found = choose(Sampled([dead], settings), 4, settings)
     assert found.order[0] == 1
     assert sorted(found.order) == [0, 1, 2, 3]
     silent = Term(torch.zeros_like(xx), torch.zeros(4, 2, dtype=DOUBLE), 0.0, 5, weight)
-    assert sorted(pick([silent], 4, Greedy(score=score, steps=steps)).order) == [0, 1, 2, 3]
+    assert sorted(choose(Sampled([silent], settings), 4, settings).order) == [0, 1, 2, 3]
 
 
 def test_a_dead_channel_comes_last() -> None:
     """An input that is always zero has no gradient."""
     case = Rows(3, 4, (1, 1), 3, 30, True, True)
     case.term.xx[2], case.term.xx[:, 2], case.term.xy[2] = 0.0, 0.0, 0.0
-    assert pick([case.term], 4, Greedy()).order[-1] == 2
+    assert choose(Sampled([case.term], Greedy()), 4, Greedy()).order[-1] == 2
 
 
 # --- the tail ---

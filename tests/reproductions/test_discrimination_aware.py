@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from paper_rows import chain_of, path, schedules
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -25,8 +26,7 @@ from bench.pruning import discrimination_steps as steps
 from bench.pruning.greedy import Greedy
 from bench.pruning.steps import calibration_images
 from bench.registry import find, load
-from bench.rows import Chain, Row, Setting
-from bench.steps import Context, DataValue, Step
+from bench.steps import Context
 from bench.train import steps as training
 from bench.train.schedule import Schedule
 from reproductions import discrimination_aware as dcp
@@ -179,22 +179,6 @@ def test_every_claim_of_the_paper_has_rows_that_can_run() -> None:
 # Algorithm 1
 
 
-def chain_of(row: Row, scale: str, seeds: tuple[int, ...] = (0,)) -> Chain:
-    images = {"clutter": 4191, "cifar10": 50_000, "imagenet": 1_281_167}[scale]
-    classes = 1000 if scale == "imagenet" else 10
-    where = Setting(scale, DataValue("plain", "training"), classes, images, 2000, "cpu", seeds, None)
-    assert row.dense is not None and row.chain is not None
-    return row.chain(where, row.dense(scale, classes, False))
-
-
-def path(step: Step) -> list[Step]:
-    """The step and its first parents, the dense network first."""
-    found = [step]
-    while found[0].parents:
-        found.insert(0, found[0].parents[0])
-    return found
-
-
 @pytest.mark.parametrize(
     ("blocks", "losses", "behind"),
     [
@@ -253,6 +237,57 @@ def test_all_methods_are_tuned_for_as_many_epochs(scale: str) -> None:
         (last,) = chain_of(ROWS[table, prefix + name], scale).networks
         totals[name] = sum(step.params.schedule.epochs for step in path(last)[1:] if hasattr(step.params, "schedule"))
     assert set(totals.values()) == {{"clutter": 6, "cifar10": 24, "imagenet": 140}[scale]}, totals
+
+
+def test_the_paper_s_schedule_on_cifar_10() -> None:
+    """400 epochs divided by ten behind 160 and 240, dense and behind the last selection; tuned in one go as long."""
+    paper_s = Schedule(400, 0.1, 128, weight_decay=1e-4, nesterov=True, shape="steps", milestones=(160, 240))
+    # a quarter of the released code's 100 epochs (0.1, divided by ten behind 40 and 60) before each selection
+    before = replace(paper_s, epochs=25, milestones=(10, 15))
+    (last,) = chain_of(ROWS[T1, "ResNet-56, DCP"], "cifar10", paper_schedule=True).networks
+    dense, *found = path(last)
+    assert dense.params.schedule == last.params.schedule == paper_s
+    assert [step.params.schedule for step in found[0:8:2]] == [before] * 4
+    assert {step.params.images for step in found[1:8:2]} == {512}
+    (last,) = chain_of(ROWS[T1, "ResNet-56, DCP, one-off"], "cifar10", paper_schedule=True).networks
+    assert path(last)[1].params.schedule == replace(paper_s, epochs=100, milestones=(40, 60))
+    for name in ("ThiNet", "CP", "WM", "tuned as long"):
+        (last,) = chain_of(ROWS[T1, f"ResNet-56, {name}"], "cifar10", paper_schedule=True).networks
+        assert last.params.schedule == paper_s
+    (slim,) = chain_of(ROWS[T1, "VGGNet, Slimming"], "cifar10", paper_schedule=True).networks
+    assert [step.params.schedule for step in path(slim)[1::2]] == [
+        replace(before, epochs=100, milestones=(40, 60)),
+        paper_s,
+    ]
+    # elsewhere no other schedule stands beside the first
+    for scale in ("clutter", "imagenet"):
+        row = ROWS[T1, "ResNet-56, DCP"] if scale == "clutter" else ROWS[T3, "DCP"]
+        assert len({chain_of(row, scale, paper_schedule=asked).networks[0].key for asked in (False, True)}) == 1
+
+
+@pytest.mark.parametrize(("epochs", "milestones"), [(120, (48, 72)), (240, (96, 144)), (400, (160, 240))])
+def test_table_s2_trains_the_dense_network_as_the_paper_for_other_numbers_of_epochs(
+    epochs: int, milestones: tuple[int, int]
+) -> None:
+    (last,) = chain_of(ROWS[S2, f"{epochs} epochs / DCP"], "cifar10").networks
+    schedule = Schedule(epochs, 0.1, 128, weight_decay=1e-4, nesterov=True, shape="steps", milestones=milestones)
+    assert path(last)[0].params.schedule == schedule
+
+
+@pytest.mark.parametrize(
+    "name", ["ResNet-56, DCP", "ResNet-56, DCP, one-off", "ResNet-56, WM+", "ResNet-56, CP", "VGGNet, Slimming"]
+)
+def test_mixed_precision_reaches_every_training(name: str) -> None:
+    for amp in (False, True):
+        assert {one.amp for one in schedules(chain_of(ROWS[T1, name], "cifar10", amp=amp))} == {amp}
+
+
+def test_on_imagenet_the_tuning_behind_four_segments_is_the_paper_s() -> None:
+    """60 epochs, divided by ten behind 36, 48 and 54; of 140 in one go behind as large shares."""
+    schedule = Schedule(60, 0.01, 256, weight_decay=1e-4, nesterov=True, shape="steps", milestones=(36, 48, 54))
+    assert chain_of(ROWS[T3, "DCP"], "imagenet").networks[0].params.schedule == schedule
+    longer = replace(schedule, epochs=140, milestones=(84, 112, 126))
+    assert chain_of(ROWS[T3, "ThiNet"], "imagenet").networks[0].params.schedule == longer
 
 
 def test_vggnet_has_two_losses_and_slimming_reaches_the_printed_macs() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paper_rows import chain_of, path, schedules
 
 from bench import chains, planning, runner, sizes
 from bench.cli import main
@@ -23,12 +24,13 @@ from bench.measure import steps as measuring
 from bench.models.edits import NewOutputs, ReplaceHead
 from bench.models.recipe import Recipe
 from bench.planning import Job
+from bench.protocols import ANY
 from bench.pruning import steps as pruning
 from bench.pruning.calibration import Sampling
 from bench.pruning.layerwise import Method
 from bench.registry import find, load
 from bench.rows import Chain, Paper, Row, Setting
-from bench.steps import DataValue, Source, Step
+from bench.steps import Source
 from bench.store import Store, row_path, write_json
 from bench.train import steps as training
 from bench.train.schedule import Schedule
@@ -36,33 +38,6 @@ from reproductions import thinet
 
 PUBLISHED = load("thinet", Path(thinet.__file__).parent / "registry")
 ROWS = {(row.table, row.name): row for row in thinet.paper().rows}
-IMAGES = {"digits": 1437, "clutter": 4191, "cifar10": 50_000, "imagenet": 1_281_167}
-
-
-def setting(scale: str, seeds: tuple[int, ...] = (0,), data: str = "own") -> Setting:
-    classes = 1000 if scale == "imagenet" else 10
-    value = DataValue(data, f"{data}, augmented", Source(data))
-    return Setting(scale, value, classes, IMAGES[scale], 2000, "cpu", seeds, None)
-
-
-def chain_of(row: Row, scale: str, seeds: tuple[int, ...] = (0,)) -> Chain:
-    assert row.dense is not None and row.chain is not None
-    further = {
-        name: setting(source.scale or scale, seeds, source.protocol or str(source.scale))
-        for name, source in row.further(scale).items()
-    }
-    where = replace(setting(scale, seeds), further=further)
-    return row.chain(where, row.dense(scale, where.classes, False))
-
-
-def path(step: Step) -> list[Step]:
-    """The step and its first parents, the dense network first."""
-    found = [step]
-    while found[0].parents:
-        found.insert(0, found[0].parents[0])
-    return found
-
-
 # printed, in billions and millions: FLOPs count a multiplication and an addition, VGG's parameters no biases
 SIZES = {
     ("Table 1 (VGG-16)", "Original"): ("30.94", "138.34"),
@@ -370,23 +345,20 @@ def test_figure_4_has_five_curves_of_the_dense_network_and_four_shares() -> None
 # A chain that is killed
 
 
+EPOCHS = thinet.Protocol(Schedule(1, 0.1, 64), Schedule(2, 0.01, 64), images=720, each=Schedule(1, 0.01, 64))
+
+
 def _short(out: Path) -> Path:
-    """Three layers of a small ResNet-20 on digits, an epoch after each and two at the end; the row's file."""
+    """Four blocks of a small bottleneck network on digits, an epoch after each and two at the end; the row's file."""
     torch.set_num_threads(1)  # a forked child has no pool of threads
 
     def dense(scale: str, classes: int, given: bool) -> Recipe:
-        return Recipe("cifar_resnet20", {"num_classes": classes, "width": 0.25}, (3, 16, 16))
+        shape = {"num_classes": classes, "width": 0.125, "blocks": [1, 1, 1, 1]}
+        return Recipe("bottleneck_resnet", shape, (3, 16, 16))
 
     def chain(where: Setting, recipe: Recipe) -> Chain:
-        epoch = Schedule(1, 0.01, 64)
-        start = chains.trained(where, recipe, None, Schedule(1, 0.1, 64), 0, "dense")
-        keep = {f"layer{stage}.0.conv1": 2 * stage for stage in (1, 2, 3)}
-        stages = [thinet.Stage((name,), epoch) for name in keep]
-        last = thinet.layer_by_layer(
-            where, recipe, start, 0, stages=stages, keep=keep, method=thinet.THINET, last=Schedule(2, 0.01, 64)
-        )
-        run = chains.measured(where, recipe, last, 0)
-        return Chain([last], [run])
+        last = thinet.ThiNet()(where, recipe, thinet.start(where, recipe, 0), 0)
+        return Chain([last], [chains.measured(where, recipe, last, 0)])
 
     row = Row("Table 1", "short", "imagenet", None, None, dense, chain, seeds=(0,))
     paper, job = Paper("toy", "A toy", "nobody", [row], []), Job(out=out, scale="digits", device="cpu", progress=False)
@@ -396,8 +368,9 @@ def _short(out: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed -9 whenever another two steps are there; what is stored is not done again, and no number differs."""
+    monkeypatch.setattr(thinet, "PROTOCOLS", {(ANY, ANY): EPOCHS})
     before = torch.get_num_threads()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     file = _short(whole)
@@ -418,16 +391,15 @@ def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path) -> None:
     assert again["records"] == once["records"]
     (end,) = once["widths"]
     for name in ("state.safetensors", "arrays.safetensors"):
-        for path in (whole / "steps").glob(f"*/{name}"):
-            assert path.read_bytes() == (steps / path.parent.name / name).read_bytes()
+        for kept in (whole / "steps").glob(f"*/{name}"):
+            assert kept.read_bytes() == (steps / kept.parent.name / name).read_bytes()
     # of the chain's networks the first and the last are left
     networks = {path.parent.name for path in steps.glob("*/state.safetensors")}
     assert len(networks) == 2 and end in networks
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("share", thinet.SHARES)
-def test_the_places_of_figure_4_are_the_speed_ups(share: float) -> None:
+def test_the_places_of_figure_4_are_the_speed_ups() -> None:
     """VGG-16's convolutions counted by hand: ten of thirteen keep the share of their filters."""
     filters = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
     sides = [224, 224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14]
@@ -435,14 +407,21 @@ def test_the_places_of_figure_4_are_the_speed_ups(share: float) -> None:
     def count(kept: list[int]) -> int:
         return sum(9 * a * b * side**2 for a, b, side in zip([3, *kept], kept, sides, strict=False))
 
-    kept = [int(share * n) if place < 10 else n for place, n in enumerate(filters)]
-    recipe = thinet.VGG16
-    found = thinet.speedup(recipe, thinet.of_vgg(recipe, share))
-    assert found == pytest.approx(count(filters) / count(kept), rel=1e-9) and found > 1.2
+    expected = [1.0]
+    for share in (0.8, 0.6, 0.4, 0.2):
+        kept = [int(share * n + 1e-9) if place < 10 else n for place, n in enumerate(filters)]
+        expected.append(count(filters) / count(kept))
+    (step,) = chain_of(ROWS["Figure 4 (selection criteria, VGG-GAP on CUB-200)", "curves"], "imagenet").records
+    assert step.params.x == pytest.approx(expected * 5, abs=0.005)
+
+
+def test_mixed_precision_reaches_every_training() -> None:
+    for place in (("Table 1 (VGG-16)", "ThiNet-GAP"), ("ResNet-56: when to tune", "as many epochs at the end")):
+        for amp in (False, True):
+            assert {one.amp for one in schedules(chain_of(ROWS[place], "cifar10", amp=amp))} == {amp}
 
 
 def test_a_curve_has_each_place_once() -> None:
-    setting = Setting("clutter", DataValue("c", "c"), 10, 4000, 2000, "cpu", (0,), None)
-    (points,) = thinet.curves(setting, thinet.zoo.vgg16("clutter", 10, False)).records
+    (points,) = chain_of(ROWS["Figure 4 (selection criteria, VGG-GAP on CUB-200)", "curves"], "clutter").records
     places = list(zip(points.params.series, points.params.x, strict=True))
-    assert len(places) == len(set(places)) == len(thinet.FIGURE4_METHODS) * (1 + len(thinet.SHARES))
+    assert len(places) == len(set(places)) == 5 * (1 + 4)

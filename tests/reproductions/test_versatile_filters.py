@@ -6,12 +6,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from paper_rows import chain_of, schedules
 
 from bench import sizes
 from bench.models.recipe import Recipe
 from bench.registry import find, load
-from bench.rows import Chain, Row, Setting
-from bench.steps import DataValue, Step
+from bench.rows import Row
+from bench.steps import Step
 from bench.train import steps as plain
 from bench.train.schedule import Schedule
 from bench.versatile import training
@@ -22,15 +23,7 @@ from reproductions import versatile_filters as vf
 
 PUBLISHED = load("versatile_filters", Path(vf.__file__).parent / "registry")
 ROWS = {(row.table.partition(" (")[0], row.name): row for row in vf.paper().rows}
-IMAGES = {"clutter": 4191, "cifar10": 50_000, "imagenet": 1_281_167}
 SPATIAL, CHANNEL, BOTH = Options(), Options(spatial=False, windows=2), Options(windows=2)
-
-
-def chain_of(row: Row, scale: str, seeds: tuple[int, ...] = (0,)) -> Chain:
-    classes = 1000 if scale == "imagenet" else 10
-    where = Setting(scale, DataValue("plain", "training"), classes, IMAGES[scale], 2000, "cpu", seeds, None)
-    assert row.dense is not None and row.chain is not None
-    return row.chain(where, row.dense(scale, classes, False))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -248,6 +241,12 @@ def test_narrowed_networks_are_as_small_as_the_versatile_ones(
     filters = [8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64]
     shares = [width / count for width, count in zip(recipe.widths.values(), filters, strict=True)]
     assert max(shares) - min(shares) < 0.07  # of 8 filters half of one is 0.06
+
+
+@pytest.mark.parametrize("name", ["learned masks", "fixed masks"])
+def test_mixed_precision_reaches_every_training(name: str) -> None:
+    for amp in (False, True):
+        assert {one.amp for one in schedules(chain_of(ROWS["Learned masks", name], "cifar10", amp=amp))} == {amp}
 
 
 def test_stored_filters_are_fewer_by_the_stated_factor() -> None:
