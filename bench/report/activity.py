@@ -66,7 +66,10 @@ def figure(table: Table) -> Figure | None:
     )
     where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
     activity = lines[0].drawn["activity"]
-    told = f"for how many of {activity['images']:,} test images each channel wins, the first seed's networks"
+    told = (
+        f"for how many of {activity['images']:,} test images each channel wins, the first seed's networks; always: "
+        f"at least {_NEARLY:.0%}, never: at most {1.0 - _NEARLY:.0%}"
+    )
     if classes < activity["by_class"]["classes"]:
         told += f"; {classes} of {activity['by_class']['classes']:,} classes"
     figure.suptitle(textwrap.fill(f"{table.name}, {where}: {told}", 50 + 35 * len(lines)), fontsize=11)
