@@ -124,6 +124,14 @@ def test_a_panel_a_row_with_both_detectors() -> None:
     assert "on 200 test images" in said and "mean over 2 classes, thin: each of them" in said
 
 
+def test_a_curve_has_no_points_within_its_level_parts() -> None:
+    axes = Figure().subplots()
+    precision_recall._curve(axes, "1 1 1 1 0.5 0.5 0.5 0.2 0 0 0")
+    (curve,) = axes.lines
+    assert curve.get_xdata().tolist() == [0, 0.3, 0.4, 0.6, 0.7, 0.8, 1]  # type: ignore[union-attr]
+    assert curve.get_ydata().tolist() == [1, 1, 0.5, 0.5, 0.2, 0, 0]  # type: ignore[union-attr]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Boxes
 

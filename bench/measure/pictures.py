@@ -24,7 +24,7 @@ from bench.store import Result
 # the one detection set that the suite draws itself
 OWN = "scenes"
 # a thumbnail's longer side in pixels, and the distance of its grey levels: noise does not compress
-_SIDE, _GREYS = 128, 17
+_SIDE, _GREYS = 96, 17
 # boxes of one image and network that are kept, those with the highest scores
 _MOST = 20
 
@@ -83,7 +83,7 @@ def boxes(corners: Tensor, labels: Tensor, classes: tuple[str, ...]) -> list[dic
 
 
 def thumbnail(truth: Annotation) -> str:
-    """The image in sixteen greys, at most 128 pixels a side, as a PNG in base64: the same pixels on every machine."""
+    """The image in sixteen greys, at most 96 pixels a side, as a PNG in base64: the same pixels on every machine."""
     with Image.open(truth.file) as image:
         grey = image.convert("L")
     grey.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)

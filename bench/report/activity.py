@@ -78,7 +78,7 @@ def figure(table: Table) -> Figure | None:
 
 def _map(axes: Axes, shares: Array, names: Sequence[str]) -> AxesImage:
     rows, channels = shares.shape
-    look: dict[str, Any] = {"vmin": 0.0, "vmax": 1.0, "cmap": _COLOURS, "interpolation": "nearest", "aspect": "auto"}
+    look: dict[str, Any] = {"vmin": 0.0, "vmax": 1.0, "cmap": _COLOURS, "interpolation": "none", "aspect": "auto"}
     image = axes.imshow(shares, extent=(0.0, channels, rows, 0.0), **look)
     axes.grid(visible=False)
     axes.set_xticks([])

@@ -21,7 +21,8 @@ from bench.report.tables import Table
 _MOST = 3
 _WRAP = 24
 _TRUE, _DENSE, _PRUNED = COLOURS[2], COLOURS[0], COLOURS[1]
-_SIDE = 2.1
+# of a panel, in inches
+_SIDE = 2.0
 
 
 def figure(table: Table) -> Figure | None:
@@ -36,7 +37,7 @@ def figure(table: Table) -> Figure | None:
     columns = [("ground truth", lines[0], "truth", _TRUE), ("dense", lines[0], "dense", _DENSE)]
     columns += [(line.name, line, "pruned", _PRUNED) for line in lines]
     tallest = [image["height"] / image["width"] for image in first["images"]]
-    figure = Figure(figsize=(_SIDE * len(columns) + 0.4, _SIDE * sum(tallest) + 0.35 * len(tallest) + 1.0))
+    figure = Figure(figsize=(_SIDE * len(columns) + 0.4, _SIDE * sum(tallest) + 0.1 * len(tallest) + 0.9))
     grid = figure.subplots(len(tallest), len(columns), squeeze=False, height_ratios=tallest)
     for column, (title, line, kind, colour) in zip(grid.T, columns, strict=True):
         for axes, image in zip(column, shown(line), strict=True):
@@ -62,7 +63,7 @@ def _panel(axes: Axes, image: Mapping[str, Any], boxes: Sequence[Mapping[str, An
     if "thumbnail" in image:
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["thumbnail"]))), dtype=float)
         # lighter than it is, so that boxes and their names stand out
-        axes.imshow(pixels, extent=(0, width, height, 0), cmap="gray", vmin=-120.0, vmax=255.0)
+        axes.imshow(pixels, extent=(0, width, height, 0), cmap="gray", vmin=-120.0, vmax=255.0, interpolation="none")
     for box in boxes:
         left, top, right, bottom = map(int, box["box"].split())
         axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=colour, linewidth=1.6)

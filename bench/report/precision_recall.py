@@ -65,6 +65,9 @@ def _panel(axes: Axes, networks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _curve(axes: Axes, text: str, **look: Any) -> None:
-    """``text`` holds precisions at recalls from 0 to 1 with equal distances."""
+    """``text`` holds precisions at recalls from 0 to 1 with equal distances; points within a level part go."""
     precisions = rounded.values(text)
-    axes.plot([place / (len(precisions) - 1) for place in range(len(precisions))], precisions, **look)
+    last = len(precisions) - 1
+    level = [0 < n < last and precisions[n - 1] == precisions[n] == precisions[n + 1] for n in range(last + 1)]
+    kept = [(n / last, value) for n, value in enumerate(precisions) if not level[n]]
+    axes.plot(*zip(*kept, strict=True), **look)

@@ -108,7 +108,7 @@ def test_noise_of_the_largest_size_keeps_a_row_file_small(tmp_path: Path) -> Non
     context = Context(lambda: data, "cpu", False, tmp_path)
     fact = run_pictures(context, [parent, parent], Pictures(thumbnails=True)).facts["pictures"]
     (side,) = {Image.open(io.BytesIO(base64.b64decode(one["thumbnail"]))).size for one in fact["images"]}
-    assert side == (128, 128)
+    assert side == (96, 96)
     assert len(json.dumps(fact, indent=1)) < 60_000
 
 
