@@ -45,8 +45,8 @@ def figure(table: Table) -> Figure | None:
         column[0].set_title(textwrap.fill(title, _WRAP), loc="left", color=colour)
     where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
     said = (
-        f"boxes with a score of at least {first['score']:g} on the first {len(tallest)} test images that show an "
-        "object, the first seed's detectors"
+        f"boxes with a score of at least {first['score']:g} on the first {len(tallest)} test images with an object "
+        "that is not difficult, the first seed's detectors"
     )
     figure.suptitle(textwrap.fill(f"{table.name}, {where}: {said}", 22 * len(columns)), fontsize=11)
     return figure
@@ -78,6 +78,7 @@ def _panel(axes: Axes, image: Mapping[str, Any], boxes: Sequence[Mapping[str, An
             clip_on=False,
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
         )
+    axes.spines[:].set_visible("thumbnail" not in image)  # a frame where there is no image
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_aspect("equal")
