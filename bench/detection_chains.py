@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from bench.chains import gmacs, loaded
 from bench.measure import detection_steps as measuring
+from bench.measure.pictures import pictures
+from bench.measure.precision_recall import precision_recall
 from bench.models.recipe import Recipe
 from bench.protocols import Protocol
 from bench.rows import Chain, Setting
@@ -56,11 +58,18 @@ def measured(setting: Setting, recipe: Recipe, step: Step, seed: int) -> Step:
 
 
 def measured_chain(
-    setting: Setting, recipe: Recipe, how: DetectorProtocol, *, prune: Prune | None, tuning: Schedule | None
+    setting: Setting,
+    recipe: Recipe,
+    how: DetectorProtocol,
+    *,
+    prune: Prune | None,
+    tuning: Schedule | None,
+    pictured: bool = False,
 ) -> Chain:
     """A row: dense, pruned (or not), fine-tuned (or not), compared with the dense detector on the same images.
 
-    After fine-tuning also compared with the dense detector tuned equally long.
+    After fine-tuning also compared with the dense detector tuned equally long.  Of a pruned detector's first seed
+    figures get the curves of precision and recall and, with ``pictured``, a few images with their boxes.
     """
     start = dense(setting, recipe, how)
     reference = measured(setting, recipe, start, DENSE_SEED)
@@ -77,6 +86,9 @@ def measured_chain(
         as_long = tuned(setting, recipe, start, DENSE_SEED, how, tuning)
         control = measured(setting, recipe, as_long, DENSE_SEED)
         records.append(measuring.compared(setting, runs, [control] * len(runs), suffix="_control"))
+    if prune is not None:
+        records.append(precision_recall(setting, runs[0], reference))
+        records += [pictures(setting, runs[0], reference)] if pictured else []
     return Chain(networks, records, runs, [reference] * len(runs))
 
 

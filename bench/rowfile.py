@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 RAN = "ran"
 # what it repeats of the report on a layer
 _OF_A_LAYER = ("reader", "producer", "channels", "kept", "error", "held_out_error")
+# what figures draw that are no records: facts of steps that make them, each of one network
+DRAWN = ("activity", "precision_recall", "pictures")
 # what a row file repeats of a step's header; the roots, because one function's code differs with its parameters' types
 _OF_A_STEP = ("step", "kind", "run", "roots", "code", "seconds", "provenance")
 
@@ -52,6 +54,7 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
             step.key: Recipe.from_json(_header(store, step.key)["recipe"]).widths for step in entry.chain.networks
         },
         "layers": layers(store, [step.key for step in entry.chain.networks]),
+        "drawn": drawn(store, list(steps)),
         "code": digest(sorted({step["code"] for step in steps.values()})),
     }
     _check_seeds(records)
@@ -108,6 +111,17 @@ def layers(store: Store, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]
                 {name: len(report[name]) if name == "kept" else report[name] for name in _OF_A_LAYER}
                 for report in header["facts"]["layers"]
             ]
+    return found
+
+
+def drawn(store: Store, keys: Sequence[str]) -> dict[str, Any]:
+    """What these steps found for figures, by the names of :data:`DRAWN`; of several the first step's."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        facts = _header(store, key)["facts"]
+        for name in DRAWN:
+            if name in facts:
+                found.setdefault(name, facts[name])
     return found
 
 

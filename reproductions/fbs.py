@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from bench import protocols
 from bench.chains import Prune, compared_chain, dense, gmacs, trained
 from bench.cli import main
-from bench.gating import ablation, measuring, timing
+from bench.gating import ablation, activity, measuring, timing
 from bench.gating import steps as gating
 from bench.gating.layer import PAPER, GateOptions
 from bench.measure import dynamic, latency
@@ -318,6 +318,11 @@ def memory_of(setting: Setting, recipe: Recipe, start: Step, network: Step, seed
     return [measuring.memory_of(setting, recipe, network, seed, batches=(1, 128))]
 
 
+def activity_of(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
+    """Which channels the gates choose."""
+    return [activity.activity_of(setting, recipe, network)]
+
+
 def execution(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
     """Skipped against masked execution of a trained network, and its latency on one image."""
     timed = timing.timed(setting, recipe, network.name, timing.Timing(1, latency.Protocol()), [start, network])
@@ -410,6 +415,7 @@ def figure3() -> list[Row]:
             "published": {"top1_acc": ("FBS at 2x", "top-1"), "dynamic_speedup": ("FBS d=0.7 (rerun)", "speed-up")},
             "sized": MCIFARNET.gated(700, PAPER),
             "sizes": {"speedup": [("FBS d=0.7 (rerun)", "speed-up")]},
+            "extra": activity_of,
         },
         500: {
             "published": {
@@ -424,6 +430,7 @@ def figure3() -> list[Row]:
                 "macs": [("FBS d=0.5 gate50 (docs)", "MACs")],
                 "params_growth": [("FBS d=0.5 (rerun)", "params")],
             },
+            "extra": activity_of,
         },
     }
     return [

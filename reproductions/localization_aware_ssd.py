@@ -390,11 +390,14 @@ class OneWalk:
         return pruning.layer_by_layer(setting, parent, params, gmacs(recipe, images, 3.0))
 
 
-def chain(setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool, more: int = 0) -> Chain:
-    """A row before or after fine-tuning, which takes ``more`` epochs than the protocol has."""
+def chain(
+    setting: Setting, recipe: Recipe, *, prune: Prune | None, tune: bool, more: int = 0, pictured: bool = False
+) -> Chain:
+    """A row before or after fine-tuning, which takes ``more`` epochs than the protocol has; ``pictured``: with boxes
+    of some images."""
     how = protocol(PROTOCOLS, setting, recipe)
     tuning = replace(how.tuning, epochs=how.tuning.epochs + more) if tune else None
-    return measured_chain(setting, recipe, how, prune=prune, tuning=tuning)
+    return measured_chain(setting, recipe, how, prune=prune, tuning=tuning, pictured=pictured)
 
 
 def terms_worth(setting: Setting, recipe: Recipe, *, tune: bool) -> Chain:
@@ -410,6 +413,8 @@ CRITERIA = "Criteria at equal widths (SSD-VGG16)"
 WORTH = "What the localization terms are worth (SSD-VGG16)"
 LCP, DCP = Staged(localization=True), Staged(localization=False)
 RANDOM = OneWalk("random", reconstruct=False)
+# after fine-tuning, of these a few images are shown with their boxes
+PICTURED = (RANDOM, LCP)
 METHODS: list[tuple[str, Prune, tuple[int, ...]]] = [
     ("random", RANDOM, (0, 1, 2)),
     ("L1 norm", OneWalk("weight sum", reconstruct=False), (0,)),
@@ -446,7 +451,7 @@ def paper_tables() -> list[Row]:
         rows.append(
             Row(table, "baseline", scale, shape, None, network, tail, {metric: ("baseline", "mAP")}, seeds=(0,))
         )
-        tail = partial(chain, prune=Staged(localization=True, share=share), tune=True)
+        tail = partial(chain, prune=Staged(localization=True, share=share), tune=True, pictured=True)
         rows.append(Row(table, "pruned", scale, smaller, None, network, tail, {metric: ("pruned", "mAP")}))
     return [replace(one, data=BOXES, scales=("voc", "coco")) for one in rows]
 
@@ -468,7 +473,7 @@ def criteria() -> list[Row]:
             "voc",
             shape if prune is None else half,
             dense=ssd_vgg16,
-            chain=partial(chain, prune=prune, tune=tune, more=more),
+            chain=partial(chain, prune=prune, tune=tune, more=more, pictured=tune and prune in PICTURED),
             seeds=seeds,
             ours=True,
             data=BOXES,

@@ -71,6 +71,11 @@ def _unpack(arrays: dict[str, Tensor]) -> list[measure.Detections]:
     return [measure.Detections(*image) for image in zip(*parts, strict=True)]
 
 
+def detections_of(result: Result) -> list[measure.Detections]:
+    """What an evaluation (a result of :func:`run_detected`) found, image by image."""
+    return _unpack(result.arrays)
+
+
 def run_summarised(context: Context, parents: list[Result], params: DetectionSummary) -> Result:
     """VOC's mean AP over the networks of several seeds, from their detections."""
     data: DetectionSet = context.data()

@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, LineCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
@@ -127,6 +128,10 @@ def _told(artist: Any) -> Iterator[str]:
         yield f"{kind} {[_numbers(segment) for segment in artist.get_segments()]} {_numbers(artist.get_edgecolor())}"
     elif isinstance(artist, Collection):
         yield f"{kind} {_numbers(artist.get_offsets())} {_numbers(artist.get_facecolor())}"
+    elif isinstance(artist, AxesImage):
+        pixels = np.asarray(artist.get_array(), dtype="<f8")
+        shown = hashlib.sha256(pixels.tobytes()).hexdigest()
+        yield f"{kind} {pixels.shape} {shown} {artist.get_extent()} {artist.cmap.name} {artist.get_clim()}"
     elif isinstance(artist, Patch):
         yield f"{kind} {_numbers(artist.get_path().vertices)} {artist.get_facecolor()} {artist.get_label()}"
         if hasattr(artist, "get_bbox"):

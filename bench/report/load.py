@@ -70,7 +70,8 @@ class Line:
     network's accuracy here and in the paper (%), where the row is about a change of it.  ``shape`` and ``steps`` are
     the row file's; ``sizes`` decides the printed sizes when it is asked.  ``scale`` names the data, and what else of
     the setting differs between the rows of the paper.  ``history``, ``widths`` (filters kept, by network and layer) and
-    ``layers`` (reports of a reconstruction) are the row file's.  ``older`` says that other code measured it than what
+    ``layers`` (reports of a reconstruction) are the row file's, as is ``drawn``: what else figures show
+    (:data:`bench.rowfile.DRAWN`).  ``older`` says that other code measured it than what
     newer rows of the table were measured by.  ``command`` measures the row, ``table_command`` its whole table.
     """
 
@@ -97,6 +98,7 @@ class Line:
     history: Mapping[str, Any] = field(default_factory=dict)
     widths: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     layers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    drawn: Mapping[str, Any] = field(default_factory=dict)
     older: bool = False
     table_command: str = ""
     claim: Claim | None = None
@@ -261,6 +263,7 @@ def _line(
             value.get("history", {}),
             value.get("widths", {}),
             value.get("layers", {}),
+            value.get("drawn", {}),
             table_command=command(value["id"], setting, declared, whole=True),
             claim=claim,
             decision=decide(claim, cells) if ran and claim is not None else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gating import ablation, measuring, timing
+from bench.gating import ablation, activity, measuring, timing
 from bench.gating import steps as gating
 from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions
@@ -381,3 +381,21 @@ def test_the_official_widths_of_the_slimmed_mcifarnet() -> None:
     assert row.sized is not None
     assert row.sized.widths == {f"conv{i}": width for i, width in enumerate(CIFARNET_WIDTHS)}
     assert row.sized.last("gate") == Gate(600)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What figures show
+
+
+def test_channels_are_looked_at_in_two_rows_of_figure_3a_once_a_row() -> None:
+    """At the densities 0.7 and 0.5, of the first seed's network; at the end, so that nothing before it moves."""
+    found = {}
+    for (table, name), row in ROWS.items():
+        if row.chain is None:
+            continue
+        chain, _ = chain_of(row, setting("digits", row.seeds))
+        steps = [step for step in chain.records if step.run is activity.run_activity]
+        if steps:
+            assert steps == chain.records[-1:]
+            found[table, name] = steps[0].parents == chain.evaluations[0].parents
+    assert found == {("Figure 3a", "FBS at d=0.7"): True, ("Figure 3a", "FBS at d=0.5"): True}

@@ -8,6 +8,7 @@ import pytest
 
 from bench.data import BOXES
 from bench.measure import detection_steps as measuring
+from bench.measure import pictures, precision_recall
 from bench.models.recipe import Recipe
 from bench.pruning import detection_steps as pruning
 from bench.pruning.calibration import Sampling
@@ -247,3 +248,23 @@ def test_mixed_precision_is_for_fine_tuning_alone() -> None:
     chain, _ = chain_of(ROWS[CRITERIA, "random, fine-tuned"], setting("scenes", (0,), amp=True))
     dense, _, tuned = path(chain.networks[0])
     assert (dense.params.schedule.amp, tuned.params.schedule.amp) == (False, True)
+
+
+@pytest.mark.parametrize("scale", ["scenes", "voc", "folder"])
+def test_what_figures_show_is_of_the_first_seed_beside_the_dense_detector(scale: str) -> None:
+    """Curves of every pruned detector; boxes of three tuned ones of the comparison and of the publication's own."""
+    curves, boxes = set(), set()
+    for (table, name), row in ROWS.items():
+        chain, _ = chain_of(row, setting(scale, row.seeds))
+        for step in chain.records:
+            if step.run is precision_recall.run_precision_recall:
+                curves.add((table, name))
+                assert step.parents == (chain.evaluations[0], chain.references[0])
+            elif step.run is pictures.run_pictures:
+                boxes.add((table, name))
+                assert step.parents == (chain.evaluations[0], chain.references[0])
+                assert step.params == pictures.Pictures(4, 0.5, thumbnails=scale == "scenes")
+    pruned = {(table, name) for table, name in ROWS if table != WORTH and name not in ("baseline", "dense")}
+    assert curves == pruned - {(CRITERIA, "dense, fine-tuned")}
+    tuned = ("random, fine-tuned", "LCP, fine-tuned", "random, fine-tuned as long as LCP's stages")
+    assert boxes == {(CRITERIA, name) for name in tuned} | {place for place in pruned if place[1] == "pruned"}
