@@ -163,10 +163,10 @@ def test_how_long_and_how_fast_everything_is_trained() -> None:
             assert network.params == training.Training(expected, seed), scale
 
 
-def test_mixed_precision_is_for_fine_tuning_alone() -> None:
+def test_mixed_precision_is_for_every_training() -> None:
     chain, _ = chain_of(ROWS["Table 8", "Ours (fine-tuned)"], setting("cifar10", (0,), amp=True))
     dense, _, tuned = path(chain.networks[0])
-    assert (dense.params.schedule.amp, tuned.params.schedule.amp) == (False, True)
+    assert (dense.params.schedule.amp, tuned.params.schedule.amp) == (True, True)
 
 
 def test_given_and_published_weights_are_loaded_and_not_trained() -> None:

@@ -244,10 +244,10 @@ def test_the_publication_s_rows_prune_the_stated_share_by_lcp(table: str, scale:
     assert baseline.networks == [steps[0]]
 
 
-def test_mixed_precision_is_for_fine_tuning_alone() -> None:
+def test_mixed_precision_is_for_every_training() -> None:
     chain, _ = chain_of(ROWS[CRITERIA, "random, fine-tuned"], setting("scenes", (0,), amp=True))
     dense, _, tuned = path(chain.networks[0])
-    assert (dense.params.schedule.amp, tuned.params.schedule.amp) == (False, True)
+    assert (dense.params.schedule.amp, tuned.params.schedule.amp) == (True, True)
 
 
 @pytest.mark.parametrize("scale", ["scenes", "voc", "folder"])
