@@ -417,6 +417,18 @@ def test_the_csv_is_unrounded(runs: Runs) -> None:
     assert (size_["metric"], size_["value"], size_["low"]) == ("params", "1472001", "")
 
 
+def test_mixed_precision_and_the_paper_s_schedule_are_told_where_rows_differ(runs: Runs) -> None:
+    """The precision by a footnote that names rows, the schedule by the scale, so that two of them are two tables."""
+    top1 = [record("top1_acc", 90.0, "%", low=89.0, high=91.0)]
+    runs.row("plain", top1)
+    assert not any("mixed precision" in note for note in runs.table().notes)
+    runs.row("mixed", top1, setting={"amp": True})
+    (note,) = (note for note in runs.table().notes if "mixed precision" in note)
+    assert note.endswith(": mixed.")
+    runs.row("long", top1, setting={"paper_schedule": True})
+    assert {line.scale.partition(" (")[2] for line in runs.lines()} == {"", "the paper's schedule)"}
+
+
 def test_latex_is_escaped(runs: Runs) -> None:
     """Percent, underscore, ampersand and braces in names, a bracket at a line's start, and the minus sign."""
     runs.row("[53] 50% & conv3_1 {x} #1 $", [record("top1_change", -0.5, "pp", low=-0.75, high=0.25)])

@@ -180,7 +180,7 @@ def rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
 
 
 # what of a setting the name of its scale must tell where a paper's rows differ in it
-_TELLING = ("data", "protocol", "weights", "device", "round")
+_TELLING = ("data", "protocol", "weights", "device", "paper_schedule", "round")
 
 
 def _labels(files: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], str]:
@@ -197,8 +197,7 @@ def _labels(files: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]],
         differing = [part for part in _TELLING if len(seen.get(base, {}).get(part, ())) > 1]
         if value["status"] != RAN:
             return base
-        told = [f"{part} {_told(value['setting'], part)}" for part in differing]
-        told = [text for text in told if text != "round "]  # of the widths as they are
+        told = [text for part in differing if (text := _named(part, _told(value["setting"], part)))]
         return f"{base} ({', '.join(told)})" if told else base
 
     return label
@@ -208,6 +207,13 @@ def _base(value: Mapping[str, Any]) -> str:
     setting = value["setting"]
     known = setting["scale"] in KNOWN_SCALES and setting.get("folder", False)
     return f"folder {setting['scale']}" if known else str(setting["scale"])
+
+
+def _named(part: str, told: str) -> str:
+    """A part of a setting as it stands behind the scale; nothing for widths as they are and short schedules."""
+    if part in ("round", "paper_schedule") and not told:
+        return ""
+    return "the paper's schedule" if part == "paper_schedule" else f"{part} {told}"
 
 
 def _told(setting: Mapping[str, Any], part: str) -> str:

@@ -212,6 +212,10 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         )
     if any(line.shape for line in lines):
         notes.append("Sizes of rows that did not run, and own shapes, are those of the paper's network at full size.")
+    mixed = [line.name for line in ran if line.setting.get("amp")]
+    if mixed:
+        which = "all" if len(mixed) == sum(bool(line.history) for line in ran) else ", ".join(dict.fromkeys(mixed))
+        notes.append(f"Trained in mixed precision (`--amp`: bf16 on a processor, fp16 on a GPU): {which}.")
     recipes: dict[str, list[str]] = {}
     for line in ran:
         if line.recipe:

@@ -159,6 +159,20 @@ def test_the_loss_of_both_networks_is_a_sum(split: DetectionSplit) -> None:
     torch.testing.assert_close(alone, own["loss_cls"] + own["loss_bbox"])
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bf16")
+def test_one_step_in_bf16_is_nearly_that_in_fp32(tmp_path: Path) -> None:
+    """mmdet's losses too take what autocast gives; the weights stay in fp32."""
+    steps = []
+    for amp in (False, True):
+        (tmp_path / str(amp)).mkdir()
+        one = Schedule(1, 1e-3, 4, momentum=0.0, amp=amp)
+        net = fitted(few(4), tmp_path / str(amp), schedule=one)
+        assert all(weight.dtype == torch.float32 for weight in net.parameters())
+        steps.append(state(net) - state(network()))
+    full, mixed = steps
+    assert 1e-4 < float((mixed - full).norm() / full.norm()) < 0.1
+
+
 def test_a_loss_that_is_no_number_ends_in_one_line(split: DetectionSplit, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="learning rate") as caught:
         fitted(split, tmp_path, schedule=Schedule(epochs=9, lr=1e30, batch=4))
