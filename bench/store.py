@@ -153,8 +153,10 @@ class Store:
     def shed(self, key: str) -> None:
         """Removes the tensors of a step; its description stays, and :meth:`load` finds no result any more."""
         header = self.header(key)
-        if header is not None and not header.get("shed"):
-            write_json(self.folder(key) / "step.json", {**header, "shed": True})
+        if header is not None:
+            if not header.get("shed"):
+                write_json(self.folder(key) / "step.json", {**header, "shed": True})
+            # also where it was done before: who was killed in between left the files
             for name in header["files"]:
                 (self.folder(key) / name).unlink(missing_ok=True)
 

@@ -143,6 +143,19 @@ def test_unfinished_work_goes_when_the_step_is_stored(tmp_path: Path) -> None:
     assert not store.work("done").exists() and store.work("other").exists()
 
 
+def test_tensors_that_are_let_go_are_gone_also_where_that_was_killed_half_way(tmp_path: Path) -> None:
+    """Killed when the header said it and the file was still there, as any moment may be the one."""
+    store = Store(tmp_path)
+    store.save("key", Result(state={"w": torch.ones(3)}), {})
+    path = store.folder("key") / "state.safetensors"
+    kept = path.read_bytes()
+    store.shed("key")
+    assert not path.exists() and store.load("key") is None and store.header("key") is not None
+    path.write_bytes(kept)
+    store.shed("key")
+    assert not path.exists()
+
+
 def test_a_header_that_does_not_say_that_it_is_complete_is_none(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.save("key", Result(), {})
