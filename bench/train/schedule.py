@@ -29,8 +29,7 @@ class Schedule:
 
 def longer(schedule: Schedule, times: int) -> Schedule:
     """``times`` as many epochs of the same kind: the rate falls at the same shares of them."""
-    milestones = tuple(times * epoch for epoch in schedule.milestones)
-    return replace(schedule, epochs=times * schedule.epochs, milestones=milestones)
+    return lasting(schedule, times * schedule.epochs)
 
 
 def lasting(schedule: Schedule, epochs: int) -> Schedule:

@@ -203,12 +203,12 @@ def test_the_long_schedule_is_there_for_who_asks_for_it() -> None:
     asked = replace(setting("cifar10"), paper_schedule=True)
     chain, _ = chain_of(ROWS["Figure 3a", "FBS at d=0.9"], asked)
     dense, *stages = path(chain.evaluations[0].parents[0])
-    assert dense.params.schedule == Schedule(160, 0.05, 128, weight_decay=5e-4, shape="cosine")
-    long = Schedule(40, 0.02, 128, weight_decay=5e-4, shape="cosine")
-    assert [step.params.schedule for step in stages] == [long, long]
+    # lr 0.01, divided by ten every 100 epochs, at most 300
+    long = Schedule(300, 0.01, 128, weight_decay=5e-4, shape="steps", milestones=(100, 200))
+    assert [step.params.schedule for step in (dense, *stages)] == [long] * 3
     control = [step for step in chain.records if step.run is comparing.run_compared][1]
     (alone,) = path(control.parents[1].parents[0])
-    assert alone.params.schedule.epochs == 160 + 6 * 40
+    assert (alone.params.schedule.epochs, alone.params.schedule.milestones) == (2100, (700, 1400))
 
 
 @pytest.mark.parametrize("density", [700, 500, 300])
