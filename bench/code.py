@@ -140,6 +140,11 @@ def _beside(folder: Path, module: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def _is_package(module: str) -> bool:
+    path = _path(module)
+    return path is not None and path.name == "__init__.py"
+
+
 @functools.cache
 def _module(module: str) -> _Module:
     path = _path(module)
@@ -185,7 +190,9 @@ def _bindings(node: ast.Import | ast.ImportFrom, module: str) -> dict[str, tuple
             )
             for alias in node.names
         }
-    package = module.split(".")[: -node.level] if node.level else []
+    # a package counts as a level of its own: in it, one dot is itself
+    above = node.level - _is_package(module)
+    package = module.split(".")[: len(module.split(".")) - above] if node.level else []
     source = [*package, *(node.module or "").split(".")] if node.module else package
     return {(alias.asname or alias.name): (*source, alias.name) for alias in node.names}
 
@@ -247,7 +254,7 @@ def _resolved(path: tuple[str, ...]) -> Iterator[tuple[str, str] | str]:
         yield module, ""
     elif rest[0] in here.definitions:
         yield module, rest[0]
-    elif rest[0] in here.imports:
+    elif rest[0] in here.imports and here.imports[rest[0]] != path[: length + 1]:  # what names itself is a submodule
         yield from _resolved((*here.imports[rest[0]], *rest[1:]))
 
 

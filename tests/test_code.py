@@ -231,6 +231,34 @@ def test_definitions_are_followed_by_name(
     assert (after != before) == counts
 
 
+def test_a_package_that_hands_on_its_own_module_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``from .net import Net`` in a package means its own module, also where package and module have one name."""
+
+    def found(module: str) -> Path | None:
+        base = tmp_path.joinpath(*module.split("."))
+        return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+    def the_hash(value: int) -> str:
+        (tmp_path / "net").mkdir(exist_ok=True)
+        (tmp_path / "net" / "__init__.py").write_text("from .net import Net\nfrom . import parts\n")
+        (tmp_path / "net" / "net.py").write_text(f"from .parts import SIZE\nclass Net:\n    size = SIZE + {value}\n")
+        (tmp_path / "net" / "parts.py").write_text("SIZE = 1\n")
+        (tmp_path / "first.py").write_text(
+            "from net import Net\nimport net.net\ndef run():\n    return Net, net.parts\n"
+        )
+        for function in (code._reached, code._module, code._references, code._text):
+            function.cache_clear()
+        return code.reached(["first:run"]).hash
+
+    monkeypatch.setattr(code, "_path", found)
+    try:
+        assert the_hash(1) == the_hash(1) != the_hash(2)
+        assert ("net.parts", "SIZE") in code.reached(["first:run"]).definitions
+    finally:
+        for function in (code._reached, code._module, code._references, code._text):
+            function.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "counts"),
     [

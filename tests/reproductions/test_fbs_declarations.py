@@ -114,19 +114,19 @@ def test_rows_run_at_the_paper_s_scale_with_one_seed_but_where_its_claim_is_judg
 
 DENSE = {
     "digits": Schedule(20, 0.05, 64, weight_decay=5e-4, shape="cosine"),
-    "cifar10": Schedule(16, 0.1, 128, weight_decay=5e-4, shape="cosine"),
+    "cifar10": Schedule(48, 0.1, 128, weight_decay=5e-4, shape="cosine"),
     "folder": Schedule(12, 0.05, 64, weight_decay=5e-4, shape="cosine"),
 }
 # of each density
 TUNING = {
     "digits": Schedule(6, 0.02, 64, weight_decay=5e-4, shape="cosine"),
-    "cifar10": Schedule(2, 0.02, 128, weight_decay=5e-4, shape="cosine"),
+    "cifar10": Schedule(5, 0.02, 128, weight_decay=5e-4, shape="cosine"),
     "folder": Schedule(3, 0.02, 64, weight_decay=5e-4, shape="cosine"),
     # the paper: 35 epochs a density
     "imagenet": Schedule(35, 0.01, 256, weight_decay=1e-4, shape="steps", milestones=(20,)),
 }
 # epochs of what FBS is compared with: the dense network's and those of the six densities 1, 0.9 ... 0.5
-LONGER = {"digits": 20 + 6 * 6, "cifar10": 16 + 6 * 2, "folder": 12 + 6 * 3}
+LONGER = {"digits": 20 + 6 * 6, "cifar10": 48 + 6 * 5, "folder": 12 + 6 * 3}
 LAMBDA, ZERO = 1e-8, GateOptions(phi="zero")
 RESNET18_UNGATED = ("layer2.1.conv1", "layer2.1.conv2")
 # of the official configurations
@@ -186,7 +186,7 @@ def test_given_weights_are_gated_and_the_control_is_tuned_for_all_six_stages() -
 def test_the_row_that_is_trained_longer_is_that_control() -> None:
     chain, recipe = chain_of(ROWS["Figure 3a", "dense, trained longer"], setting("cifar10"))
     (network,) = path(chain.evaluations[0].parents[0])
-    assert network.params == training.Training(longer(DENSE["cifar10"], 28), 0, recipe)
+    assert network.params == training.Training(longer(DENSE["cifar10"], 78), 0, recipe)
     (reference,) = path(chain.references[0].parents[0])
     assert reference.params == training.Training(DENSE["cifar10"], 0, recipe)
 
@@ -252,7 +252,7 @@ def test_baselines_have_the_macs_and_the_epochs_of_fbs(name: str) -> None:
         ratios = {f"conv{i}": 1.0 for i in range(7)}  # all filters but those that the classifier reads
         widths = pruning.Ratios(ratios, pytest.approx(speedup))  # type: ignore[arg-type]
         assert pruned.params == pruning.Pruning(Method(selection), widths, Sampling(positions=10, seed=0), 5000)
-        assert tuned.params == training.Training(longer(TUNING["cifar10"], 2 * stages), 0)
+        assert tuned.params == training.Training(longer(TUNING["cifar10"], 5 * stages), 0)
         assert dense.params.schedule == DENSE["cifar10"]
         assert [s.params.suffix for s in chain.records if s.run is comparing.run_compared] == ["", "_control"]
     chain, _ = chain_of(ROWS["Baselines of Figure 3a", f"NS at {name}"], setting("cifar10"))
@@ -260,13 +260,13 @@ def test_baselines_have_the_macs_and_the_epochs_of_fbs(name: str) -> None:
     assert sparse.params == gating.Sparse(TUNING["cifar10"], 0, 1e-4)
     assert small.params == gating.Slimming(pytest.approx(speedup), None)  # type: ignore[arg-type]
     # the training with the L1 term is one of the stages
-    assert recovered.params == training.Training(longer(TUNING["cifar10"], 2 * (stages - 1)), 0)
+    assert recovered.params == training.Training(longer(TUNING["cifar10"], 5 * (stages - 1)), 0)
 
 
 def test_slimming_to_a_printed_speed_up_and_gates_in_the_slimmed_network() -> None:
     chain, _ = chain_of(ROWS["Baselines of Figure 3a", "NS at 1.19x"], setting("cifar10"))
     _, sparse, small, recovered = path(chain.evaluations[0].parents[0])
-    assert (small.params, recovered.params.schedule.epochs) == (gating.Slimming(1.19), 2)
+    assert (small.params, recovered.params.schedule.epochs) == (gating.Slimming(1.19), 5)
     for density in (700, 500):
         chain, _ = chain_of(ROWS["Baselines of Figure 3a", f"NS + FBS at d={density / 1000:g}"], setting("cifar10"))
         steps = path(chain.evaluations[0].parents[0])
