@@ -163,11 +163,13 @@ class GatedConv2d(nn.Conv2d):
         if self.training:
             self.l1 = (pi if self.options.penalty == "winners" else g).abs().sum(1).mean()
         gated = self.options.shift == "gated"
+        # on a GPU, torch's batch norm cannot go back with a shift and no scale
+        one = None if x.is_cpu or not gated else torch.ones_like(self.beta)
         y = F.batch_norm(
             self._conv_forward(x, self.weight, None),
             self.running_mean,
             self.running_var,
-            None,
+            one,
             self.beta if gated else None,
             self.training,
             self.momentum or 0.0,
