@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--round", type=_natural, help="round the widths that pruning leaves to 8, 16 or 32: an analogue")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")
+    sub.add_argument(
+        "--networks",
+        type=Path,
+        help="take trained and pruned networks from this run's folder, whatever machine made them; measure here",
+    )
     sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")
     sub.add_argument("--reuse-times", action="store_true", help="take times of earlier runs on this device as they are")
     sub.add_argument("--isolate", action="store_true", help="each row in a process of its own: a crash costs that row")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import api, collecting, planning, processes, provenance, released, runner
+from bench import adopted, api, collecting, planning, processes, provenance, released, runner
 from bench import evaluate as evaluating
 from bench import sizes as sizing
 from bench.data import cifar10
@@ -109,6 +109,11 @@ def run(options: argparse.Namespace) -> Output:
         print(text, file=sys.stderr, flush=True)
 
     names = [paper.key for paper, _ in chosen]
+    if job.networks is not None and processes.is_main():
+        if not (job.networks / "steps").is_dir():
+            raise UserError(f"{job.networks} holds no run: give the folder that a run wrote by --out")
+        count = adopted.adopt(planned, job, store, Store(job.networks), say)
+        say(f"{count} networks of {job.networks} taken over; what is measured is measured here")
     watch = mirror_of(options.out, names, mode, say) if processes.is_main() and mode != modes.DISABLED else None
     try:
         if options.isolate:
@@ -186,6 +191,7 @@ def job_of(options: argparse.Namespace) -> Job:
         strict=getattr(options, "strict_data", False),
         reuse_times=getattr(options, "reuse_times", False),
         multiple=getattr(options, "round", None),
+        networks=getattr(options, "networks", None),
         progress=not options.json and sys.stderr.isatty(),
     )
 

@@ -35,7 +35,8 @@ class Job:
     """What to run and where: the choices of one ``bench run``.
 
     ``reuse_times`` answers times from earlier runs of the same device; otherwise they are taken anew, as are steps of
-    the kinds ``fresh``.  ``multiple`` rounds the widths that pruning leaves.
+    the kinds ``fresh``.  ``multiple`` rounds the widths that pruning leaves.  ``networks`` is the folder of
+    another run, whose networks are taken over.
     """
 
     out: Path = Path("runs")
@@ -53,6 +54,7 @@ class Job:
     reuse_times: bool = False
     fresh: frozenset[Kind] = frozenset()
     multiple: int | None = None
+    networks: Path | None = None
     images: dict[tuple[Source, int], ImageSet | DetectionSet] = field(default_factory=dict)
     values: dict[tuple[Source, int], DataValue] = field(default_factory=dict)
     fitting: set[str] = field(default_factory=set)

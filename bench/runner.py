@@ -212,7 +212,7 @@ class Engine:
                 "source": step.code.hash,
                 "versions": provenance.versions(),
                 "hardware": {**provenance.hardware(self.job.device), "processes": processes.launched()},
-                "data": _data(entry, self.job, step.source),
+                "data": data_of(entry, self.job, step.source),
                 "date": provenance.now(),
             },
         }
@@ -223,7 +223,8 @@ def _label(entry: Planned, job: Job) -> str:
     return images.name if images is not None else Path(entry.scale).name
 
 
-def _data(entry: Planned, job: Job, source: Source = OWN) -> dict[str, Any] | None:
+def data_of(entry: Planned, job: Job, source: Source = OWN) -> dict[str, Any] | None:
+    """Name, fingerprint and protocol of a planned row's data, or of another source's; what was wrong with them."""
     images = images_read(job, entry, source)
     if images is None:
         return None
@@ -234,12 +235,12 @@ def _data(entry: Planned, job: Job, source: Source = OWN) -> dict[str, Any] | No
 def description(entry: Planned, job: Job) -> dict[str, Any]:
     """The setting of a row that can run, as its file holds it."""
     assert entry.setting is not None
-    further = {name: _data(entry, job, one.data.source) for name, one in entry.setting.further.items()}
+    further = {name: data_of(entry, job, one.data.source) for name, one in entry.setting.further.items()}
     given = None if job.weights is None else {"file": job.weights.name, "sha256": entry.setting.weights}
     return {
         "scale": _label(entry, job),
         "folder": entry.scale not in bench.data.SCALES,
-        "data": _data(entry, job),
+        "data": data_of(entry, job),
         "seeds": list(entry.setting.seeds),
         "weights": given,
         "device": job.device,
@@ -247,6 +248,7 @@ def description(entry: Planned, job: Job) -> dict[str, Any]:
         **({"amp": True} if job.amp else {}),
         **({"paper_schedule": True} if job.paper_schedule else {}),
         **({"round": job.multiple} if job.multiple is not None else {}),
+        **({"networks": job.networks.name} if job.networks is not None else {}),
         **({"strict": True} if job.strict else {}),
         **({"chosen_device": True} if job.device != default_device() else {}),
     }

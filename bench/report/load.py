@@ -300,6 +300,8 @@ def command(name: str, setting: Mapping[str, Any], declared: Declared, whole: bo
         parts.append("--paper-schedule")
     if setting.get("round"):
         parts += ["--round", str(setting["round"])]
+    if setting.get("networks"):
+        parts += ["--networks", setting["networks"]]
     if setting.get("strict"):
         parts.append("--strict-data")
     # a machine without a GPU takes the processor unasked, one that has one does not
