@@ -26,6 +26,7 @@ DECLARING = (
     "bench.measure.memory",
     "bench.gating.timing",
     "bench.gating.measuring",
+    "bench.gating.activity",
     "bench.latency.report",
 )
 CONTROL = "_control"

@@ -89,6 +89,7 @@ def test_the_command_counts_every_value_once(capsys: pytest.CaptureFixture[str])
         "discrimination_aware",
         "fbs",
         "fine_tuning_study",
+        "gating_study",
         "localization_aware_ssd",
         "selection_study",
         "thinet",

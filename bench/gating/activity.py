@@ -14,12 +14,26 @@ from bench.data.images import Split
 from bench.errors import UserError
 from bench.gating.layer import gated_layers
 from bench.measure import dynamic
+from bench.metrics import Metric
 from bench.models.checkpoint import network
 from bench.models.recipe import Recipe
 from bench.rows import Setting
 from bench.steps import Context, Kind, Step, make_step
-from bench.store import Result
+from bench.store import Record, Result
 
+METRICS = (
+    Metric(
+        "chosen_channels",
+        "channels chosen by image",
+        "%",
+        1,
+        "Share of the gated channels that win for more than 1 % and for less than 99 % of the test images; the others "
+        "are as good as always or never there, as in static pruning.",
+        "higher",
+    ),
+)
+# wins for no more than this share of the images, or for all but this share, are no choice by image
+_SELDOM = 0.01
 # a row file keeps the channels of so many classes
 _CLASSES = 20
 
@@ -53,7 +67,9 @@ def wins(
 
 
 def run_activity(context: Context, parents: list[Result], params: Activity) -> Result:
-    """The share of the test images for which each channel of a gated network is a winner; no records.
+    """The share of the test images for which each channel of a gated network is a winner.
+
+    The record is the share of channels whose winning depends on the image.
 
     Fact ``activity``: for every gated layer its channels' shares, and those of the last layer for the images of each
     class that the test split shows (of the first 20 classes).  Gao et al. 2019 draw such maps: channels that all
@@ -76,7 +92,9 @@ def run_activity(context: Context, parents: list[Result], params: Activity) -> R
             "shares": {data.classes[place]: rounded.text(counted[place] / images[place]) for place in shown},
         },
     }
-    return Result(facts={"activity": activity})
+    shares = torch.cat([won.sum(0) / len(data.test) for won in found.values()])
+    chosen = 100.0 * float(((shares > _SELDOM) & (shares < 1.0 - _SELDOM)).double().mean())
+    return Result(records=[Record("chosen_channels", chosen, "%")], facts={"activity": activity})
 
 
 def activity_of(setting: Setting, recipe: Recipe, step: Step) -> Step:

@@ -69,6 +69,21 @@ def trained(make: Callable[[], nn.Module], smallest: float = 0.0) -> nn.Module:
     return model
 
 
+def test_rho_is_gamma_where_phi_is_zero_and_one_from_the_paper_s_start() -> None:
+    """Gao et al. 2019, section 3.2: phi He normal, rho 1; the shift stays what keeps each channel's sign."""
+    model = trained(NETWORKS["mcifarnet"][0], 0.1).eval()
+    gammas = [m.weight.detach().abs() for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
+    for phi in ("zero", "he", "truncated"):
+        converted = copy.deepcopy(model)
+        convert(converted, 700, GateOptions(phi=phi))
+        rhos = [layer.gate.bias.detach() for layer in gated_layers(converted).values()]
+        assert len(rhos) == len(gammas) == 8
+        for rho, gamma in zip(rhos, gammas, strict=True):
+            torch.testing.assert_close(rho, gamma if phi == "zero" else torch.ones_like(rho))
+        spreads = [float(layer.gate.weight.detach().std()) for layer in gated_layers(converted).values()]
+        assert all((spread == 0) == (phi == "zero") for spread in spreads)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_converted_network_is_the_original(name: str) -> None:
     make, side, count = NETWORKS[name]

@@ -143,3 +143,22 @@ def test_initialisation_and_density() -> None:
     assert made[0].k == 3 and made[0].density == 10
     with pytest.raises(UserError, match="ties"):
         GateOptions(ties="random")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("shift", ["gated", "masked"])
+def test_on_a_gpu_it_trains_as_on_the_processor(shift: str) -> None:
+    """Its batch norm has a shift and no scale, which torch cannot differentiate there."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+    here = GatedConv2d(conv, norm, 500, GateOptions(shift=shift), True).double()
+    here.initialise()
+    here.gate.initialise()
+    x, gradients = torch.randn(4, 3, 8, 8, dtype=torch.float64), []
+    for device in ("cpu", "cuda"):
+        layer = copy.deepcopy(here).to(device).train()
+        layer(x.to(device)).square().sum().backward()
+        gradients.append([parameter.grad.cpu() for parameter in layer.parameters() if parameter.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) == 4
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gating import ablation, activity, measuring, timing
+from bench.gating import activity, measuring, timing
 from bench.gating import steps as gating
 from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions
@@ -209,25 +209,6 @@ def test_the_long_schedule_is_there_for_who_asks_for_it() -> None:
     control = [step for step in chain.records if step.run is comparing.run_compared][1]
     (alone,) = path(control.parents[1].parents[0])
     assert (alone.params.schedule.epochs, alone.params.schedule.milestones) == (2100, (700, 1400))
-
-
-@pytest.mark.parametrize("density", [700, 500, 300])
-def test_the_choice_for_each_image_is_held_in_two_steps(density: int) -> None:
-    table = "What the choice for each image is worth"
-    names = ("channels for each image instead of the same for all", "saliencies for each image, of the same channels")
-    contrasts = []
-    for name in names:
-        chain, _ = chain_of(ROWS[table, f"d={density / 1000:g}: {name}"], setting("cifar10"))
-        (contrast,) = chain.records
-        contrasts.append(contrast.parents)
-    (free, same, dense), (same_again, mean, dense_again) = contrasts
-    assert (same_again, dense_again) == (same, dense)
-    (network,) = free.parents
-    assert (free.run, network.params) == (measuring.run_measured, gated((density,), "cifar10", 0)[0])
-    assert same.parents == mean.parents == (network,) and dense.parents == (path(network)[0],)
-    assert [(step.run, step.params) for step in (same, mean)] == [
-        (ablation.run_held, ablation.Held(5000, 0, saliency)) for saliency in (False, True)
-    ]
 
 
 # --------------------------------------------------------------------------------------------------------------------
