@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from bench.report import drawing, figures, layers, leaderboard, training
+from bench.report import densities, drawing, figures, layers, leaderboard, training
 from bench.report.cells import Cell, Point
 from bench.report.load import Line
 from bench.report.tables import build
@@ -163,6 +163,35 @@ def test_trainings_are_drawn_once_under_the_names_of_their_rows() -> None:
     assert [curve.get_ydata().tolist() for curve in figure.axes[0].lines] == [[2.0, 1.0], [1.5, 0.5]]  # type: ignore[union-attr]
     # a dense network that another table's rows train is that table's
     assert training.figure(build([line("curve", history={"d": dense})], [])) is None
+
+
+def test_the_way_down_is_drawn_epoch_after_epoch() -> None:
+    dense, name = history("dense(net, seed 0)", 0, 4.0, 3.0), "dense(net, seed 0)"
+    steps = [dense, *(history(f"gated(d={d}, {name})", 0, 2.0 * float(d), float(d)) for d in ("1", "0.9", "0.8"))]
+    control, again = history("dense, longer(net, seed 0)", 0, 9.0, 8.0, 7.0), history(f"gated(d=1, {name})", 1, 6.0)
+    told = {str(n): one for n, one in enumerate([*steps, control, again])}
+    rows = [line("d=0.9", history={n: told[n] for n in "012"}), line("d=0.8", history=told), line("dense", history={})]
+    assert densities.longest(rows) == rows[1] and densities.longest(rows[:1]) is None
+    assert [(where, len(epochs)) for where, epochs in densities.way(rows[1])] == [
+        ("before gating", 2),
+        ("d=1", 2),
+        ("d=0.9", 2),
+        ("d=0.8", 2),
+    ]
+    assert densities.way(rows[2]) == []
+    figure = densities.figure(build(rows, []))
+    assert figure is not None and densities.figure(build([rows[0]], [])) is None
+    curves = [curve for curve in figure.axes[0].lines if len(curve.get_xdata()) > 2 or curve.get_marker() == "."]  # type: ignore[arg-type]
+    drawn = [list(zip(curve.get_xdata(), curve.get_ydata(), strict=True)) for curve in curves]  # type: ignore[arg-type]
+    assert drawn == [
+        [(1, 9.0), (2, 8.0), (3, 7.0)],
+        [(1, 4.0), (2, 3.0)],
+        [(3, 2.0), (4, 1.0)],
+        [(5, 1.8), (6, 0.9)],
+        [(7, 1.6), (8, 0.8)],
+    ]
+    borders = [curve.get_xdata()[0] for curve in figure.axes[0].lines if len(set(curve.get_xdata())) == 1]  # type: ignore[index,arg-type]
+    assert borders == [2.5, 4.5, 6.5]
 
 
 # --------------------------------------------------------------------------------------------------------------------

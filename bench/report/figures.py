@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench import metrics
-from bench.report import activity, layers, pictures, precision_recall, training
+from bench.report import activity, densities, layers, pictures, precision_recall, training
 from bench.report.cells import Cell, Point
 from bench.report.drawing import COLOURS, MARKERS, STYLE, label_ends, limits, on_each_other, save
 from bench.report.glossary import metric, position
@@ -58,7 +58,10 @@ def draw(table: Table, folder: Path) -> tuple[list[Path], list[str]]:
         figures += layers.figures(table)
         if (figure := training.figure(table)) is not None:
             figures.append(("training", figure))
-        further = (("activity", activity), ("precision-recall", precision_recall), ("pictures", pictures))
+        further = (
+            *(("densities", densities), ("activity", activity)),
+            *(("precision-recall", precision_recall), ("pictures", pictures)),
+        )
         figures += [(what, made) for what, module in further if (made := module.figure(table)) is not None]
         files = []
         for number, (what, figure) in enumerate(figures):

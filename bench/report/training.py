@@ -14,7 +14,7 @@ from bench.report.tables import Table
 
 Curve = list[tuple[float, float]]
 # what a history says of an epoch, and how it is called
-_PANELS = (("loss", "training loss"), ("accuracy", "accuracy on training images (%)"))
+PANELS = (("loss", "training loss"), ("accuracy", "accuracy on training images (%)"))
 _WRAP = 55
 
 
@@ -37,7 +37,7 @@ def histories(lines: Sequence[Line]) -> dict[str, dict[str, Curve]]:
             name = line.name if key in own else _step(training["step"])
             found[name if name not in found else f"{name} ({key[:4]})"] = {
                 what: [(float(epoch["epoch"]), float(epoch[what])) for epoch in training["epochs"] if what in epoch]
-                for what, _ in _PANELS
+                for what, _ in PANELS
             }
     return found
 
@@ -56,7 +56,7 @@ def figure(table: Table) -> Figure | None:
     shown = dict(list(curves.items())[: len(COLOURS)])
     figure = Figure(figsize=(7.5, 3.9))
     panels = figure.subplots(1, 2)
-    for axes, (what, title) in zip(panels, _PANELS, strict=True):
+    for axes, (what, title) in zip(panels, PANELS, strict=True):
         for number, (name, told) in enumerate(shown.items()):
             xs, values = zip(*told[what], strict=True) if told[what] else ((), ())
             label = textwrap.fill(name, _WRAP)

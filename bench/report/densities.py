@@ -1,0 +1,80 @@
+"""A figure of FBS's way down: loss and accuracy on the training images, epoch after epoch, density after density."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bench.report.drawing import COLOURS, GREY, legend
+from bench.report.load import Line
+from bench.report.tables import Table
+from bench.report.training import PANELS
+
+_GATED = re.compile(r"gated\((d=[0-9.]+), (.*)\)")
+# a way has at least so many densities
+_LEAST = 3
+
+
+def way(line: Line) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The trainings of the row's first seed on the way to its network: the dense one's, then each density's, in order.
+
+    Empty for rows without gates.
+    """
+    trainings = list(line.history.values())
+    own = [one for one in trainings if one["seed"] == trainings[0]["seed"]]
+    gated = [(found, one["epochs"]) for one in own if (found := _GATED.fullmatch(one["step"]))]
+    starts = [("before gating", one["epochs"]) for one in own if gated and one["step"] == gated[0][0].group(2)]
+    return [*starts, *((found.group(1), epochs) for found, epochs in gated)]
+
+
+def longest(lines: Sequence[Line]) -> Line | None:
+    """The row that went down furthest, None where none went through three densities."""
+    ways = {line.name: sum(name.startswith("d=") for name, _ in way(line)) for line in lines if line.ran}
+    gone = [line for line in lines if ways.get(line.name, 0) >= _LEAST]
+    return max(gone, key=lambda line: ways[line.name]) if gone else None
+
+
+def figure(table: Table) -> Figure | None:
+    """Loss and accuracy side by side over all epochs of the longest way, a line where each density begins.
+
+    Beside it, where the row was compared with it, the dense network that was trained as long.
+    """
+    line = longest(table.lines)
+    if line is None:
+        return None
+    found = Figure(figsize=(7.5, 3.6))
+    panels = found.subplots(1, 2)
+    alone = next((one["epochs"] for one in line.history.values() if one["step"].startswith("dense, longer(")), [])
+    for axes, (what, title) in zip(panels, PANELS, strict=True):
+        if alone:
+            xs, values = _points(alone, what, 0)
+            axes.plot(xs, values, color=GREY, linewidth=1.0, label="dense, trained longer")
+        begun = 0
+        for number, (name, epochs) in enumerate(way(line)):
+            xs, values = _points(epochs, what, begun)
+            axes.plot(xs, values, color=COLOURS[0], marker=".", markersize=3, label=None if number else line.name)
+            if number:
+                axes.axvline(begun + 0.5, color="#c8c8c8", linewidth=0.7, zorder=0)
+                axes.text(
+                    *(begun + 0.5 + len(epochs) / 2, 1.01, name.removeprefix("d=")),
+                    transform=axes.get_xaxis_transform(),
+                    ha="center",
+                    fontsize=6.5,
+                    color="#333333",
+                )
+            begun += len(epochs)
+        axes.text(0.0, 1.01, "d =", transform=axes.transAxes, fontsize=6.5, color="#333333")
+        axes.set_ylabel(title)
+        axes.set_xlabel("epochs since the first")
+    legend(found, panels[0])
+    where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
+    found.suptitle(f"{table.name}, {where}: the first seed's way to {line.name}", fontsize=11)
+    return found
+
+
+def _points(epochs: Sequence[Mapping[str, Any]], what: str, begun: int) -> tuple[list[float], list[float]]:
+    told = [(begun + float(epoch["epoch"]), float(epoch[what])) for epoch in epochs if what in epoch]
+    return [x for x, _ in told], [value for _, value in told]
