@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from bench import protocols
 from bench.chains import Prune, compared_chain, dense, gmacs, trained
 from bench.cli import main
-from bench.gating import ablation, activity, measuring, timing
+from bench.gating import activity, measuring, timing
 from bench.gating import steps as gating
 from bench.gating.layer import PAPER, GateOptions
 from bench.measure import dynamic, latency
@@ -73,9 +73,6 @@ DEVIATIONS = [
     "Network slimming: lambda = 1e-4 on small images and 1e-5 on ImageNet; one global threshold, no iterations.",
     "Table 3: the paper's definitions and values could not be read. Ours are in the metrics below; the values are our "
     "own.",
-    "What the choice for each image is worth (ours): trained gates held to the k channels of the largest mean saliency "
-    "on training images, nothing trained again. It says whether these gates look at the image, not how static pruning "
-    "would do.",
     "Skipped execution keeps fully connected layers dense, although their inputs count as sparse where they are "
     "(VGG-16's first one).",
 ]
@@ -294,28 +291,6 @@ def chain(
     return replace(found, networks=[], records=[*found.records, *more])
 
 
-def choice_chain(setting: Setting, recipe: Recipe, *, density: int, saliency: bool) -> Chain:
-    """What a trained network's choice for each image is worth, paired by image.
-
-    Against the same channels for every image (:mod:`bench.gating.ablation`); with ``saliency`` that of the winners'
-    saliencies, with the same channels in both.
-    """
-    how = protocol(PROTOCOLS, setting, recipe)
-    runs: tuple[list[Step], list[Step], list[Step]] = ([], [], [])
-    for seed in setting.seeds:
-        start = dense(setting, recipe, seed, how)
-        network = FBS(density)(setting, recipe, start, seed)
-        free = measuring.measured(setting, recipe, network, seed)
-        same, mean = (
-            ablation.held_choice(setting, recipe, network, ablation.Held(how.images, seed, part))
-            for part in (False, True)
-        )
-        for found, step in zip(runs[:2], (same, mean) if saliency else (free, same), strict=True):
-            found.append(step)
-        runs[2].append(measuring.measured(setting, recipe, start, seed))
-    return Chain([], [comparing.contrasted(*runs)])
-
-
 def memory_of(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
     """Memory accesses and peak at batch 1 and 128."""
     return [measuring.memory_of(setting, recipe, network, seed, batches=(1, 128))]
@@ -349,7 +324,6 @@ def sizes(setting: Setting, recipe: Recipe, *, shape: Recipe, name: str) -> Chai
 FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"
 BASELINES = "Baselines of Figure 3a (M-CifarNet, CIFAR-10)"
 TABLE1, TABLE2, TABLE3 = "Table 1", "Table 2", "Table 3 (memory)"
-CHOICE = "What the choice for each image is worth (M-CifarNet)"
 LATENCY, SKIPPED = "Latency (M-CifarNet)", "Skipped execution (M-CifarNet)"
 DERIVED = {"mcifarnet": "Derived: M-CifarNet", "resnet18": "Derived: ResNet-18", "vgg16_bn": "Derived: VGG-16 slimmed"}
 
@@ -460,27 +434,6 @@ def baselines() -> list[Row]:
         row(BASELINES, f"NS + FBS at {at(700)}", mcifarnet, FBS(700, inside=least), both_at_2x),
         row(BASELINES, f"NS + FBS at {at(500)}", mcifarnet, FBS(500, inside=least), ours=True),
         *(baseline_row(BASELINES, "exact selection", Static("exact", density), density) for density in POINTS),
-    ]
-
-
-def choices() -> list[Row]:
-    """Whether the trained gates look at the image: held to one choice for all of them, at three densities."""
-    compared = (
-        ("channels for each image instead of the same for all", False),
-        ("saliencies for each image, of the same channels", True),
-    )
-    return [
-        Row(
-            CHOICE,
-            f"{at(density)}: {name}",
-            "cifar10",
-            dense=mcifarnet,
-            chain=partial(choice_chain, density=density, saliency=saliency),
-            seeds=(0,),
-            ours=True,
-        )
-        for density in POINTS
-        for name, saliency in compared
     ]
 
 
@@ -598,7 +551,7 @@ def sizes_alone() -> list[Row]:
 
 def paper() -> Paper:
     """The paper as the harness sees it."""
-    tables = (figure3, baselines, choices, table1, table2, table3, skipped_rows, derived, sizes_alone)
+    tables = (figure3, baselines, table1, table2, table3, skipped_rows, derived, sizes_alone)
     rows = [one for table in tables for one in table()]
     title = "Dynamic Channel Pruning: Feature Boosting and Suppression"
     return Paper("fbs", title, "Gao, Zhao, Dudziak, Mullins, Xu; ICLR 2019; arXiv 1810.05331", rows, DEVIATIONS)
