@@ -26,7 +26,6 @@ from bench.gating import activity, measuring, timing
 from bench.gating import steps as gating
 from bench.gating.layer import PAPER, GateOptions
 from bench.measure import dynamic, latency
-from bench.measure import steps as comparing
 from bench.models.recipe import Recipe
 from bench.models.vgg import batch_norm_convs
 from bench.protocols import ANY, as_published, cosine, protocol

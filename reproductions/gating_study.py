@@ -1,7 +1,7 @@
 """What FBS's gates look at: a study of ours on M-CifarNet, CIFAR-10.
 
-FBS (Gao et al. 2019) says that which channels matter depends on the image.  Do trained gates choose by image, and what is
-that choice worth?
+FBS (Gao et al. 2019) says that which channels matter depends on the image.  Do trained gates choose by image, and what
+is that choice worth?
 """
 
 from __future__ import annotations
