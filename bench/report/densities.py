@@ -21,8 +21,10 @@ _LEAST = 3
 def way(line: Line) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """The trainings of the row's first seed on the way to its network: the dense one's, then each density's, in order.
 
-    Empty for rows without gates.
+    Empty for rows without gates, and for those that compare networks.
     """
+    if not any(step["kind"] == "evaluate" for step in line.steps.values()):
+        return []
     trainings = list(line.history.values())
     own = [one for one in trainings if one["seed"] == trainings[0]["seed"]]
     gated = [(found, one["epochs"]) for one in own if (found := _GATED.fullmatch(one["step"]))]
