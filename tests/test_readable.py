@@ -136,7 +136,7 @@ def claim(statement: str, verified: bool = True) -> Claim:
 def test_findings_are_three_sentences_without_what_nobody_verified() -> None:
     contrast = cell("top1_difference", 3.6, "pp", 0.8)
     lines = [
-        line("dense", [TOP1], verdicts={"top1_acc": Verdict("reproduced")}),
+        line("dense", [TOP1], verdicts={name: Verdict("reproduced") for name in ("top1_acc", "top5_acc")}),
         line("half", [CHANGE], verdicts={"top1_err_increase": Verdict("not reproduced", verified=False)}),
         line("a", [contrast], claim=claim("A beats B"), decision=Verdict("holds")),
         line("b", [contrast], claim=claim("C beats D", False), decision=Verdict("does not hold", verified=False)),
@@ -171,6 +171,7 @@ def test_a_study_says_that_it_is_one() -> None:
         "A study of ours: no paper prints these values.",
         "Claim that holds: A beats B.",
     ]
+    assert findings.sentences(lines[:1], {})[1] == "No claim is tied to it."
 
 
 def test_one_value_is_the_same_in_every_format() -> None:

@@ -21,11 +21,13 @@ def sentences(lines: Sequence[Line], sizes: Mapping[str, int]) -> list[str]:
     own = [line for line in lines if line.ran and not line.analogue]
     ran = own or [line for line in lines if line.ran]
     where = "" if own or not ran else "On other data than the paper's: "
+    claims = _claims(own)
     if lines and all(line.ours or line.claim is not None for line in lines):
         printed = "A study of ours: no paper prints these values."
+        claims = claims if any(line.claim is not None for line in lines) else "No claim is tied to it."
     else:
         printed = _values(own, sizes, unread=_unread(lines))
-    return [printed, _claims(own), f"{where}{largest_effect(ran)}" if ran else "Nothing was run."]
+    return [printed, claims, f"{where}{largest_effect(ran)}" if ran else "Nothing was run."]
 
 
 def _unread(lines: Sequence[Line]) -> bool:
@@ -42,7 +44,12 @@ def _values(lines: Sequence[Line], sizes: Mapping[str, int], unread: bool) -> st
             for verdict in line.verdicts.values():
                 if verdict.verified:
                     found.setdefault(verdict.word, []).append(f"{line.name} ({line.table.partition(' (')[0]})")
-    values = {word: names for word, names in found.items() if word not in _SIZES and not word.startswith("check")}
+    # a row with one verdict on several metrics is named once
+    values = {
+        word: list(dict.fromkeys(names))
+        for word, names in found.items()
+        if word not in _SIZES and not word.startswith("check")
+    }
     counted = [f"{sizes[word]} {_SIZES[word]}" for word in _SIZES if sizes.get(word)]
     said = [f"{word}: {_named(names)}" for word, names in values.items()]
     if unread:
