@@ -128,6 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--plan", action="store_true", help="print the steps, what is cached and the minutes; run nothing")
     sub.add_argument("--reuse-times", action="store_true", help="take times of earlier runs on this device as they are")
     sub.add_argument("--isolate", action="store_true", help="each row in a process of its own: a crash costs that row")
+    sub.add_argument(
+        "--jobs",
+        type=_natural,
+        default=1,
+        help="so many rows at once, each in a process of its own (for a GPU: about 8)",
+    )
     sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
     where(sub)
 

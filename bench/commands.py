@@ -98,8 +98,11 @@ def run(options: argparse.Namespace) -> Output:
     if options.plan:
         return _plan(chosen, job)
     mode = modes.chosen(options.wandb)
-    if options.isolate and processes.launched() > 1:
-        raise UserError("--isolate gives each row one process: leave out torchrun")
+    if options.jobs < 1:
+        raise UserError("--jobs needs 1 or more")
+    isolated = options.isolate or options.jobs > 1
+    if isolated and processes.launched() > 1:
+        raise UserError("--isolate and --jobs give each row one process: leave out torchrun")
     store = Store(options.out)
     planned = [entry for paper, rows in chosen for entry in planning.plan(paper, rows, job)]
     if options.row and planned[0].chain is None:
@@ -116,8 +119,8 @@ def run(options: argparse.Namespace) -> Output:
         say(f"{count} networks of {job.networks} taken over; what is measured is measured here")
     watch = mirror_of(options.out, names, mode, say) if processes.is_main() and mode != modes.DISABLED else None
     try:
-        if options.isolate:
-            outcomes = runner.run_isolated(planned, job, say, watch)
+        if isolated:
+            outcomes = runner.run_isolated(planned, job, say, watch, options.jobs)
         else:
             outcomes = runner.run(planned, job, store, say, watch)
         status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,13 @@ class Engine:
         self.there: set[str] = set()  # looked at in this run, or made by it
         self.made: set[str] = set()  # made by this run
         self.users: dict[str, set[str]] = {}  # the steps of this run that each step is a parent of
+        self.keeps = False  # the weights of transient steps stay: rows that run beside this one may need them
+
+    def uses(self, planned: Sequence[Planned]) -> None:
+        """Notes which steps of these rows are made from which."""
+        for step, _ in steps_of(planned):
+            for parent in step.parents:
+                self.users.setdefault(parent.key, set()).add(step.key)
 
     def run_row(self, entry: Planned) -> Outcome:
         """The row's steps are run where they are not stored, and its file is written when all are there.
@@ -71,7 +79,7 @@ class Engine:
                 return Outcome(entry.id, FAILED, failure)
         if processes.is_main():
             for step in in_order(leaves):  # a run that was killed may have left some
-                self._shed(step)
+                self.shed(step)
         try:
             file = rowfile.write(self.store, entry, description(entry, self.job)) if processes.is_main() else None
         except ValueError as error:  # a bug of the script's costs its row, not the pages
@@ -140,11 +148,13 @@ class Engine:
             if failure is not None:
                 self.failures[step.key] = failure
             elif processes.is_main():
-                self._shed(step)
+                self.shed(step)
             return failure
 
-    def _shed(self, child: Step) -> None:
+    def shed(self, child: Step) -> None:
         """The weights of transient parents go, where all that is made from them in this run is stored."""
+        if self.keeps:
+            return
         for parent in child.parents:
             if parent.transient and all(self.store.header(key) for key in self.users.get(parent.key, ())):
                 self.store.shed(parent.key)
@@ -267,9 +277,7 @@ def run(
     """Runs the rows one after the other in this process; every row ends in one outcome."""
     memory.settle()
     engine = Engine(job, store, say)
-    for step, _ in steps_of(planned):
-        for parent in step.parents:
-            engine.users.setdefault(parent.key, set()).add(step.key)
+    engine.uses(planned)
     found = []
     for number, entry in enumerate(planned, start=1):
         where = f"[row {number}/{len(planned)}] {entry.id}"
@@ -297,41 +305,77 @@ def _watched(watch: Watch | None, entry: Planned, job: Job) -> Iterator[list[Out
 
 
 def run_isolated(
-    planned: Sequence[Planned], job: Job, say: Say = lambda text: None, watch: Watch | None = None
+    planned: Sequence[Planned],
+    job: Job,
+    say: Say = lambda text: None,
+    watch: Watch | None = None,
+    jobs: int = 1,
 ) -> list[Outcome]:
-    """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once."""
+    """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once.
+
+    ``jobs`` rows run at once, the first ones first; a step that two of them need is made by one, the other waits.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.runner", *(f"reproductions.{key}" for key in _keys(planned))])
     bare = replace(job, images={}, values={}, fitting=set())
-    found = []
-    for number, entry in enumerate(planned, start=1):
+    found: dict[int, Outcome] = {}
+    running: dict[Any, tuple[int, Any, contextlib.ExitStack, list[Outcome]]] = {}
+    for number, entry in enumerate(planned):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_in_child, args=(sender, entry.id, bare, f"[row {number}/{len(planned)}] "))
-        with _watched(watch, entry, job) as done:
-            process.start()
-            sender.close()
-            try:
-                found.append(receiver.recv())
-            except EOFError:
-                process.join()
-                code = process.exitcode or 0
-                reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
-                found.append(Outcome(entry.id, FAILED, reason))
-            process.join()
-            done.append(found[-1])
-        if found[-1].status == FAILED:
-            say(f"{entry.id}: failed: {found[-1].reason}")
-    return found
+        where = f"[row {number + 1}/{len(planned)}] "
+        process = context.Process(target=_in_child, args=(sender, entry.id, bare, where, jobs > 1))
+        watched = contextlib.ExitStack()
+        # who watches is told of one row at a time: of rows that run at once when they have ended
+        done = watched.enter_context(_watched(watch, entry, job)) if jobs == 1 else []
+        process.start()
+        sender.close()
+        running[receiver] = (number, process, watched, done)
+        while running and (len(running) == jobs or number + 1 == len(planned)):
+            for ready in connection.wait(list(running)):
+                place, process, watched, done = running.pop(ready)
+                outcome = found[place] = _received(ready, process, planned[place].id)
+                if jobs > 1:
+                    done = watched.enter_context(_watched(watch, planned[place], job))
+                done.append(outcome)
+                watched.close()
+                if outcome.status == FAILED:
+                    say(f"{outcome.id}: failed: {outcome.reason}")
+    if jobs > 1:
+        _tidied(planned, job)
+    return [found[place] for place in range(len(planned))]
+
+
+def _received(receiver: Any, process: Any, name: str) -> Outcome:
+    """What a row's process said at its end, or how it died."""
+    try:
+        outcome: Outcome = receiver.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
+        outcome = Outcome(name, FAILED, reason)
+    process.join()
+    return outcome
+
+
+def _tidied(planned: Sequence[Planned], job: Job) -> None:
+    """The weights of steps on the way go now: while rows ran at once, another might have needed them."""
+    engine = Engine(job, Store(job.out))
+    engine.uses(planned)
+    for step, _ in steps_of(planned):
+        if engine.store.header(step.key) is not None:
+            engine.shed(step)
 
 
 def _keys(planned: Sequence[Planned]) -> list[str]:
     return list(dict.fromkeys(entry.paper.key for entry in planned))
 
 
-def _in_child(sender: Any, name: str, job: Job, where: str) -> None:
+def _in_child(sender: Any, name: str, job: Job, where: str, beside_others: bool) -> None:
     paper = papers()[name.partition("/")[0]]
     (entry,) = plan(paper, [paper.ids[name]], job)
     store = Store(job.out)
     memory.settle()
     engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
+    engine.keeps = beside_others
     sender.send(engine.run_row(entry))

@@ -59,6 +59,29 @@ def test_a_crash_costs_one_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_rows_side_by_side_end_as_one_after_the_other(tmp_path: Path) -> None:
+    """Three rows at once that share a training: it is made once, all values are the plain run's, a crash costs one."""
+    plain, beside = tmp_path / "plain", tmp_path / "beside"
+    arguments = ["run", "toy", "--table", "Table 1", "--scale", "digits", "--json"]
+    assert bench(*arguments, "--out", str(plain)).returncode == 0
+    done = bench(*arguments, "--jobs", "3", "--out", str(beside))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [row["id"] for row in json.loads(done.stdout)["rows"]] == [
+        f"toy/table-1/{name}" for name in ("dense", "pruned", "pruned-fine-tuned")
+    ]
+    assert records(beside) == records(plain)
+    assert sorted(path.name for path in (beside / "steps").iterdir()) == sorted(
+        path.name for path in (plain / "steps").iterdir()
+    )
+    assert list((beside / "work").iterdir()) == []
+    begun = [line for line in done.stderr.splitlines() if "] dense(" in line and "waiting" not in line]
+    assert len(begun) == 1, begun  # the others wait for it
+    done = bench("run", "toy", "--table", "Table 2", "--jobs", "2", "--out", str(tmp_path / "crash"), "--json")
+    assert done.returncode == 1
+    assert [row["status"] for row in json.loads(done.stdout)["rows"]].count("failed") == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["empty", "half-filled"])
 def test_torchrun_ends_as_the_plain_run_does(tmp_path: Path, start: str) -> None:
     """Given weights, two processes: from nothing, or from a store that has all but what is trained.
