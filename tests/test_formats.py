@@ -26,6 +26,14 @@ CELLS = {
         *("rate 0.03", 2, None),
     ),
     "fbs": ("digits/figure-3a--fbs-at-d-0.5--*", "top1_change_control", "digits/Figure_3a*", "FBS at d=0.5", 2, None),
+    "gating_study": (
+        *(
+            "cifar10/what-the-choice-for-each-image-is-worth--d-0.3-sal*",
+            "top1_difference",
+            "cifar10*/What_the_choice*",
+        ),
+        *("d=0.3: saliencies for each image, of the same channels", 2, None),
+    ),
     "localization_aware_ssd": (
         *("scenes/criteria-at-equal-widths--lcp--*", "map_voc07_change", "scenes/Criteria*", "LCP", 2, None),
     ),

@@ -23,7 +23,7 @@ def way(line: Line) -> list[tuple[str, list[Mapping[str, Any]]]]:
 
     Empty for rows without gates, and for those that compare networks.
     """
-    if not any(step["kind"] == "evaluate" for step in line.steps.values()):
+    if not any(step.get("kind") == "evaluate" for step in line.steps.values()):
         return []
     trainings = list(line.history.values())
     own = [one for one in trainings if one["seed"] == trainings[0]["seed"]]
