@@ -49,7 +49,8 @@ def figure(table: Table) -> Figure | None:
         return None
     found = Figure(figsize=(7.5, 3.6))
     panels = found.subplots(1, 2)
-    alone = next((one["epochs"] for one in line.history.values() if one["step"].startswith("dense, longer(")), [])
+    longer = (one["epochs"] for one in line.history.values() if one["step"].startswith("dense, longer("))
+    alone: list[Mapping[str, Any]] = next(longer, [])
     for axes, (what, title) in zip(panels, PANELS, strict=True):
         if alone:
             xs, values = _points(alone, what, 0)
