@@ -26,8 +26,9 @@ DEVIATIONS = [
     "A study of ours: no paper prints these values. Networks, schedules and data are those of FBS's Figure 3a.",
     "The same channels for all images: the k of the largest mean saliency on training images, nothing trained again. "
     "It says whether these gates look at the image, not how static pruning would do.",
-    "Starts: ours (phi zero, rho = |gamma| of the batch norm: gating changes nothing before training) and the paper's "
-    "(phi He normal, rho = 1: the channels' scales are learned anew at d = 1).",
+    "Starts: ours (phi zero, rho = |gamma| of the batch norm: gating changes nothing before training), the paper's "
+    "(phi He normal, rho = 1: the channels' scales are learned anew at d = 1), and a third (ours: rho = |gamma| and phi "
+    "He normal in units of it).",
     "The way to d = 0.5 is a short one there: d = 1, 0.7 and 0.5, two epochs each, which two cores do in an hour. The "
     "rate is the paper's 0.01; gradients are clipped to a norm of 1: without that the paper's start diverges under SGD "
     "(the official code's RMSProp with epsilon 1 damps large gradients).",
@@ -36,6 +37,8 @@ DEVIATIONS = [
 
 CHOICE = "What the choice for each image is worth (M-CifarNet)"
 START = "Where the gates start (M-CifarNet)"
+# the third start
+SCALED = GateOptions(phi="scaled")
 # a way down that two cores go in an hour
 SHORT = (1000, 700, 500)
 
@@ -106,8 +109,12 @@ def choices() -> list[Row]:
 
 
 def starts() -> list[Row]:
-    """FBS at d = 0.5 by a short way, from our start of phi and rho and from the paper's, and both paired."""
-    made = {"our start": ShortWay(OPTIONS), "the paper's start": ShortWay(PAPER)}
+    """FBS at d = 0.5 by a short way, from three starts of phi and rho; the paper's paired with ours."""
+    made = {
+        "our start": ShortWay(OPTIONS),
+        "the paper's start": ShortWay(PAPER),
+        "phi in units of gamma": ShortWay(SCALED),
+    }
     rows = [
         _row(START, f"{at(500)}, {name}", partial(chain, make=way, extra=activity_of)) for name, way in made.items()
     ]

@@ -75,8 +75,8 @@ def convert(
 ) -> Conversion:
     """Gates every convolution that can be, in place, except those called ``ungated``.
 
-    The weights carry over; phi is drawn by ``options`` (seed before); rho = |gamma| where phi is zero, else 1, as the
-    paper starts (then the network is another one until it is trained).  Raises :class:`UserError` for a
+    The weights carry over; phi is drawn by ``options`` (seed before); rho = |gamma| where phi is zero or in units of it,
+    else 1, as the paper starts (then the network is another one until it is trained).  Raises :class:`UserError` for a
     network that cannot be traced, without a single pair of convolution and batch norm, or for unknown names.
     """
     pairs = find_pairs(model)
@@ -118,7 +118,9 @@ def _gated(
     layer.running_mean = (mean * turn).clone()
     layer.running_var = norm.running_var.clone()
     layer.beta = nn.Parameter(beta / rho)
-    if options.phi == "zero":  # else 1, as drawn: the scale of the channels is learned anew
+    if options.phi in ("zero", "scaled"):  # else 1, as drawn: the scale of the channels is learned anew
         layer.gate.bias.copy_(rho)
+    if options.phi == "scaled":
+        layer.gate.weight.mul_(rho[:, None])
     counts = int((gamma < 0).sum()), int((gamma.abs() < SMALLEST_GAMMA).sum())
     return layer.train(conv.training), counts

@@ -24,8 +24,9 @@ class GateOptions:
     """Where the paper and the official code (deep-fry/mayo) differ; the defaults are the paper's.
 
     ``subsample``: ``l1`` (mean of absolute values) or ``mean`` (the code's signed average).
-    ``phi``: ``he`` (He normal, rho = 1), ``truncated`` (the code's truncated normal of 0.05) or ``zero`` (the converted
-    network equals the original).
+    ``phi``: ``he`` (He normal, rho = 1), ``truncated`` (the code's truncated normal of 0.05), ``zero`` (the converted
+    network equals the original) or ``scaled`` (ours: He normal in units of the batch norm's |gamma|, which rho is, so
+    that gates look at the image and the network stays about what it was).
     ``rectify``: ``always`` (equation 8) or ``with layer`` (the code: only where a ReLU follows the layer).
     ``shift``: ``gated`` (pi multiplies norm + beta) or ``masked`` (the code: g multiplies norm, the mask beta).
     ``ties``: ``exact`` (k winners, the first of equals) or ``strict`` (the code: equals at the threshold all lose).
@@ -47,7 +48,7 @@ class GateOptions:
 
 _ALLOWED = {
     "subsample": ("l1", "mean"),
-    "phi": ("he", "truncated", "zero"),
+    "phi": ("he", "truncated", "zero", "scaled"),
     "rectify": ("always", "with layer"),
     "shift": ("gated", "masked"),
     "ties": ("exact", "strict"),
@@ -70,7 +71,7 @@ class Gate(nn.Linear):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """phi by the options, rho = 1 (the paper, section 3.2)."""
-        if self.options.phi == "he":
+        if self.options.phi in ("he", "scaled"):
             nn.init.normal_(self.weight, 0.0, math.sqrt(2.0 / self.in_features))
         elif self.options.phi == "truncated":
             nn.init.trunc_normal_(self.weight, 0.0, 0.05, -0.1, 0.1)

@@ -69,19 +69,24 @@ def trained(make: Callable[[], nn.Module], smallest: float = 0.0) -> nn.Module:
     return model
 
 
-def test_rho_is_gamma_where_phi_is_zero_and_one_from_the_paper_s_start() -> None:
+def test_rho_is_gamma_where_phi_is_zero_or_in_its_units_and_one_from_the_paper_s_start() -> None:
     """Gao et al. 2019, section 3.2: phi He normal, rho 1; the shift stays what keeps each channel's sign."""
     model = trained(NETWORKS["mcifarnet"][0], 0.1).eval()
     gammas = [m.weight.detach().abs() for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
-    for phi in ("zero", "he", "truncated"):
+    drawn: dict[str, list[Tensor]] = {}
+    for phi in ("zero", "he", "truncated", "scaled"):
+        torch.manual_seed(3)
         converted = copy.deepcopy(model)
         convert(converted, 700, GateOptions(phi=phi))
         rhos = [layer.gate.bias.detach() for layer in gated_layers(converted).values()]
         assert len(rhos) == len(gammas) == 8
         for rho, gamma in zip(rhos, gammas, strict=True):
-            torch.testing.assert_close(rho, gamma if phi == "zero" else torch.ones_like(rho))
+            torch.testing.assert_close(rho, gamma if phi in ("zero", "scaled") else torch.ones_like(rho))
+        drawn[phi] = [layer.gate.weight.detach() for layer in gated_layers(converted).values()]
         spreads = [float(layer.gate.weight.detach().std()) for layer in gated_layers(converted).values()]
         assert all((spread == 0) == (phi == "zero") for spread in spreads)
+    for he, scaled, gamma in zip(drawn["he"], drawn["scaled"], gammas, strict=True):
+        torch.testing.assert_close(scaled, he * gamma[:, None])
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -34,6 +34,7 @@ def test_rows_and_scales() -> None:
     assert {name for table, name in ROWS if table == START} == {
         "d=0.5, our start",
         "d=0.5, the paper's start",
+        "d=0.5, phi in units of gamma",
         "d=0.5: the paper's start instead of ours",
     }
     assert sum(table == CHOICE for table, _ in ROWS) == 6
@@ -60,7 +61,8 @@ def test_the_choice_for_each_image_is_held_in_two_steps(density: int) -> None:
 def test_the_short_way_goes_through_three_densities_of_two_epochs() -> None:
     short = Schedule(2, 0.01, 128, weight_decay=5e-4, shape="cosine", clip=1.0)
     ended = {}
-    for name, options in (("our start", OURS), ("the paper's start", PAPER)):
+    starts = {"our start": OURS, "the paper's start": PAPER, "phi in units of gamma": GateOptions(phi="scaled")}
+    for name, options in starts.items():
         made = chain_of(ROWS[START, f"d=0.5, {name}"], "cifar10")
         (ended[name],) = made.evaluations[0].parents
         (looked,) = (step for step in made.records if step.run is activity.run_activity)
