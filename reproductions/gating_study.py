@@ -27,8 +27,8 @@ DEVIATIONS = [
     "The same channels for all images: the k of the largest mean saliency on training images, nothing trained again. "
     "It says whether these gates look at the image, not how static pruning would do.",
     "Starts: ours (phi zero, rho = |gamma| of the batch norm: gating changes nothing before training), the paper's "
-    "(phi He normal, rho = 1: the channels' scales are learned anew at d = 1), and a third (ours: rho = |gamma| and phi "
-    "He normal in units of it).",
+    "(phi He normal, rho = 1: the channels' scales are learned anew at d = 1), and a third (ours: rho = |gamma|, "
+    "phi He normal in units of it).",
     "The way to d = 0.5 is a short one there: d = 1, 0.7 and 0.5, two epochs each, which two cores do in an hour. The "
     "rate is the paper's 0.01; gradients are clipped to a norm of 1: without that the paper's start diverges under SGD "
     "(the official code's RMSProp with epsilon 1 damps large gradients).",

@@ -75,7 +75,7 @@ def convert(
 ) -> Conversion:
     """Gates every convolution that can be, in place, except those called ``ungated``.
 
-    The weights carry over; phi is drawn by ``options`` (seed before); rho = |gamma| where phi is zero or in units of it,
+    The weights carry over; phi is drawn by ``options`` (seed before); rho is |gamma| where phi is zero or in its units,
     else 1, as the paper starts (then the network is another one until it is trained).  Raises :class:`UserError` for a
     network that cannot be traced, without a single pair of convolution and batch norm, or for unknown names.
     """
