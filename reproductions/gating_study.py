@@ -30,8 +30,8 @@ DEVIATIONS = [
     "(phi He normal, rho = 1: the channels' scales are learned anew at d = 1), and a third (ours: rho = |gamma|, "
     "phi He normal in units of it).",
     "The dense network behind the starts is that of FBS's Figure 3a as an H200 trained it, given as weights; the gates "
-    "are trained on a processor, in bf16. The way to d = 0.5 is a short one there: d = 1, 0.7 and 0.5, two epochs each, "
-    "which two cores do in an hour. The rate is the paper's 0.01; gradients are clipped to a norm of 1: without that the "
+    "are trained on a processor, in bf16. The way to d = 0.5 is a short one there: d = 1, 0.7 and 0.5, two epochs each "
+    "(an hour of two cores). The rate is the paper's 0.01; gradients are clipped to a norm of 1: without that the "
     "paper's start diverges under SGD (the official code's RMSProp with epsilon 1 damps large gradients).",
     "Chosen by image is a channel that wins for more than 1 % and for less than 99 % of the test images.",
 ]

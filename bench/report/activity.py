@@ -72,7 +72,7 @@ def figure(table: Table) -> Figure | None:
     )
     if classes < activity["by_class"]["classes"]:
         told += f"; {classes} of {activity['by_class']['classes']:,} classes"
-    figure.suptitle(textwrap.fill(f"{table.name}, {where}: {told}", 50 + 35 * len(lines)), fontsize=11)
+    figure.suptitle(textwrap.fill(f"{table.name}, {where}: {told}", 20 + 45 * len(lines)), fontsize=11)
     return figure
 
 
