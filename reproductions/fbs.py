@@ -133,7 +133,6 @@ class FBS:
     density: int
     ungated: tuple[str, ...] = ()
     inside: Slimmed | None = None
-    options: GateOptions = OPTIONS
 
     def __call__(self, setting: Setting, recipe: Recipe, parent: Step, seed: int) -> Step:
         """The step at the end of the chain of densities."""
@@ -141,7 +140,7 @@ class FBS:
         work = gmacs(recipe, setting.train_images, 3.0 * how.tuning.epochs)
         step = parent if self.inside is None else self.inside(setting, recipe, parent, seed)
         for density in densities(self.density):
-            step = gating.gated(step, density, how.tuning, seed, setting.data, work, LAMBDA, self.options, self.ungated)
+            step = gating.gated(step, density, how.tuning, seed, setting.data, work, LAMBDA, OPTIONS, self.ungated)
         return step
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,14 @@ def steps(root: Path) -> dict[str, dict[str, Any]]:
     return {header["step"]: header for header in headers}
 
 
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """From now on this is another machine: every training has another key."""
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this is another machine: every step has another key."""
     own = provenance.environment
 
     def environment(kind: str, device: str, packages: Any) -> dict[str, Any]:
         return {**own(kind, device, packages), "machine": "another"}
 
     monkeypatch.setattr(provenance, "environment", environment)
-    return environment
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +105,6 @@ def test_what_was_made_otherwise_is_made_anew(
     what: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The dense network's description is changed: neither it nor what came from it is taken."""
-    import shutil
-
     copied = tmp_path / "copied"
     shutil.copytree(made, copied)
     for _, key in places(copied, copied, DENSE)[:1]:
@@ -128,8 +125,6 @@ def test_what_was_made_otherwise_is_made_anew(
 
 
 def test_a_damaged_network_is_trained_here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     copied = tmp_path / "copied"
     shutil.copytree(made, copied)
     key = places(copied, copied, ENDED)[0][1]
