@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from bench.report import densities, drawing, figures, layers, leaderboard, training
+from bench.report import (
+    densities,
+    drawing,
+    figures,
+    layers,
+    leaderboard,
+    leaderboard_figure,
+    leaderboard_page,
+    training,
+)
 from bench.report.cells import Cell, Point
 from bench.report.load import Line
 from bench.report.tables import build
@@ -228,12 +237,12 @@ def test_a_network_that_two_papers_show_stands_once_and_other_data_apart() -> No
 
 def test_the_picture_and_the_page_of_a_network(tmp_path: Path) -> None:
     (group,) = leaderboard.groups(ROWS)
-    (axes,) = leaderboard.draw(group, {"toy": "toy"}).axes
+    (axes,) = leaderboard_figure.draw(group, {"toy": "toy"}).axes
     assert axes.get_ylim()[0] > 80 and "cliff 10.0 %" in axes.get_title("left")
     shown = {container.get_label(): container[0].get_xydata().tolist() for container in axes.containers}
     assert shown["toy: A"] == [[50.0, 92.0], [25.0, 88.0]]
     assert shown["other: B"] == [[50.0, 90.0], [25.0, 89.0]]
-    files, index = leaderboard.write(tmp_path, {"toy": ROWS[:3], "other": ROWS[3:]}, {"toy": "toy"})
+    files, index = leaderboard_page.write(tmp_path, {"toy": ROWS[:3], "other": ROWS[3:]}, {"toy": "toy"})
     assert [file.suffix for file in files] == [".png", ".svg", ".csv", ".md"]
     assert any("same-network/README.md" in text for text in index)
     page = files[-1].read_text()
@@ -248,7 +257,25 @@ def test_the_picture_and_the_page_of_a_network(tmp_path: Path) -> None:
         ("toy", 92.0, "True"),
         ("other", 90.0, "False"),
     ]
-    assert leaderboard.write(tmp_path, {"toy": []}, {}) == ([], [])
+    assert leaderboard_page.write(tmp_path, {"toy": []}, {}) == ([], [])
+
+
+def test_where_many_share_a_speed_up_the_best_of_each_are_drawn_in_a_row() -> None:
+    crowd = [pruned(f"method {n}", 2.0 + n / 100, 60.0 + n, "toy" if n % 2 else "other") for n in range(14)]
+    (group,) = leaderboard.groups([pruned("dense", 1.0, 93.0), *crowd, pruned("steep", 4.0, 50.0)])
+    parts = leaderboard_figure.standings(group.entries)
+    # 2.0x to 2.13x are one standing, the best first; 4x is another
+    assert [[entry.line.name for entry in part] for part in parts] == [
+        [f"method {n}" for n in reversed(range(14))],
+        ["steep"],
+    ]
+    twice, four = leaderboard_figure.draw(group, {"toy": "toy"}).axes
+    assert [label.get_text() for label in twice.get_yticklabels()] == [f"method {n}" for n in range(13, 3, -1)]
+    assert [float(box[0].get_xdata()[0]) for box in twice.containers] == [60.0 + n for n in range(13, 3, -1)]
+    assert twice.get_title("left") == "2.0x to 2.1x fewer MACs: the best 10 of 14, the rest down to 60 %"
+    assert four.get_title("left") == "4.0x fewer MACs"
+    dashed = [line.get_xdata()[0] for line in twice.lines if line.get_linestyle() == "--"]
+    assert dashed == [93.0]
 
 
 @pytest.mark.parametrize(

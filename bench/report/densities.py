@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from bench.report.drawing import COLOURS, GREY, legend
+from bench.report.drawing import COLOURS, GREY, TITLE, legend
 from bench.report.load import Line
 from bench.report.tables import Table
 from bench.report.training import PANELS
@@ -16,6 +18,8 @@ from bench.report.training import PANELS
 _GATED = re.compile(r"gated\((d=[0-9.]+), (.*)\)")
 # a way has at least so many densities
 _LEAST = 3
+# with more, their names have no room side by side
+_UPRIGHT = 5
 
 
 def way(line: Line) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -65,6 +69,7 @@ def figure(table: Table) -> Figure | None:
                     *(begun + 0.5 + len(epochs) / 2, 1.01, name.removeprefix("d=")),
                     transform=axes.get_xaxis_transform(),
                     ha="center",
+                    rotation=90 if len(way(line)) > _UPRIGHT else 0,
                     fontsize=6.5,
                     color="#333333",
                 )
@@ -72,9 +77,10 @@ def figure(table: Table) -> Figure | None:
         axes.text(0.0, 1.01, "d =", transform=axes.transAxes, fontsize=6.5, color="#333333")
         axes.set_ylabel(title)
         axes.set_xlabel("epochs since the first")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(found, panels[0])
     where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
-    found.suptitle(f"{table.name}, {where}: the first seed's way to {line.name}", fontsize=11)
+    found.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's way to {line.name}", TITLE), fontsize=11)
     return found
 
 

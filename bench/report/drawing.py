@@ -48,6 +48,8 @@ STYLE: Any = {  # matplotlib types it by every single key
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 GREY = "#9a9a9a"
+# characters of a title in a figure of 7.5 inches
+TITLE = 90
 DPI = 150
 _COLOURS_OF_A_PNG = 128
 _DRAWN = "Description"

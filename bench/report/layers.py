@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from bench.report.drawing import COLOURS, MARKERS, legend, on_each_other
+from bench.report.drawing import COLOURS, MARKERS, TITLE, legend, on_each_other
 from bench.report.load import Line
 from bench.report.tables import Table
 
@@ -20,6 +20,8 @@ _LEAST_LAYERS = 3
 # names of rows with the same widths that are written out
 _NAMED = 2
 _WRAP = 55
+# a layer whose channels all stay is rebuilt but for rounding; on a logarithmic axis that would be all there is to see
+_ROUNDING = 1e-6
 
 
 def figures(table: Table) -> list[tuple[str, Figure]]:
@@ -52,12 +54,15 @@ def widths(lines: Sequence[Line]) -> tuple[list[str], Curves]:
 
 
 def errors(lines: Sequence[Line]) -> tuple[list[str], Curves]:
-    """The same of the errors of the layers' reconstruction: on held-out training rows, else on the fitted ones."""
+    """The same of the errors of the layers' reconstruction: on held-out training rows, else on the fitted ones.
+
+    Layers that are rebuilt but for rounding are left out.
+    """
     found: dict[str, dict[str, float]] = {}
     for line in _of_one_base(lines):
         reports = next(iter(line.layers.values()), [])
         missed = {str(report["reader"]): _error(report) for report in reports}
-        values = {name: value for name, value in missed.items() if value > 0.0}
+        values = {name: value for name, value in missed.items() if value > _ROUNDING}
         if values:
             found[line.name] = values
     return _curves(found)
@@ -106,7 +111,7 @@ def _figure(table: Table, names: Sequence[str], curves: Curves, title: str, base
         axes.set_title(f"{left_out} rows more are not drawn", fontsize=8, color="#333333")
     legend(figure, axes)
     where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
-    figure.suptitle(f"{table.name}, {where}: the first seed's networks", fontsize=11)
+    figure.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's networks", TITLE), fontsize=11)
     return figure
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from bench import claims, registry
 from bench.report import coverage as covering
-from bench.report import coverage_figure, figures, findings, leaderboard, networks, render
+from bench.report import coverage_figure, figures, findings, leaderboard_page, networks, render
 from bench.report.coverage import Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
@@ -66,8 +66,8 @@ def write(
         short = {name: name.replace("_", " ") for name in coverages}
         written += coverage_figure.draw(coverages, short, root / _COVERAGE)
     short = {name: name.replace("_", " ") for name in papers}
-    files, same = leaderboard.write(root, found, short)
-    _remove_stale(root / leaderboard.FOLDER, set(files))
+    files, same = leaderboard_page.write(root, found, short)
+    _remove_stale(root / leaderboard_page.FOLDER, set(files))
     written += files
     index = root / "README.md"
     write_text(index, _index(papers, found, coverages or {}, same))

@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from bench.report.drawing import COLOURS, MARKERS, legend
+from bench.report.drawing import COLOURS, MARKERS, TITLE, legend
 from bench.report.load import Line
 from bench.report.tables import Table
 
@@ -63,9 +64,10 @@ def figure(table: Table) -> Figure | None:
             axes.plot(xs, values, color=COLOURS[number], marker=MARKERS[number], markersize=3.5, label=label)
         axes.set_ylabel(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(curves) > len(shown):
         panels[0].set_title(f"{len(curves) - len(shown)} trainings more are not drawn", fontsize=8, color="#333333")
     legend(figure, panels[0])
     where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
-    figure.suptitle(f"{table.name}, {where}: the first seed's trainings", fontsize=11)
+    figure.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's trainings", TITLE), fontsize=11)
     return figure

@@ -1,0 +1,88 @@
+"""The page of all methods on the same network: pictures, tables and values."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import matplotlib as mpl
+
+from bench.metrics import size
+from bench.report.drawing import STYLE, save
+from bench.report.leaderboard import Group, front, groups
+from bench.report.leaderboard_figure import draw
+from bench.report.load import Line
+from bench.report.readable import cell_text
+from bench.report.render import markdown_text
+from bench.store import write_text
+
+FOLDER = "same-network"
+_ABOUT = (
+    "This page is generated from the row files; edits are overwritten.\n\nRows of all papers that start from the same "
+    "weights and are measured on the same images. A network that several papers' rows show stands here once. Sorted by "
+    "speed-up, then by accuracy; **bold**: no other has more accuracy at as few MACs. Changes are from the dense "
+    "network."
+)
+
+
+def write(root: Path, found: Mapping[str, Sequence[Line]], names: Mapping[str, str]) -> tuple[list[Path], list[str]]:
+    """Writes the page with its pictures and values into ``root``; returns the files and the index's lines."""
+    here = groups(line for lines in found.values() for line in lines)
+    if not here:
+        return [], []
+    folder = root / FOLDER
+    files: list[Path] = []
+    text = ["# All methods on the same network", "", _ABOUT]
+    index = ["## All methods on the same network", ""]
+    for group in here:
+        with mpl.rc_context(STYLE):
+            pictures = save(draw(group, names), folder / f"{group.slug}.png")
+        values = folder / f"{group.slug}.csv"
+        write_text(values, csv_text(group))
+        files += [*pictures, values]
+        picture = f"![{group.title}]({{}}{quote(group.slug)}.png)"
+        text += ["", f"## {markdown_text(group.title)}", "", picture.format(""), "", *_markdown(group, names), ""]
+        text.append(f"Files: [every value (csv)]({quote(group.slug)}.csv), [picture (svg)]({quote(group.slug)}.svg)")
+        index += [f"[{picture.format(f'{FOLDER}/')}]({FOLDER}/README.md)", ""]
+    index += [f"[The tables behind]({FOLDER}/README.md)", ""]
+    page = folder / "README.md"
+    write_text(page, "\n".join(text) + "\n")
+    return [*files, page], index
+
+
+def _markdown(group: Group, names: Mapping[str, str]) -> list[str]:
+    best = front(group.entries)
+    lines = [
+        "| method | paper | MACs | speed-up | top-1 (%) | top-1 change (pp) |",
+        "| :-- | :-- | --: | --: | --: | --: |",
+    ]
+    for entry in group.entries:
+        name = markdown_text(entry.line.name)
+        change = entry.line.cells.get("top1_change")
+        cells = [
+            f"**{name}**" if entry in best else name,
+            f"[{names.get(entry.line.paper, entry.line.paper)}](../{quote(entry.line.paper)}/README.md)",
+            "" if entry.macs is None else size(entry.macs.value),
+            f"{entry.speedup:.2f}x",
+            cell_text(entry.top1),
+            "" if change is None else cell_text(change),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def csv_text(group: Group) -> str:
+    """Every entry unrounded."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["paper", "row", "method", "speedup", "macs", "top1_acc", "low", "high", "n", "seeds", "front"])
+    best = front(group.entries)
+    for entry in group.entries:
+        cell = entry.top1
+        macs = None if entry.macs is None else entry.macs.value
+        values = (entry.speedup, macs, cell.value, cell.low, cell.high, cell.n, cell.seeds, entry in best)
+        writer.writerow([entry.line.paper, entry.line.id, entry.method, *values])
+    return file.getvalue()
