@@ -1,8 +1,9 @@
-"""The two inner loops of a skipped layer on the CPU, compiled by Numba: who wins, and the winners' filters.
+"""The inner loops of a skipped layer on the CPU, compiled by Numba: who wins, the winners' filters, their saliencies.
 
 As PyTorch operations they took more time than the convolutions that they save: some twenty calls a layer, and two
-passes over filters that do not fit the cache.  Both work on one image and float32 or float64 (Numba compiles each once
-a process).
+passes over filters that do not fit the cache.  The filters stay gathered from one image to the next: a channel that
+wins again keeps its slot, and only what has changed is copied; where all win again, nothing is.  All work on one image
+and float32 or float64 (Numba compiles each once a process).
 """
 
 from __future__ import annotations
@@ -62,41 +63,101 @@ def choose(
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def gather(rows: Array, bias: Array, behind: Array, g: Array, outputs: Array, inputs: Array) -> Any:
-    """The filters ``outputs`` at the input channels ``inputs``, times their saliency, and their biases.
+def settle(slots: Array, place: Array, winners: Array) -> None:
+    """Gives the ``winners`` the slots of the channels that lost; who won before too keeps its own.
 
-    ``rows`` is C_out x kh kw x C_in; ``bias`` is scaled too, ``behind`` is not (each C_out).  Returns k x kh kw x n and
-    k.
+    ``slots`` are the channels by slot, ``place`` (C_out) the slot of each channel, -1 for none; both are changed.  With
+    fewer winners than slots some losers keep theirs.
     """
-    taps = rows.shape[1]
-    weights = np.empty((len(outputs), taps, len(inputs)), rows.dtype)
-    biases = np.empty(len(outputs), rows.dtype)
+    won = np.zeros(len(place), np.bool_)
+    for channel in winners:
+        won[channel] = True
+    free = 0
+    for channel in winners:
+        if place[channel] < 0:
+            while won[slots[free]]:
+                free += 1
+            place[slots[free]] = -1
+            slots[free] = channel
+            place[channel] = free
+            free += 1
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def gather(weights: Array, held: Array, columns: Array, rows: Array, outputs: Array, inputs: Array) -> None:
+    """Makes ``weights`` (k x kh kw x n) the filters ``outputs`` at the input channels ``inputs``.
+
+    ``held`` and ``columns`` say which filters and channels it holds; only what differs is copied, out of ``rows``
+    (C_out x kh kw x C_in).
+    """
+    taps, n = rows.shape[1], len(inputs)
+    changed = np.empty(n, np.int64)
+    count = 0
+    for c in range(n):
+        if columns[c] != inputs[c]:
+            columns[c] = inputs[c]
+            changed[count] = c
+            count += 1
     for a in range(len(outputs)):
         o = outputs[a]
-        saliency = g[o]
-        biases[a] = bias[o] * saliency + behind[o]
-        for t in range(taps):
-            source, target = rows[o, t], weights[a, t]
-            for c in range(len(inputs)):
-                target[c] = source[inputs[c]] * saliency
-    return weights, biases
+        if held[a] != o:
+            held[a] = o
+            for t in range(taps):
+                source, target = rows[o, t], weights[a, t]
+                for c in range(n):
+                    target[c] = source[inputs[c]]
+        elif count:
+            for t in range(taps):
+                source, target = rows[o, t], weights[a, t]
+                for i in range(count):
+                    target[changed[i]] = source[inputs[changed[i]]]
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
 def choose_and_gather(
     x: Array,
     inputs: Array,
-    rows: Array,
-    bias: Array,
-    behind: Array,
     phi: Array,
     rho: Array,
     k: int,
     absolute: bool,
     rectified: bool,
     exact: bool,
+    slots: Array,
+    place: Array,
+    weights: Array,
+    held: Array,
+    columns: Array,
+    rows: Array,
 ) -> Any:
-    """Both in one call, which saves what a call from Python costs: winners, filters, biases."""
+    """All three in one call, which saves what a call from Python costs: winners and saliencies."""
     winners, g = choose(x, inputs, phi, rho, k, absolute, rectified, exact)
-    weights, biases = gather(rows, bias, behind, g, winners, inputs)
-    return winners, weights, biases
+    settle(slots, place, winners)
+    gather(weights, held, columns, rows, slots, inputs)
+    return winners, g
+
+
+@njit(nogil=True)  # type: ignore[untyped-decorator]
+def finish(y: Array, slots: Array, winners: Array, g: Array, bias: Array, behind: Array, rectify: bool) -> None:
+    """Scales the convolution's outputs ``y`` (positions x k, changed) and adds what belongs to them, in one pass.
+
+    Those of slot s, channel o become g_o (y + bias_o) + behind_o, with ``rectify`` at least 0; a loser's are 0.
+    """
+    positions, k = y.shape
+    scale, shift = np.zeros(k, y.dtype), np.zeros(k, y.dtype)
+    won = np.zeros(len(g), np.bool_)
+    for channel in winners:
+        won[channel] = True
+    for s in range(k):
+        o = slots[s]
+        if won[o]:
+            scale[s] = g[o]
+            shift[s] = bias[o] * g[o] + behind[o]
+    if rectify:
+        for p in range(positions):
+            for s in range(k):
+                y[p, s] = max(y[p, s] * scale[s] + shift[s], 0)
+    else:
+        for p in range(positions):
+            for s in range(k):
+                y[p, s] = y[p, s] * scale[s] + shift[s]

@@ -2,7 +2,7 @@
 
 Images and filters lie channels-last, in which small convolutions are about twice as fast on the CPU (nothing needs
 reordering) and a filter at one place is a row.  A single image on the CPU takes the compiled loops of
-:mod:`bench.gating.kernels`, where the saliencies are multiplied into the filters; everything else (batches, CUDA, half
+:mod:`bench.gating.kernels`, with filters that stay gathered from image to image; everything else (batches, CUDA, half
 precision, d = 1) takes PyTorch's operations.
 """
 
@@ -23,6 +23,23 @@ from bench.gating.layer import GatedConv2d
 from bench.gating.winners import winners
 
 _COMPILED = (torch.float32, torch.float64)
+
+
+class Gathered:
+    """The filters that a layer holds between single images: ``k`` slots at ``n`` input channels.
+
+    ``slots`` are the channels by slot; ``weights`` is k x kh kw x n, ``filters`` the same memory as a convolution
+    takes it.
+    """
+
+    def __init__(self, rows: Tensor, kernel: tuple[int, ...], k: int, n: int) -> None:
+        outputs, taps, _ = rows.shape
+        weights = torch.empty(k, taps, n, dtype=rows.dtype)
+        self.filters = _filters(weights, kernel)
+        self.slots, self.place = np.arange(k), np.full(outputs, -1)
+        self.place[:k] = np.arange(k)
+        # nothing is held yet
+        self.arrays = (self.slots, self.place, weights.numpy(), np.full(k, -1), np.full(n, -1))
 
 
 class SkippedConv(nn.Module):
@@ -60,10 +77,11 @@ class SkippedConv(nn.Module):
         self.last: Tensor | None = None
         self._rule = (self.k, self.absolute, self.rectified_gate, self.exact)
         self._arrays: tuple[Any, ...] | None = None
+        self._gathered: Gathered | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SkippedConv:
         """As usual; the buffers have moved, so their views are taken anew."""
-        self._arrays = None
+        self._arrays = self._gathered = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def compiled(self, x: Value) -> bool:
@@ -85,25 +103,36 @@ class SkippedConv(nn.Module):
         g = self.saliency(x)
         return (None if self.k == self.channels else self.masks(g)[0]), g
 
-    def gather(self, x: Value, index: Tensor | None, g: Tensor) -> tuple[Tensor, Tensor]:
-        """The filters ``index`` at the input channels of ``x`` and their biases, by the compiled loops times g."""
+    def _held(self, x: Value) -> Gathered:
+        """The filters that are gathered by now, at as many input channels as ``x`` has."""
+        n = _values(x).shape[1]
+        if self._gathered is None or self._gathered.filters.shape[1] != n:
+            self._gathered = Gathered(self.rows, self.kernel, self.k, n)
+        return self._gathered
+
+    def gather(self, x: Value, index: Tensor | None, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The filters ``index`` at the input channels of ``x`` and their biases; compiled, by slot and without."""
         if self.compiled(x):
             assert index is not None
-            rows, bias, behind, *_ = self._views()
-            weights, biases = kernels.gather(rows, bias, behind, g[0].numpy(), index.numpy(), _channels(x)[1])
-            return _filters(torch.from_numpy(weights), self.kernel), torch.from_numpy(biases)
+            held = self._held(x)
+            slots, place, weights, *now = held.arrays
+            kernels.settle(slots, place, index.numpy())
+            kernels.gather(weights, *now, self._views()[0], slots, _channels(x)[1])
+            return held.filters, None
         chosen, bias = self.rows, self.bias
         if index is not None:
             chosen, bias = chosen.index_select(0, index), bias.index_select(0, index)
         return _filters(_at(chosen, x), self.kernel), bias
 
-    def convolve(self, x: Value, index: Tensor | None, g: Tensor, weight: Tensor, bias: Tensor) -> Value:
+    def convolve(self, x: Value, index: Tensor | None, g: Tensor, weight: Tensor, bias: Tensor | None) -> Value:
         """The layer's outputs ``index``, B x k x H' x W', with what :meth:`gather` gave."""
+        if self.compiled(x):
+            assert index is not None
+            return self._finished(x, self._held(x), index.numpy(), g[0].numpy())
         y = F.conv2d(_values(x), weight, bias, *self.shape)
-        if not self.compiled(x):
-            y.mul_((g if index is None else g.index_select(1, index))[:, :, None, None])
-            if not self.gated:
-                y.add_((self.behind if index is None else self.behind.index_select(0, index))[:, None, None])
+        y.mul_((g if index is None else g.index_select(1, index))[:, :, None, None])
+        if not self.gated:
+            y.add_((self.behind if index is None else self.behind.index_select(0, index))[:, None, None])
         if self.rectify:
             y.relu_()
         return y if index is None else Compact(y, index, self.channels)
@@ -113,12 +142,18 @@ class SkippedConv(nn.Module):
         if not self.compiled(x):
             self.last, g = self.choose(x)
             return self.convolve(x, self.last, g, *self.gather(x, self.last, g))
-        index, weights, biases = kernels.choose_and_gather(*_channels(x), *self._views(), *self._rule)
-        self.last = torch.from_numpy(index)
-        y = F.conv2d(
-            _values(x), _filters(torch.from_numpy(weights), self.kernel), torch.from_numpy(biases), *self.shape
-        )
-        return Compact(y.relu_() if self.rectify else y, self.last, self.channels)
+        held, (rows, _, _, phi, rho) = self._held(x), self._views()
+        won, g = kernels.choose_and_gather(*_channels(x), phi, rho, *self._rule, *held.arrays, rows)
+        self.last = torch.from_numpy(won)
+        return self._finished(x, held, won, g)
+
+    def _finished(self, x: Value, held: Gathered, won: kernels.Array, g: kernels.Array) -> Compact:
+        """The outputs by slot, with the filters that are held."""
+        y = F.conv2d(_values(x), held.filters, None, *self.shape)
+        _, bias, behind, *_ = self._views()
+        kernels.finish(_positions(y), held.slots, won, g, bias, behind, self.rectify)
+        # a copy: the slots change with the next image
+        return Compact(y, torch.from_numpy(held.slots.copy()), self.channels)
 
     def saliency(self, x: Value) -> Tensor:
         """g, B x C_out, from the channels that exist."""
@@ -195,6 +230,11 @@ def _filters(rows: Tensor, kernel: tuple[int, ...]) -> Tensor:
 
 def _channels(x: Value) -> tuple[kernels.Array, kernels.Array]:
     """One image as positions x n, and the numbers of its n channels."""
-    image = _values(x).numpy()[0].transpose(1, 2, 0)
-    inputs = x.index.numpy() if isinstance(x, Compact) else np.arange(image.shape[2])
-    return image.reshape(-1, image.shape[2]), inputs
+    image = _positions(_values(x))
+    return image, x.index.numpy() if isinstance(x, Compact) else np.arange(image.shape[1])
+
+
+def _positions(values: Tensor) -> kernels.Array:
+    """One channels-last image as positions x n, the same memory."""
+    image = values.numpy()[0].transpose(1, 2, 0)
+    return image.reshape(-1, image.shape[2])
