@@ -51,7 +51,7 @@ DEVIATIONS = [
     "Two epochs in batches of 128, 158 steps: a tenth of what the choice is for. A longer training bears higher rates "
     "rather than lower ones.",
     f"Renewed: batch norm's statistics taken anew behind the tuning, on {RENEWING:,} images without augmentation. "
-    "Before the tuning it would change nothing, because training normalises each batch by itself.",
+    "In front of a tuning it would change nothing, because training normalises each batch by itself.",
 ]
 
 ON = "held-out images"

@@ -57,6 +57,10 @@ DEVIATIONS = [
     "embedded data, spread evenly over the classes. A tenth of them is held out and judges the factors.",
     "Summing over all filters at each sampled position instead of drawing one is ours (`all filters`): the same in "
     "expectation, with less noise.",
+    "Least squares (`…, least squares`): Channel Pruning's full regression on the same channels. As in ThiNet's own "
+    "step a residual branch is fitted to its own responses; Channel Pruning's compensation of what the shortcut has "
+    "lost (its section 3.3) is left out, so that on ResNet-56 these rows stand below that page's.",
+    "Journal version: forward selection of the filters that stay, with a refit at every step (TPAMI 2019).",
     "Weights: torchvision's VGG-16 unless weights are given; the paper's are Caffe's.",
     "VGG-16's fine-tuning, from the authors' scripts: SGD, 1e-3, batch 128, weight decay 5e-4; one epoch after each "
     "layer, two with the rate divided by ten after the first behind conv1_2, conv2_2 and conv3_3, twelve after conv4_3 "

@@ -9,7 +9,7 @@ import pytest
 
 from bench.claims import Claim
 from bench.registry import Published
-from bench.report import ending, render
+from bench.report import chance, ending, render
 from bench.report.cells import Cell
 from bench.report.load import Line
 from bench.report.tables import Table
@@ -53,11 +53,15 @@ def test_the_largest_effect_is_the_largest_that_excludes_zero() -> None:
     ]
     expected = "Largest effect: top-1 change +4.25 [+3.00, +5.50] pp, better (Table 1 (a toy), clutter)."
     assert ending.largest_effect(rows) == expected
-    # below zero counts by its size
+    # below zero counts by its size, and the best row of the table stands beside it
     worse = line("worse", [change(-4.5, -5.5, -3.0)])
-    assert ending.largest_effect([*rows, worse]).startswith(
-        "Largest effect: top-1 change -4.50 [-5.50, -3.00] pp, worse"
+    assert ending.largest_effect([*rows, worse]) == (
+        "From +4.25 [+3.00, +5.50] pp (better) down to top-1 change -4.50 [-5.50, -3.00] pp, worse "
+        "(Table 1 (a toy), clutter)."
     )
+    # rows of other data are no part of it
+    apart = line("apart", [change(20.0, 10.0, 30.0)], scale="digits")
+    assert "(apart)" not in ending.largest_effect([line("worst", [change(-40.0, -50.0, -30.0)]), worse, apart])
 
 
 def test_a_claim_is_named_by_its_two_rows() -> None:
@@ -65,6 +69,22 @@ def test_a_claim_is_named_by_its_two_rows() -> None:
     row = claimed("2x LASSO", "2x first k", [contrast], Verdict("holds"))
     found = ending.largest_effect([row, line("less", [change(-1.0, -1.5, -0.5)])])
     assert found.endswith("+2.00 [+1.00, +3.00] pp, 2x LASSO against 2x first k (Claims, clutter).")
+
+
+def test_a_claim_against_a_network_at_chance_is_undecided_and_no_effect() -> None:
+    """Of ten classes: 10.2 % is at chance, 16 % is not; the row may have been measured on another machine."""
+
+    def rival(top1: float, **more: Any) -> Line:
+        return line("NS", [Cell("top1_acc", top1, "%")], table="Table 1", recipe="net(num_classes=10)", **more)
+
+    big = claimed("FBS", "NS", [change(79.0, 78.0, 80.0, "top1_difference")], Verdict("holds"))
+    small = claimed("FBS", "CP", [change(-0.9, -1.6, -0.2, "top1_difference")], Verdict("does not hold"))
+    found = chance.undecided([big, small, rival(10.2, scale="clutter (device cuda)")])
+    assert str(found[0].decision) == "undecided (NS, 10.2 %, is at chance)"
+    assert found[1:] == [small, rival(10.2, scale="clutter (device cuda)")]
+    assert ending.largest_effect(found).endswith("-0.90 [-1.60, -0.20] pp, FBS against CP (Claims, clutter).")
+    for other in (rival(16.0), rival(10.2, setting={"scale": "imagenet"}), rival(10.2, status="not run")):
+        assert chance.undecided([big, other]) == [big, other]
 
 
 def test_without_an_effect_this_is_said() -> None:

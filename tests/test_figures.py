@@ -157,6 +157,23 @@ def history(step: str, seed: int, *losses: float) -> dict[str, Any]:
     return {"step": step, "seed": seed, "epochs": epochs}
 
 
+def test_no_line_is_drawn_through_a_layer_that_was_left() -> None:
+    assert [str(value) for value in layers.gapped([(0.0, 4.0), (2.0, 8.0)], 4)] == ["4.0", "nan", "8.0", "nan"]
+
+
+def test_what_is_drawn_in_a_dot_plot_is_drawn_with_its_whole_interval() -> None:
+    """Ten close ones, one far away that is cut off, one inside the axis whose interval reaches beyond the others'."""
+    values = [-1.0 - 0.1 * n for n in range(10)]
+    close = [line(f"row {v}", [Cell("top1_change", v, "pp", v - 0.2, v + 0.2)]) for v in values]
+    wide = line("wide", [Cell("top1_change", -1.5, "pp", -6.0, 1.0)])
+    far = line("far", [Cell("top1_change", -80.0, "pp", -81.0, -79.0)])
+    (axes, *_) = figures._dots(build([*close, wide, far], []), ["top1_change"]).axes
+    low, high = axes.get_xlim()
+    assert -15 < low < -6.0 and 1.0 < high < 5.0
+    triangles = [drawn for drawn in axes.lines if drawn.get_marker() in "<>" and len(drawn.get_xdata()) == 1]  # type: ignore[arg-type]
+    assert len(triangles) == 1
+
+
 def test_trainings_are_drawn_once_under_the_names_of_their_rows() -> None:
     dense = history("dense(net, seed 0)", 0, 2.0, 1.0)
     lines = [
@@ -232,6 +249,11 @@ def test_a_network_that_two_papers_show_stands_once_and_other_data_apart() -> No
     # the cliff has fewer MACs than "A at 2x", and both at 4x beat it
     assert [entry.line.name for entry in leaderboard.front(group.entries)] == ["A at 2x", "4x B"]
     assert group.title == "net() at 32x32, cifar10, 1,000 test images"
+    # measured twice it is one network, and a dense one with more accuracy at as few MACs beats a pruned one
+    twice = pruned("A again", 2.0, 92.0, "third", steps={"elsewhere": {"kind": "evaluate"}})
+    (group,) = leaderboard.groups([*ROWS, twice, pruned("gated", 0.99, 92.5)])
+    assert "A again" not in [entry.line.name for entry in group.entries]
+    assert "gated" not in [entry.line.name for entry in leaderboard.front(group.entries)]
     assert leaderboard.groups(ROWS[:4]) == []  # three pruned networks are read in their table
 
 

@@ -236,5 +236,5 @@ def _channels(x: Value) -> tuple[kernels.Array, kernels.Array]:
 
 def _positions(values: Tensor) -> kernels.Array:
     """One channels-last image as positions x n, the same memory."""
-    image = values.numpy()[0].transpose(1, 2, 0)
+    image: kernels.Array = values.numpy()[0].transpose(1, 2, 0)
     return image.reshape(-1, image.shape[2])

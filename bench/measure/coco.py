@@ -26,8 +26,8 @@ METRICS = (
             f"coco_ap_{size[0]}", f"AP {size}", "%", 2, f"COCO's AP of objects {pixels} pixels.", "higher", shown=False
         )
         for size, pixels in (
-            ("small", "below 32x32 pixels"),
-            ("medium", "of 32x32 to 96x96 pixels"),
+            ("small", "below 32x32"),
+            ("medium", "of 32x32 to 96x96"),
             ("large", "above 96x96 pixels"),
         )
     ),

@@ -65,6 +65,7 @@ def figure(table: Table) -> Figure | None:
             axes.plot(xs, values, color=COLOURS[0], marker=".", markersize=3, label=None if number else line.name)
             if number:
                 axes.axvline(begun + 0.5, color="#c8c8c8", linewidth=0.7, zorder=0)
+            if name.startswith("d="):
                 axes.text(
                     *(begun + 0.5 + len(epochs) / 2, 1.01, name.removeprefix("d=")),
                     transform=axes.get_xaxis_transform(),

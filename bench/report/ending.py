@@ -37,19 +37,39 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
 def largest_effect(lines: Iterable[Line]) -> str:
     """The difference of two methods, in points, that is largest in size, of those whose 95 % interval excludes zero.
 
-    Where there is none, that of a row and its dense network.
+    Contrasts with networks at chance are left out.  Where no methods were compared, the best and the worst row beside
+    the dense network.
     """
     effects = [m.name for m in metrics.declared().values() if m.panel == 1 and not m.name.endswith(metrics.CONTROL)]
     ran = [line for line in lines if line.ran]
     clear = [(line, line.cells[name]) for name in effects for line in ran if _clear(line.cells.get(name))]
     # of two methods first: a row that prunes badly is as far from its dense network as one likes
-    found = [pair for pair in clear if pair[1].metric.endswith("_difference")] or clear
-    if not found:
+    found = [pair for pair in clear if pair[1].metric.endswith("_difference") and not _excused(pair[0])]
+    if not found and not clear:
         return "Largest effect: none, every interval of a difference holds zero."
-    line, cell = max(found, key=lambda pair: abs(pair[1].value))
+    if found:
+        line, cell = max(found, key=lambda pair: abs(pair[1].value))
+        name = line.name if line.claim is None else f"{line.claim.first} against {line.claim.second}"
+        return f"Largest effect: {_told(line, cell, name)}."
+    line, cell = max(clear, key=lambda pair: abs(pair[1].value))
+    beside = [(other, other.cells[cell.metric]) for other in ran
+              if (other.table, other.scale) == (line.table, line.scale) and cell.metric in other.cells]  # fmt: skip
+    best, its = max(beside, key=lambda pair: pair[1].value)
+    if best is line:
+        return f"Largest effect: {_told(line, cell, line.name)}."
+    shown = metric(its.metric, its.unit)
+    return f"From {cell_text(its)} {shown.unit} ({best.name}) down to {_told(line, cell, line.name)}."
+
+
+def _excused(line: Line) -> bool:
+    """Whether the claim's verdict has a reason why it is none."""
+    return line.decision is not None and bool(line.decision.reason)
+
+
+def _told(line: Line, cell: Cell, name: str) -> str:
+    """``top-1 difference +3.6 [+2.8, +4.4] pp, A against B (Table 1, cifar10)``."""
     shown = metric(cell.metric, cell.unit)
-    name = line.name if line.claim is None else f"{line.claim.first} against {line.claim.second}"
-    return f"Largest effect: {shown.heading} {cell_text(cell)} {shown.unit}, {name} ({line.table}, {line.scale})."
+    return f"{shown.heading} {cell_text(cell)} {shown.unit}, {name} ({line.table}, {line.scale})"
 
 
 def verdicts_and_claims(lines: Sequence[Line]) -> str:

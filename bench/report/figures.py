@@ -295,7 +295,12 @@ def _dot_panel(axes: Axes, lines: Sequence[Line], places: Any, name: str, colour
     cut = limits(list(values - below), list(values), list(values + above))
     if cut is not None:
         cut = min(cut[0], *marks), max(cut[1], *marks)
-    inside = np.ones(len(values), bool) if cut is None else (values >= cut[0]) & (values <= cut[1])
+    inside: Any = np.ones(len(values), bool)
+    if cut is not None:
+        margin = 0.06 * (cut[1] - cut[0])
+        inside = (values >= cut[0] - margin) & (values <= cut[1] + margin)
+        # what is drawn is drawn with its whole interval
+        cut = min(cut[0], *(values - below)[inside]), max(cut[1], *(values + above)[inside])
     axes.errorbar(
         values[inside],
         np.array([place for _, place in rows])[inside],

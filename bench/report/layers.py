@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.report.drawing import COLOURS, MARKERS, TITLE, legend, on_each_other
 from bench.report.load import Line
@@ -88,6 +89,12 @@ def _curves(found: Mapping[str, Mapping[str, float]]) -> tuple[list[str], Curves
     return names, curves
 
 
+def gapped(curve: Sequence[tuple[float, float]], places: int) -> list[float]:
+    """The values at all ``places``, nan where the curve has none: no line is drawn through a layer that was left."""
+    known = dict(curve)
+    return [known.get(float(place), math.nan) for place in range(places)]
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
     """``features.10`` behind ``features.7``: numbers by their value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
@@ -99,9 +106,18 @@ def _figure(table: Table, names: Sequence[str], curves: Curves, title: str, base
     axes: Axes = figure.subplots()
     groups = list(on_each_other(curves, 0.0).items())
     for number, (first, rows) in enumerate(groups[: len(COLOURS)]):
-        xs, values = zip(*curves[first], strict=True)
-        axes.plot(xs, values, color=COLOURS[number], marker=MARKERS[number], markersize=3.5, label=_together(rows))
+        values = gapped(curves[first], len(names))
+        axes.plot(
+            range(len(names)),
+            values,
+            color=COLOURS[number],
+            marker=MARKERS[number],
+            markersize=3.5,
+            label=_together(rows),
+        )
     axes.set_yscale("log", base=base)
+    if base == 10:
+        axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.02)

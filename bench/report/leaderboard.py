@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bench.report.cells import Cell
 from bench.report.load import Line
@@ -64,7 +65,7 @@ def groups(lines: Iterable[Line]) -> list[Group]:
     Embedded data are left out, rows that are curves or contrasts, and those without top-1 or speed-up.
     """
     found: dict[tuple[str, ...], list[Entry]] = {}
-    seen: dict[tuple[str, ...], set[str]] = {}
+    seen: dict[tuple[str, ...], set[Any]] = {}
     for line in lines:
         top1, data = line.cells.get("top1_acc"), line.setting.get("data") or {}
         speedup = next((line.cells[name] for name in _SPEEDUPS if name in line.cells), None)
@@ -72,29 +73,36 @@ def groups(lines: Iterable[Line]) -> list[Group]:
             continue
         weights = (line.setting.get("weights") or {}).get("sha256", "")
         key = line.recipe, str(data.get("fingerprint")), str(data.get("protocol")), str(weights)
-        evaluated = {name for name, step in line.steps.items() if step.get("kind") == "evaluate"}
+        evaluated: set[Any] = {name for name, step in line.steps.items() if step.get("kind") == "evaluate"}
+        # measured twice, by two runs, it is still the same network
+        kl = line.cells.get("kl")
+        evaluated.add((speedup.value, top1.value, None if kl is None else kl.value))
         if evaluated & seen.setdefault(key, set()):
             continue
         seen[key] |= evaluated
         macs = next((line.cells[name] for name in _COUNTS if name in line.cells), None)
         found.setdefault(key, []).append(Entry(line, speedup.value, top1, macs))
     return [
-        Group(key[0], entries[0].line.scale, sorted(entries, key=lambda entry: (entry.speedup, -entry.top1.value)))
+        Group(
+            key[0],
+            entries[0].line.scale,
+            sorted(entries, key=lambda one: (round(one.speedup, 2), -one.top1.value)),
+        )
         for key, entries in sorted(found.items())
         if sum(not entry.dense for entry in entries) >= _LEAST
     ]
 
 
 def front(entries: Sequence[Entry]) -> list[Entry]:
-    """The pruned entries that no other beats: none has more accuracy at as few MACs."""
-    pruned = [entry for entry in entries if not entry.dense]
+    """The pruned entries that no other beats, dense ones among them: none has more accuracy at as few MACs."""
     return [
         entry
-        for entry in pruned
-        if not any(
+        for entry in entries
+        if not entry.dense
+        and not any(
             other.speedup >= entry.speedup
             and other.top1.value >= entry.top1.value
             and (other.speedup, other.top1.value) != (entry.speedup, entry.top1.value)
-            for other in pruned
+            for other in entries
         )
     ]

@@ -14,6 +14,7 @@ from bench import claims, registry, verdict
 from bench.claims import Claim
 from bench.errors import UserError
 from bench.registry import Published
+from bench.report import chance
 from bench.report.cells import Cell, Point, aggregate
 from bench.report.judging import bases_of, decide, judge_all
 from bench.store import folder_name
@@ -145,7 +146,7 @@ def read(root: Path, folder: Path, declared: Declarations) -> dict[str, list[Lin
             _line(path, value, label, rows[value["id"]], published, known)
             for (_, label), (path, value) in chosen.items()
         ]
-        lines = _marked(lines)
+        lines = chance.undecided(_marked(lines))
         found[paper] = sorted(lines, key=lambda line: (line.order, line.name, line.scale))
     return found
 
@@ -180,6 +181,7 @@ def rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
 
 
 # what of a setting the name of its scale must tell where a paper's rows differ in it
+_TRAINED = "none"
 _TELLING = ("data", "protocol", "weights", "device", "paper_schedule", "round")
 
 
@@ -213,6 +215,8 @@ def _named(part: str, told: str) -> str:
     """A part of a setting as it stands behind the scale; nothing for widths as they are and short schedules."""
     if part in ("round", "paper_schedule") and not told:
         return ""
+    if part == "weights":
+        return "trained here" if told == _TRAINED else f"given weights {told}"
     return "the paper's schedule" if part == "paper_schedule" else f"{part} {told}"
 
 
@@ -224,7 +228,7 @@ def _told(setting: Mapping[str, Any], part: str) -> str:
         return protocol if protocol in ("short256", "squash256") else ""
     if part == "weights":
         given = setting.get("weights")
-        return "none" if given is None else str(given["sha256"] or given["file"])[:8]
+        return _TRAINED if given is None else str(given["sha256"] or given["file"])[:8]
     return str(setting.get(part, ""))
 
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from bench import claims, registry
 from bench.report import coverage as covering
-from bench.report import coverage_figure, figures, findings, leaderboard_page, networks, render
-from bench.report.coverage import Coverage
+from bench.report import coverage_figure, figures, findings, leaderboard_page, networks, printed_sizes, render
+from bench.report.coverage import EMPTY, Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
 from bench.report.readable import DAGGER
@@ -47,7 +47,7 @@ class About:
 def write(
     root: Path, registry_folder: Path, papers: Mapping[str, About], coverages: Mapping[str, Coverage] | None = None
 ) -> list[Path]:
-    """Writes the page of each of ``papers`` that has rows, its tables and figures, and the index of all ``papers``.
+    """Writes the page of each of ``papers`` that has rows or decided sizes, its tables and figures, and the index.
 
     The index opens with the ``coverages`` of the registries.  They go to ``<root>/<paper>/README.md``, its folders
     ``tables`` and ``figures``, and ``<root>/README.md``.  Files of earlier tables in these folders are removed.
@@ -56,10 +56,11 @@ def write(
     found = read(root, registry_folder, {paper: about.rows for paper, about in papers.items()})
     written: list[Path] = []
     for paper in papers:
-        if paper in found:
-            tables = build_all(found[paper], registry.load(paper, registry_folder))
-            sizes = coverages[paper].decided("size") if coverages and paper in coverages else Counter()
-            files = _paper(root / paper, papers[paper], tables, sizes)
+        coverage = (coverages or {}).get(paper, EMPTY)
+        if paper in found or coverage.decided("size"):
+            published = registry.load(paper, registry_folder)
+            tables = build_all(found.get(paper, []), published)
+            files = _paper(root / paper, papers[paper], tables, published, coverage)
             _remove_stale(root / paper, set(files))
             written += files
     if coverages:
@@ -84,15 +85,17 @@ def _remove_stale(folder: Path, current: set[Path]) -> None:
                         path.unlink()
 
 
-def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[str, int]) -> list[Path]:
-    """Writes all files of one paper; returns them.  ``sizes`` are the verdicts on its printed sizes."""
+def _paper(
+    folder: Path, about: About, tables: Sequence[Table], published: Sequence[registry.Published], coverage: Coverage
+) -> list[Path]:
+    """Writes all files of one paper; returns them."""
     files: list[Path] = []
     lines = [line for table in tables for line in table.lines]
     text = [f"# {about.title}", "", about.reference, "", _GENERATED, ""]
     text += [
         "## Findings",
         "",
-        *(f"{n}. {said}" for n, said in enumerate(findings.sentences(lines, sizes), start=1)),
+        *(f"{n}. {said}" for n, said in enumerate(findings.sentences(lines, coverage.decided("size")), start=1)),
         "",
     ]
     for heading, here in (
@@ -108,7 +111,9 @@ def _paper(folder: Path, about: About, tables: Sequence[Table], sizes: Mapping[s
     absent = dict.fromkeys(row.table for row in about.rows.values() if row.table not in begun and row.missing is None)
     if absent:
         text += ["No row of these tables has been run yet: " + "; ".join(map(render.markdown_text, absent)) + ".", ""]
-    text += networks.markdown(folder)
+    sized, of_sizes = printed_sizes.section(folder, about.rows, published, coverage)
+    text += [*sized, *networks.markdown(folder)]
+    files += of_sizes
     if about.deviations:
         text += ["## Deviations from the paper", ""]
         text += [f"{number}. {deviation}" for number, deviation in enumerate(about.deviations, start=1)]
@@ -228,17 +233,12 @@ def _index(
         titles = {name: render.markdown_text(about.title) for name, about in papers.items()}
         text += ["## What of the published values is decided", "", f"![Values decided, by paper]({_COVERAGE})", ""]
         text += [*covering.markdown(coverages, titles), ""]
-    if found:
-        decided = {p: coverages[p].decided("size") if p in coverages else Counter[str]() for p in found}
-        text += ["## Findings", ""]
-        for paper in papers:
-            if paper in found:
-                title = f"[{render.markdown_text(papers[paper].title)}]({quote(paper)}/README.md)"
-                text += [
-                    f"- {title}",
-                    *(f"    - {said}" for said in findings.sentences(found[paper], decided[paper])),
-                    "",
-                ]
+    decided = {paper: coverages.get(paper, EMPTY).decided("size") for paper in papers}
+    paged = [paper for paper in papers if paper in found or decided[paper]]
+    text += ["## Findings", ""] if paged else []
+    for paper in paged:
+        text.append(f"- [{render.markdown_text(papers[paper].title)}]({quote(paper)}/README.md)")
+        text += [*(f"    - {said}" for said in findings.sentences(found.get(paper, []), decided[paper])), ""]
     text += same
     if counts:
         text += ["## What ran", ""]

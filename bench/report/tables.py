@@ -131,6 +131,8 @@ def _claims(lines: Sequence[Line]) -> Table:
         "interval lies above zero and reaches the smallest effect of interest in the claimed direction, does not hold "
         "where it lies below that effect and does not contain the published one, and is undecided otherwise."
     )
+    for told, statements in _grounds(ran).items():
+        notes.append(f"{'; '.join(statements)}: {told}.")
     if any(line.claim is not None and not line.claim.verified for line in lines):
         notes.append(
             f"[brackets] and {DAGGER}: the claim or its published effect was not checked against the publication."
@@ -141,6 +143,17 @@ def _claims(lines: Sequence[Line]) -> Table:
     frame = pd.DataFrame(body, dtype=object)
     filled = [name for name in frame.columns if name == VERDICT or bool((frame[name] != "").any())]
     return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], frame[filled], notes, ())
+
+
+def _grounds(lines: Sequence[Line]) -> dict[str, list[str]]:
+    """Where the claims stand, with what differs here (another network, other data), and which they are."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.claim is not None:
+            found.setdefault(line.claim.source.rstrip("."), []).append(
+                f"{line.claim.first} against {line.claim.second}"
+            )
+    return found
 
 
 def _own_sizes(line: Line) -> dict[str, str]:
@@ -185,6 +198,7 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     for ours, theirs in dict.fromkeys(line.bases for line in ran if line.bases is not None and not line.analogue):
         notes.append(f"Dense network: {ours:.2f} % here, {theirs:g} % in the paper.")
     verdicts = [found for line in lines for found in line.verdicts.values()]
+    notes += _tolerances(lines)
     if any(found.stand_in for found in verdicts):
         notes.append(
             "Verdicts on fewer than three seeds take the noise of the images, paired with the dense network, for the "
@@ -207,9 +221,8 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     conventions = sorted({cell.convention for cell in shown if cell.convention})
     if conventions or any(line.shape for line in lines):
         counted = ", ".join(conventions or ["conv"])
-        notes.append(
-            f"MACs and speed-ups count multiply-accumulates by the convention `{counted}` (conv: convolutions only)."
-        )
+        meant = " (convolutions only)" if counted == "conv" else ""
+        notes.append(f"MACs and speed-ups count multiply-accumulates by the convention `{counted}`{meant}.")
     if any(line.shape for line in lines):
         notes.append("Sizes of rows that did not run, and own shapes, are those of the paper's network at full size.")
     mixed = [line.name for line in ran if line.setting.get("amp")]
@@ -236,6 +249,22 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     if all_ours:
         notes.append("All rows go beyond the paper: there are no published values.")
     return notes
+
+
+def _tolerances(lines: Sequence[Line]) -> list[str]:
+    """How far from the published value still counts as reproduced, and what a verdict asks."""
+    limits: dict[str, list[str]] = {}
+    for line in lines:
+        for name, found in line.verdicts.items():
+            if found.low is not None:
+                limits.setdefault(f"{line.links[name].limit:g}", []).append(metric(name).heading)
+    if not limits:
+        return []
+    told = "; ".join(f"{limit} points ({', '.join(dict.fromkeys(names))})" for limit, names in limits.items())
+    return [
+        f"Tolerance of the verdicts: {told}. Reproduced where one run, ours or the paper's, is shown to lie no further "
+        "below the published value than that, not reproduced where it is shown to lie further, both with 95 %."
+    ]
 
 
 def _interval_notes(cells: Sequence[Cell]) -> list[str]:
