@@ -119,6 +119,7 @@ def test_a_row_that_cannot_run_gives_the_reason() -> None:
         # typed from the papers' notes: which row is claimed to be better
         ("cp-lasso-beats-first-k", "LASSO, uniform", "first k, uniform"),
         ("cp-lasso-beats-max-response", "LASSO, uniform", "max response, uniform"),
+        ("cp-lasso-beats-weight-sum", "LASSO, uniform", "weight sum, uniform"),
         ("cp-enhanced-beats-plain", "Ours (enhanced)", "Ours"),
         ("cp-pruned-beats-scratch-resnet56", "Ours (fine-tuned)", "From scratch"),
         ("fbs-beats-static-4x", "FBS at d=0.5", "CP (LASSO) at 3.94x"),

@@ -3,12 +3,14 @@
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.errors import UserError
+from bench.gating import kernels
 from bench.gating.compact import Compact, add, dense
 from bench.gating.convert import convert
 from bench.gating.layer import OFFICIAL_CODE, PAPER, GatedConv2d, GateOptions, gated_layers
@@ -80,6 +82,34 @@ def test_the_options_skip_too(options: GateOptions) -> None:
     torch.testing.assert_close(one_by_one, expected, rtol=1e-10, atol=1e-10)
     for rows, group in skipping.groups(x):
         torch.testing.assert_close(dense(group), expected[rows], rtol=1e-10, atol=1e-10)
+
+
+def test_winners_keep_their_slots_and_only_what_changed_is_gathered() -> None:
+    """Against plain indexing, over a walk of winners and input channels; of a fewer than k the others are losers."""
+    rng = np.random.default_rng(0)
+    outputs, taps, inputs, k, n = 9, 4, 7, 4, 3
+    rows = rng.normal(size=(outputs, taps, inputs))
+    slots, place = np.arange(k), np.r_[np.arange(k), np.full(outputs - k, -1)]
+    weights, held, columns = np.full((k, taps, n), np.nan), np.full(k, -1), np.full(n, -1)
+    chosen = np.arange(n)
+    for turn in range(200):
+        winners = np.sort(rng.permutation(outputs)[: k - (turn % 5 == 0)])
+        if turn % 3:  # else the same as before
+            chosen = np.sort(rng.permutation(inputs)[:n])
+        before = slots.copy()
+        kernels.settle(slots, place, winners)
+        stay = [s for s in range(k) if before[s] in winners]
+        assert slots[stay].tolist() == before[stay].tolist()
+        assert set(winners) <= set(slots) and len(set(slots)) == k
+        assert place.tolist() == [slots.tolist().index(o) if o in slots else -1 for o in range(outputs)]
+        kernels.gather(weights, held, columns, rows, slots, chosen)
+        np.testing.assert_array_equal(weights, rows[slots][:, :, chosen])
+        # scaled by the winners' saliencies, losers zero
+        y, g = rng.normal(size=(5, k)), rng.normal(size=outputs)
+        bias, behind, won = rng.normal(size=outputs), rng.normal(size=outputs), np.isin(slots, winners)
+        wanted = np.where(won, g[slots] * (y + bias[slots]) + behind[slots], 0.0)
+        kernels.finish(y, slots, winners, g, bias, behind, turn % 2 == 0)
+        np.testing.assert_allclose(y, np.maximum(wanted, 0.0) if turn % 2 == 0 else wanted, rtol=1e-12, atol=1e-12)
 
 
 class Odd(nn.Module):
