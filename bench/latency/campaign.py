@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from bench.errors import UserError
+from bench.latency import worker
 from bench.latency.contestants import FORWARD, Subject
 from bench.latency.point import OUT_OF_MEMORY, Effort, Measured, Point, Run, replicated
 
@@ -32,28 +34,60 @@ Answer = tuple[dict[str, Any], dict[str, Any]] | str
 
 
 def fresh(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
-    """Runs tasks (:mod:`bench.latency.worker`) in a process of their own.
+    """Runs tasks (:mod:`bench.latency.worker`) in a process of their own, from its first import on.
 
     A task that was not reached, because the process died or its time was over, is answered with the reason.  Raises
     :class:`UserError` for a mistake of the user's and RuntimeError for a bug, with the process's own words.
     """
+    return _answered(_started, tasks, seconds)
+
+
+def forked(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
+    """The same in a process that a server forks, which has imported everything once.
+
+    For a GPU that is lent for minutes: there imports can take longer than a point.  What differs between processes on a
+    GPU (its context, its memory, its clocks) begins behind the fork; on the CPU, where places in memory matter, every
+    process is a fresh one.
+    """
+    return _answered(_forked, tasks, seconds)
+
+
+def _started(tasks: Path, words: Path, seconds: float) -> int | None:
+    """The exit status of a new interpreter (minus a signal's number), None where its time was over."""
+    with words.open("w") as errors:
+        command = [sys.executable, "-m", "bench.latency.worker", str(tasks)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            return process.wait(timeout=max(1.0, seconds))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _forked(tasks: Path, words: Path, seconds: float) -> int | None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.latency.worker"])
+    process = context.Process(target=worker.child, args=(tasks, words))
+    process.start()
+    try:
+        process.join(max(1.0, seconds))
+        return process.exitcode
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answered(launch: Callable[[Path, Path, float], int | None], tasks: list[dict[str, Any]],
+              seconds: float) -> list[Answer]:  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-latency-") as place:
         folder = Path(place)
         for number, task in enumerate(tasks):
             task["out"] = str(folder / str(number))
         (folder / "tasks.json").write_text(json.dumps(tasks))
-        command = [sys.executable, "-m", "bench.latency.worker", str(folder / "tasks.json")]
-        with (folder / "stderr").open("w+") as errors:
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
-            try:
-                status: int | None = process.wait(timeout=max(1.0, seconds))
-            except subprocess.TimeoutExpired:
-                status = None
-            finally:
-                process.kill()
-                process.wait()
-            errors.seek(0)
-            words = errors.read()
+        status = launch(folder / "tasks.json", folder / "stderr", seconds)
+        words = (folder / "stderr").read_text() if (folder / "stderr").exists() else ""
         if status is not None and status > 0:
             raise RuntimeError(f"a measuring process failed:\n{words}")
         if "Traceback" in words:  # of a point that failed; its reason is kept with it

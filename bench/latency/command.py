@@ -15,7 +15,7 @@ import torch
 from bench import processes
 from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
-from bench.latency.campaign import Campaign
+from bench.latency.campaign import Campaign, forked, fresh
 from bench.latency.contestants import FORWARD, LAYOUTS
 from bench.latency.point import MOST_SECONDS, Effort, Measured, Point
 from bench.latency.suite import Where
@@ -70,7 +70,8 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     if request.suite == "gpu":  # many points in a short time: three processes, each a few seconds a point
         most, seconds = 3, request.seconds or 6.0
     effort = Effort(seconds, least, most)
-    campaign = Campaign(effort, None if math.isinf(minutes) else 60.0 * minutes, say)
+    launch = fresh if request.device == "cpu" else forked
+    campaign = Campaign(effort, None if math.isinf(minutes) else 60.0 * minutes, say, launch)
     measured: list[Measured] = []
     values: list[dict[str, Any]] = []
     for chunk in chunks:

@@ -7,6 +7,7 @@ A task is one of ``compile`` (does a form compile here?), ``first`` (which form 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -325,6 +326,13 @@ def main(path: Path) -> None:
         write_json(Path(f"{task['out']}.json"), value)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def child(path: Path, words: Path) -> None:
+    """:func:`main` in a forked process; what it says goes to the file ``words``."""
+    with words.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    main(path)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_a_whole_measurement(
 ) -> None:
     """From the command line to the files; only the processes are this one."""
     monkeypatch.setattr(campaign.Campaign, "fresh", staticmethod(here))
-    monkeypatch.setattr(command, "Campaign", lambda *arguments: Campaign(*arguments, fresh=here))
+    monkeypatch.setattr(command, "Campaign", lambda *arguments: Campaign(*arguments[:3], fresh=here))
     monkeypatch.setattr(command.suite, "subjects", lambda *arguments: [Subject("half", HALF)])
     assert (
         main(
@@ -165,13 +165,16 @@ def test_a_run_whose_time_is_over_keeps_what_it_has() -> None:
 
 
 @pytest.mark.slow
-def test_fresh_processes(tmp_path: Path) -> None:
-    """One real process: a measurement, and a mistake that is told as one."""
+@pytest.mark.parametrize("launch", [campaign.fresh, campaign.forked])
+def test_processes(launch: campaign.Fresh, tmp_path: Path) -> None:
+    """Real ones: a measurement, a mistake that is told as one, time that is over, and a task that fails."""
     one = point(DENSE_RECIPE, layers=False)
     task = {"kind": "measure", "point": one.to_json(), "best": {}, "seconds": 0.2}
     lost = Point(Subject("lost", DENSE_RECIPE, str(tmp_path / "nowhere.pth")), (), 1, "cpu", layers=False)
-    ((value, arrays),) = campaign.fresh([task], 300.0)  # type: ignore[misc]
+    ((value, arrays),) = launch([task], 300.0)  # type: ignore[misc]
     assert set(arrays) == {f"wall/{DENSE}", f"wall/{AGAIN}"} and value["failed_contestants"] == {}
     with pytest.raises(UserError, match="no weights file"):
-        campaign.fresh([{**task, "point": lost.to_json()}], 300.0)
-    assert campaign.fresh([dict(task)], 0.01) == [TIME_OVER]
+        launch([{**task, "point": lost.to_json()}], 300.0)
+    assert launch([{**task, "seconds": 60.0}], 0.01) == [TIME_OVER]
+    ((value, _),) = launch([{"kind": "measure"}], 300.0)  # type: ignore[misc]
+    assert value["failed"] == "KeyError: 'point'"
