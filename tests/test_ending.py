@@ -59,6 +59,11 @@ def test_the_largest_effect_is_the_largest_that_excludes_zero() -> None:
         "From +4.25 [+3.00, +5.50] pp (better) down to top-1 change -4.50 [-5.50, -3.00] pp, worse "
         "(Table 1 (a toy), clutter)."
     )
+    # a gain needs no row beside it
+    values = {"a": (6.0, -1.0, 13.0), "b": (4.0, 3.0, 5.0), "c": (1.0, -1.0, 3.0)}
+    assert ending.largest_effect([line(name, [change(*value)]) for name, value in values.items()]) == (
+        "Largest effect: top-1 change +4.00 [+3.00, +5.00] pp, b (Table 1 (a toy), clutter)."
+    )
     # rows of other data are no part of it
     apart = line("apart", [change(20.0, 10.0, 30.0)], scale="digits")
     assert "(apart)" not in ending.largest_effect([line("worst", [change(-40.0, -50.0, -30.0)]), worse, apart])
@@ -71,20 +76,45 @@ def test_a_claim_is_named_by_its_two_rows() -> None:
     assert found.endswith("+2.00 [+1.00, +3.00] pp, 2x LASSO against 2x first k (Claims, clutter).")
 
 
-def test_a_claim_against_a_network_at_chance_is_undecided_and_no_effect() -> None:
-    """Of ten classes: 10.2 % is at chance, 16 % is not; the row may have been measured on another machine."""
+def rival(top1: float, classes: int = 10, scale: str = "clutter", **more: Any) -> Line:
+    recipe = f"net(num_classes={classes})"
+    return line("NS", [Cell("top1_acc", top1, "%")], table="Table 1", recipe=recipe, scale=scale, **more)
 
-    def rival(top1: float, **more: Any) -> Line:
-        return line("NS", [Cell("top1_acc", top1, "%")], table="Table 1", recipe="net(num_classes=10)", **more)
 
-    big = claimed("FBS", "NS", [change(79.0, 78.0, 80.0, "top1_difference")], Verdict("holds"))
+BIG = claimed("FBS", "NS", [change(79.0, 78.0, 80.0, "top1_difference")], Verdict("holds"))
+
+
+def test_a_claim_to_beat_a_network_near_chance_is_undecided_and_no_effect() -> None:
     small = claimed("FBS", "CP", [change(-0.9, -1.6, -0.2, "top1_difference")], Verdict("does not hold"))
-    found = chance.undecided([big, small, rival(10.2, scale="clutter (device cuda)")])
-    assert str(found[0].decision) == "undecided (NS, 10.2 %, is at chance)"
-    assert found[1:] == [small, rival(10.2, scale="clutter (device cuda)")]
+    found = chance.undecided([BIG, small, rival(10.2)])
+    assert str(found[0].decision) == "undecided (NS, 10.2 %, is near chance)"
+    assert found[1:] == [small, rival(10.2)]
     assert ending.largest_effect(found).endswith("-0.90 [-1.60, -0.20] pp, FBS against CP (Claims, clutter).")
-    for other in (rival(16.0), rival(10.2, setting={"scale": "imagenet"}), rival(10.2, status="not run")):
-        assert chance.undecided([big, other]) == [big, other]
+    assert ending.largest_effect(found[:1]) == "Largest effect: none, every interval of a difference holds zero."
+    # who is said to win may be at chance: then it has not won
+    lost = claimed("NS", "CP", [change(-70.0, -71.0, -69.0, "top1_difference")], Verdict("does not hold"))
+    assert chance.undecided([lost, rival(10.2)]) == [lost, rival(10.2)]
+
+
+@pytest.mark.parametrize(
+    ("other", "near"),
+    [
+        (rival(12.0), True),
+        (rival(12.1), False),
+        (rival(52.0, classes=2), True),
+        (rival(74.0, classes=2), False),
+        (rival(10.2, scale="clutter (device cuda)"), True),  # the row was measured on another machine
+        (rival(10.2, scale="imagenet", setting={"scale": "imagenet"}), False),
+        (rival(10.2, status="not run"), False),
+    ],
+)
+def test_what_is_near_chance(other: Line, near: bool) -> None:
+    assert (chance.undecided([BIG, other])[0] != BIG) == near
+
+
+def test_a_row_of_the_claim_s_own_setting_counts_before_others() -> None:
+    elsewhere = rival(10.2, scale="clutter (device cpu)")
+    assert chance.undecided([BIG, rival(90.0), elsewhere])[0] == BIG
 
 
 def test_without_an_effect_this_is_said() -> None:

@@ -226,7 +226,8 @@ def test_the_way_down_is_drawn_epoch_after_epoch() -> None:
 
 def pruned(name: str, speedup: float, top1: float, paper: str = "toy", **more: Any) -> Line:
     cells = [Cell("top1_acc", top1, "%", top1 - 1, top1 + 1, n=1000), Cell("speedup", speedup, "x")]
-    return line(name, [*cells, Cell("macs", 125e6 / speedup, "MACs"), change(top1 - 93)], paper, **more)
+    kl = Cell("kl", (100.0 - top1) / 50.0, "nats")
+    return line(name, [*cells, Cell("macs", 125e6 / speedup, "MACs"), change(top1 - 93), kl], paper, **more)
 
 
 ROWS = [

@@ -150,7 +150,7 @@ def test_findings_are_three_sentences_without_what_nobody_verified() -> None:
     assert findings.sentences(lines[4:], {}) == [
         "No published accuracy that could be verified has been measured on the paper's data yet.",
         "None of its claims that could be verified has been decided on its own data yet.",
-        "On other data than the paper's: Largest effect: top-1 change -50.00 [-51.00, -49.00] pp, "
+        "(On other data than the paper's.) Largest effect: top-1 change -50.00 [-51.00, -49.00] pp, "
         "elsewhere (T, digits).",
     ]
 

@@ -271,6 +271,7 @@ def test_verdicts_at_the_paper_s_scale(runs: Runs, measured: float, expected: st
     runs.row("ours", records, published={"top1_acc": ["baseline", "top1_acc"]})
     table = runs.table()
     assert text_of(table, "ours", "verdict").partition(" (")[0] == expected
+    assert any(note.startswith("Tolerance of the verdicts: 0.5 pp (top-1).") for note in table.notes)
     colour = {"not reproduced": "bad", "inconclusive": "open"}.get(expected, "good")
     assert f'<span class="{colour}">{expected}' in render.html_page(table)
 
@@ -742,12 +743,14 @@ def test_two_settings_share_neither_file_nor_line(runs: Runs) -> None:
     for weights, value in zip(given, (10.0, 72.5), strict=True):
         runs.row("ours", accuracies(value), scale="cifar", setting={"weights": weights})
         runs.row("dense", accuracies(value + 1), scale="cifar", setting={"weights": weights})
+    runs.row("ours", accuracies(60.0), scale="cifar")
     found = {(line.name, line.scale): line.cells["top1_acc"].value for line in runs.lines() if "cifar" in line.scale}
     assert found == {
-        ("ours", "cifar (weights aaaaaaaa)"): 10.0,
-        ("dense", "cifar (weights aaaaaaaa)"): 11.0,
-        ("ours", "cifar (weights bbbbbbbb)"): 72.5,
-        ("dense", "cifar (weights bbbbbbbb)"): 73.5,
+        ("ours", "cifar (no weights given)"): 60.0,
+        ("ours", "cifar (given weights aaaaaaaa)"): 10.0,
+        ("dense", "cifar (given weights aaaaaaaa)"): 11.0,
+        ("ours", "cifar (given weights bbbbbbbb)"): 72.5,
+        ("dense", "cifar (given weights bbbbbbbb)"): 73.5,
     }
     for letter in "cd":
         data = {"name": "mine", "fingerprint": letter * 64, "protocol": "short256"}

@@ -59,7 +59,8 @@ def choose(
             equals -= g[o] == threshold
             winners[place] = o
             place += 1
-    return winners, g
+    # fewer than counted where a saliency is no number: what was not set must not be taken for a channel
+    return winners[:place], g
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -138,21 +139,17 @@ def choose_and_gather(
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
-def finish(y: Array, slots: Array, winners: Array, g: Array, bias: Array, behind: Array, rectify: bool) -> None:
+def finish(y: Array, outputs: Array, g: Array, bias: Array, behind: Array, rectify: bool) -> None:
     """Scales the convolution's outputs ``y`` (positions x k, changed) and adds what belongs to them, in one pass.
 
-    Those of slot s, channel o become g_o (y + bias_o) + behind_o, with ``rectify`` at least 0; a loser's are 0.
+    Those of channel o = ``outputs[s]`` become g_o (y + bias_o) + behind_o, with ``rectify`` at least 0.
     """
     positions, k = y.shape
-    scale, shift = np.zeros(k, y.dtype), np.zeros(k, y.dtype)
-    won = np.zeros(len(g), np.bool_)
-    for channel in winners:
-        won[channel] = True
+    scale, shift = np.empty(k, y.dtype), np.empty(k, y.dtype)
     for s in range(k):
-        o = slots[s]
-        if won[o]:
-            scale[s] = g[o]
-            shift[s] = bias[o] * g[o] + behind[o]
+        o = outputs[s]
+        scale[s] = g[o]
+        shift[s] = bias[o] * g[o] + behind[o]
     if rectify:
         for p in range(positions):
             for s in range(k):

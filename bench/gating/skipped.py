@@ -84,6 +84,15 @@ class SkippedConv(nn.Module):
         self._arrays = self._gathered = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is gathered lies in memory that several views share, which a copy would tear apart: it starts anew."""
+        return {**super().__getstate__(), "_arrays": None, "_gathered": None}  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """As usual; what was gathered is of the old filters."""
+        self._arrays = self._gathered = None
+        super()._load_from_state_dict(*arguments)  # type: ignore[no-untyped-call]
+
     def compiled(self, x: Value) -> bool:
         """Whether ``x`` takes the compiled loops."""
         values = _values(x)
@@ -149,11 +158,13 @@ class SkippedConv(nn.Module):
 
     def _finished(self, x: Value, held: Gathered, won: kernels.Array, g: kernels.Array) -> Compact:
         """The outputs by slot, with the filters that are held."""
-        y = F.conv2d(_values(x), held.filters, None, *self.shape)
+        filters, outputs = held.filters, held.slots.copy()  # a copy: the slots change with the next image
+        if len(won) < len(outputs):  # ties at the threshold lose: only the winners are computed
+            filters, outputs = filters.index_select(0, torch.from_numpy(held.place[won])), won
+        y = F.conv2d(_values(x), filters, None, *self.shape).contiguous(memory_format=torch.channels_last)
         _, bias, behind, *_ = self._views()
-        kernels.finish(_positions(y), held.slots, won, g, bias, behind, self.rectify)
-        # a copy: the slots change with the next image
-        return Compact(y, torch.from_numpy(held.slots.copy()), self.channels)
+        kernels.finish(_positions(y), outputs, g, bias, behind, self.rectify)
+        return Compact(y, torch.from_numpy(outputs), self.channels)
 
     def saliency(self, x: Value) -> Tensor:
         """g, B x C_out, from the channels that exist."""

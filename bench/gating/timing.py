@@ -89,8 +89,8 @@ METRICS = (
         Metric(f"time_share_{part}", heading, "%", 1, f"Share of the skipped network's time {meaning}.", minor=True)
         for part, heading, meaning in (
             ("gates", "time: gates", "spent on saliencies and winners"),
-            ("gather", "time: gather", "spent on gathering the active weights and scaling them by their saliencies"),
-            ("convolution", "time: convolutions", "spent on convolutions and ReLU"),
+            ("gather", "time: gather", "spent on gathering the active weights"),
+            ("convolution", "time: convolutions", "spent on convolutions, saliencies times responses, and ReLU"),
             ("rest", "time: rest", "spent outside of gated layers"),
         )
     ),

@@ -1,9 +1,10 @@
-"""Runs points in fresh processes and keeps each as soon as it is finished; what is cut off has lost only the rest."""
+"""Runs points in processes of their own; each is kept as soon as it is finished, what is cut off loses the rest."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from bench.latency.point import OUT_OF_MEMORY, Effort, Measured, Point, Run, rep
 TIME_OVER = "the run's time was over"
 # a process that takes longer than its measuring and this many seconds hangs
 _OVERHEAD = 900.0
+_SERVER_LOST = 255
 # a form is compiled within so many seconds and a quarter of what is left of the run, or it has failed
 _COMPILE_SECONDS = 120.0
 
@@ -73,7 +75,8 @@ def _forked(tasks: Path, words: Path, seconds: float) -> int | None:
     process.start()
     try:
         process.join(max(1.0, seconds))
-        return process.exitcode
+        # 255: the server is gone, and whoever killed it has killed the point
+        return -signal.SIGKILL if process.exitcode == _SERVER_LOST else process.exitcode
     finally:
         process.kill()
         process.join()

@@ -329,8 +329,9 @@ def main(path: Path) -> None:
 
 
 def child(path: Path, words: Path) -> None:
-    """:func:`main` in a forked process; what it says goes to the file ``words``."""
-    with words.open("w") as file:
+    """:func:`main` in a forked process; its errors go to the file ``words``, what it prints nowhere."""
+    with words.open("w") as file, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
         os.dup2(file.fileno(), 2)
     main(path)
 

@@ -28,7 +28,7 @@ METRICS = (
         for size, pixels in (
             ("small", "below 32x32"),
             ("medium", "of 32x32 to 96x96"),
-            ("large", "above 96x96 pixels"),
+            ("large", "above 96x96"),
         )
     ),
 )

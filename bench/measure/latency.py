@@ -154,10 +154,13 @@ def turns(
     for round_ in tqdm(range(protocol.rounds), desc=f"timing ({label})", disable=not progress, leave=False):
         for name in names:
             taken[name].append([])
-        chosen = [inputs[(place + number) % len(inputs)] for number in range(protocol.block)]
-        place += protocol.block
-        for name in (*names, *reversed(names)):
-            taken[name][-1].append([clock(networks[name], x) for x in chosen])
+        # each way with images of its own: the network in the middle comes twice in a row, and one that skips would
+        # find what it has just gathered
+        for order in (names, list(reversed(names))):
+            chosen = [inputs[(place + number) % len(inputs)] for number in range(protocol.block)]
+            place += protocol.block
+            for name in order:
+                taken[name][-1].append([clock(networks[name], x) for x in chosen])
         if time.monotonic() - begin > protocol.seconds:
             stopped = f"{protocol.seconds:g} s are over"
             break

@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import metrics
 from bench.report import render
 from bench.report.cells import Cell
+from bench.report.chance import NEAR_CHANCE
 from bench.report.glossary import metric
 from bench.report.load import Line
 from bench.report.readable import cell_text
@@ -37,15 +38,16 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
 def largest_effect(lines: Iterable[Line]) -> str:
     """The difference of two methods, in points, that is largest in size, of those whose 95 % interval excludes zero.
 
-    Contrasts with networks at chance are left out.  Where no methods were compared, the best and the worst row beside
-    the dense network.
+    Claims to beat a network near chance are left out.  Where no methods were compared and the largest change is a
+    loss, the best row of its table stands beside it.
     """
     effects = [m.name for m in metrics.declared().values() if m.panel == 1 and not m.name.endswith(metrics.CONTROL)]
     ran = [line for line in lines if line.ran]
-    clear = [(line, line.cells[name]) for name in effects for line in ran if _clear(line.cells.get(name))]
+    told = [line for line in ran if not _excused(line)]
+    clear = [(line, line.cells[name]) for name in effects for line in told if _clear(line.cells.get(name))]
     # of two methods first: a row that prunes badly is as far from its dense network as one likes
-    found = [pair for pair in clear if pair[1].metric.endswith("_difference") and not _excused(pair[0])]
-    if not found and not clear:
+    found = [pair for pair in clear if pair[1].metric.endswith("_difference")]
+    if not clear:
         return "Largest effect: none, every interval of a difference holds zero."
     if found:
         line, cell = max(found, key=lambda pair: abs(pair[1].value))
@@ -55,15 +57,15 @@ def largest_effect(lines: Iterable[Line]) -> str:
     beside = [(other, other.cells[cell.metric]) for other in ran
               if (other.table, other.scale) == (line.table, line.scale) and cell.metric in other.cells]  # fmt: skip
     best, its = max(beside, key=lambda pair: pair[1].value)
-    if best is line:
+    if best is line or cell.value > 0.0:
         return f"Largest effect: {_told(line, cell, line.name)}."
     shown = metric(its.metric, its.unit)
     return f"From {cell_text(its)} {shown.unit} ({best.name}) down to {_told(line, cell, line.name)}."
 
 
 def _excused(line: Line) -> bool:
-    """Whether the claim's verdict has a reason why it is none."""
-    return line.decision is not None and bool(line.decision.reason)
+    """Whether the row is a claim to beat a network near chance."""
+    return line.decision is not None and line.decision.reason.endswith(NEAR_CHANCE)
 
 
 def _told(line: Line, cell: Cell, name: str) -> str:

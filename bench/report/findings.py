@@ -20,7 +20,7 @@ def sentences(lines: Sequence[Line], sizes: Mapping[str, int]) -> list[str]:
     """
     own = [line for line in lines if line.ran and not line.analogue]
     ran = own or [line for line in lines if line.ran]
-    where = "" if own or not ran else "On other data than the paper's: "
+    where = "" if own or not ran else "(On other data than the paper's.) "
     claims = _claims(own)
     if lines and all(line.ours or line.claim is not None for line in lines):
         printed = "A study of ours: no paper prints these values."

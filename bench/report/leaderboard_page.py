@@ -25,7 +25,7 @@ _ABOUT = (
     "weights and are measured on the same images. A network that several papers' rows show stands here once. Sorted by "
     "speed-up, then by accuracy; **bold**: pruned, and no other has more accuracy at as few MACs. Changes are from the "
     "dense network. A row's name is that of its paper's page, where it says how it was pruned: rows of one name on two "
-    "pages may differ (on ThiNet's, residual branches do not make good what the shortcut has lost)."
+    "pages may differ in that."
 )
 
 

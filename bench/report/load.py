@@ -180,8 +180,8 @@ def rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
     return value["status"] == RAN, len(value["setting"].get("seeds", ())), max(dates, default="")
 
 
+_NO_WEIGHTS = "none"
 # what of a setting the name of its scale must tell where a paper's rows differ in it
-_TRAINED = "none"
 _TELLING = ("data", "protocol", "weights", "device", "paper_schedule", "round")
 
 
@@ -216,7 +216,7 @@ def _named(part: str, told: str) -> str:
     if part in ("round", "paper_schedule") and not told:
         return ""
     if part == "weights":
-        return "trained here" if told == _TRAINED else f"given weights {told}"
+        return "no weights given" if told == _NO_WEIGHTS else f"given weights {told}"
     return "the paper's schedule" if part == "paper_schedule" else f"{part} {told}"
 
 
@@ -228,7 +228,7 @@ def _told(setting: Mapping[str, Any], part: str) -> str:
         return protocol if protocol in ("short256", "squash256") else ""
     if part == "weights":
         given = setting.get("weights")
-        return _TRAINED if given is None else str(given["sha256"] or given["file"])[:8]
+        return _NO_WEIGHTS if given is None else str(given["sha256"] or given["file"])[:8]
     return str(setting.get(part, ""))
 
 

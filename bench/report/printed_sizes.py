@@ -47,7 +47,7 @@ def section(
     counts = coverage.decided("size")
     text = ["## Printed sizes", "", _ABOUT, ""]
     text.append(f"{', '.join(f'{n} {word}' for word, n in counts.most_common())} of {len(entries)}: {links}.")
-    wrong = [cells for cells in lines if cells[-1] == "wrong"]
+    wrong = [cells for cells, (_, said) in zip(lines, entries, strict=True) if said == "wrong"]
     if wrong:
         text += ["", "Those that come out otherwise:", "", *_table(wrong)]
     return [*text, ""], [page, values]

@@ -132,7 +132,7 @@ def _claims(lines: Sequence[Line]) -> Table:
         "where it lies below that effect and does not contain the published one, and is undecided otherwise."
     )
     for told, statements in _grounds(ran).items():
-        notes.append(f"{'; '.join(statements)}: {told}.")
+        notes.append(f"Where it is claimed ({'; '.join(statements)}): {told}.")
     if any(line.claim is not None and not line.claim.verified for line in lines):
         notes.append(
             f"[brackets] and {DAGGER}: the claim or its published effect was not checked against the publication."
@@ -150,9 +150,8 @@ def _grounds(lines: Sequence[Line]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line in lines:
         if line.claim is not None:
-            found.setdefault(line.claim.source.rstrip("."), []).append(
-                f"{line.claim.first} against {line.claim.second}"
-            )
+            sides, there = f"{line.claim.first} against {line.claim.second}", line.claim.source.rstrip(".")
+            found[there] = list(dict.fromkeys([*found.get(there, []), sides]))
     return found
 
 
@@ -260,10 +259,10 @@ def _tolerances(lines: Sequence[Line]) -> list[str]:
                 limits.setdefault(f"{line.links[name].limit:g}", []).append(metric(name).heading)
     if not limits:
         return []
-    told = "; ".join(f"{limit} points ({', '.join(dict.fromkeys(names))})" for limit, names in limits.items())
+    told = "; ".join(f"{limit} pp ({', '.join(dict.fromkeys(names))})" for limit, names in limits.items())
     return [
-        f"Tolerance of the verdicts: {told}. Reproduced where one run, ours or the paper's, is shown to lie no further "
-        "below the published value than that, not reproduced where it is shown to lie further, both with 95 %."
+        f"Tolerance of the verdicts: {told}. Reproduced: shown, with 95 %, to be no worse than published by more than "
+        "that, where runs differ as they do; not reproduced: shown to be worse by more."
     ]
 
 

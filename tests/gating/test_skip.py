@@ -1,7 +1,9 @@
 """Skipped against masked execution: layer by layer on 1,000 inputs, whole networks, and what is really computed."""
 
 import copy
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,12 +106,59 @@ def test_winners_keep_their_slots_and_only_what_changed_is_gathered() -> None:
         assert place.tolist() == [slots.tolist().index(o) if o in slots else -1 for o in range(outputs)]
         kernels.gather(weights, held, columns, rows, slots, chosen)
         np.testing.assert_array_equal(weights, rows[slots][:, :, chosen])
-        # scaled by the winners' saliencies, losers zero
+        # scaled by the saliencies
         y, g = rng.normal(size=(5, k)), rng.normal(size=outputs)
-        bias, behind, won = rng.normal(size=outputs), rng.normal(size=outputs), np.isin(slots, winners)
-        wanted = np.where(won, g[slots] * (y + bias[slots]) + behind[slots], 0.0)
-        kernels.finish(y, slots, winners, g, bias, behind, turn % 2 == 0)
+        bias, behind = rng.normal(size=outputs), rng.normal(size=outputs)
+        wanted = g[slots] * (y + bias[slots]) + behind[slots]
+        kernels.finish(y, slots, g, bias, behind, turn % 2 == 0)
         np.testing.assert_allclose(y, np.maximum(wanted, 0.0) if turn % 2 == 0 else wanted, rtol=1e-12, atol=1e-12)
+
+
+def reloaded(skipping: SkippedConv, other: SkippedConv) -> SkippedConv:
+    skipping.load_state_dict(other.state_dict())
+    return skipping
+
+
+@pytest.mark.parametrize("change", ["copied", "pickled", "loaded", "in float32 and back"])
+@torch.inference_mode()
+def test_what_is_gathered_is_never_that_of_other_filters(change: str) -> None:
+    """A layer that has seen images, then copied, pickled, or given other weights: as the masked layer."""
+    layer, other = (made(6, 8, 3, 1, 1, 500, PAPER).double() for _ in range(2))
+    with torch.no_grad():
+        other.weight.normal_()
+    skipping, x = SkippedConv(layer), torch.randn(20, 6, 5, 5, dtype=torch.float64)
+    for image in x[:5]:
+        skipping(image[None])
+    now = {
+        "copied": lambda: copy.deepcopy(skipping),
+        "pickled": lambda: pickle.loads(pickle.dumps(skipping)),
+        "loaded": lambda: reloaded(skipping, SkippedConv(other)),
+        "in float32 and back": lambda: skipping.float().double(),
+    }[change]()
+    wanted = (other if change == "loaded" else layer)(x)
+    found = torch.cat([dense(now(image[None])) for image in x])
+    loose = 1e-5 if change == "in float32 and back" else 1e-10
+    torch.testing.assert_close(found, wanted, rtol=loose, atol=loose)
+
+
+@torch.inference_mode()
+def test_with_strict_ties_only_the_winners_are_computed() -> None:
+    """Three of eight saliencies equal at the threshold of k = 4 all lose: fewer filters, and the masked layer's."""
+    layer = made(4, 8, 3, 1, 1, 500, replace(PAPER, ties="strict")).double()
+    layer.gate.weight.zero_()
+    layer.gate.bias.copy_(torch.tensor([5.0, 1.0, 3.0, 3.0, 3.0, 4.0, 0.5, 0.2]))
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    skipping = SkippedConv(layer)
+    for image, wanted in zip(x, layer(x), strict=True):
+        value = skipping(image[None])
+        assert isinstance(value, Compact) and value.values.shape[1] == 2 and sorted(value.index.tolist()) == [0, 5]
+        torch.testing.assert_close(value.dense()[0], wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_saliency_that_is_no_number_wins_nothing() -> None:
+    phi, rho = np.ones((2, 4)), np.array([0.1, np.nan, 0.3, 0.2])
+    won, _ = kernels.choose(np.full((3, 2), np.nan), np.arange(2), phi, rho, 2, False, False, True)
+    assert len(won) == 0
 
 
 class Odd(nn.Module):
