@@ -78,7 +78,9 @@ def test_a_claim_is_named_by_its_two_rows() -> None:
 
 def rival(top1: float, classes: int = 10, scale: str = "clutter", **more: Any) -> Line:
     recipe = f"net(num_classes={classes})"
-    return line("NS", [Cell("top1_acc", top1, "%")], table="Table 1", recipe=recipe, scale=scale, **more)
+    trained = {"d": {"step": "dense(net)"}, "t": {"step": "recovered(slimmed(2x, dense(net)))"}}
+    history = {"history": trained, **more}
+    return line("NS", [Cell("top1_acc", top1, "%")], table="Table 1", recipe=recipe, scale=scale, **history)
 
 
 BIG = claimed("FBS", "NS", [change(79.0, 78.0, 80.0, "top1_difference")], Verdict("holds"))
@@ -87,7 +89,7 @@ BIG = claimed("FBS", "NS", [change(79.0, 78.0, 80.0, "top1_difference")], Verdic
 def test_a_claim_to_beat_a_network_near_chance_is_undecided_and_no_effect() -> None:
     small = claimed("FBS", "CP", [change(-0.9, -1.6, -0.2, "top1_difference")], Verdict("does not hold"))
     found = chance.undecided([BIG, small, rival(10.2)])
-    assert str(found[0].decision) == "undecided (NS, 10.2 %, is near chance)"
+    assert str(found[0].decision) == "undecided (NS, 10.2 %, was trained and is near chance)"
     assert found[1:] == [small, rival(10.2)]
     assert ending.largest_effect(found).endswith("-0.90 [-1.60, -0.20] pp, FBS against CP (Claims, clutter).")
     assert ending.largest_effect(found[:1]) == "Largest effect: none, every interval of a difference holds zero."
@@ -106,6 +108,8 @@ def test_a_claim_to_beat_a_network_near_chance_is_undecided_and_no_effect() -> N
         (rival(10.2, scale="clutter (device cuda)"), True),  # the row was measured on another machine
         (rival(10.2, scale="imagenet", setting={"scale": "imagenet"}), False),
         (rival(10.2, status="not run"), False),
+        (rival(10.2, history={"d": {"step": "dense(net)"}}), False),  # pruned and left so: its criterion's own doing
+        (rival(10.2, history={}), False),
     ],
 )
 def test_what_is_near_chance(other: Line, near: bool) -> None:

@@ -1,4 +1,7 @@
-"""Claims that were measured against a network that does hardly better than chance: to beat it says little."""
+"""Claims to beat a network that was trained and does hardly better than chance: a training that failed is no rival.
+
+One that was only pruned may well end at chance; that is what its criterion is worth.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ _PART, _POINTS = 0.2, 2.0
 
 
 def undecided(lines: Sequence[Line]) -> list[Line]:
-    """A paper's lines; claims to beat a row that is near chance are undecided for that."""
+    """A paper's lines; claims to beat a row that was trained and is near chance are undecided for that."""
     found = []
     for line in lines:
         weak = _weak_side(line, lines)
         if weak is not None and line.decision is not None:
-            line = replace(line, decision=replace(line.decision, word="undecided", reason=f"{weak} is {NEAR_CHANCE}"))
+            line = replace(
+                line,
+                decision=replace(line.decision, word="undecided", reason=f"{weak} was trained and is {NEAR_CHANCE}"),
+            )
         found.append(line)
     return found
 
@@ -37,8 +43,13 @@ def _weak_side(line: Line, lines: Sequence[Line]) -> str | None:
     rows = [other for other in lines if other.ran and (other.table, other.name) == side]
     found = [other for other in rows if other.scale == line.scale]
     found = found or [other for other in rows if other.setting.get("scale") == line.setting.get("scale")]
-    weak = next((other for other in found if _near_chance(other)), None)
+    weak = next((other for other in found if _trained(other) and _near_chance(other)), None)
     return None if weak is None else f"{weak.name}, {weak.cells['top1_acc'].value:.1f} %,"
+
+
+def _trained(line: Line) -> bool:
+    """Whether anything but a dense network was trained for the row."""
+    return any(not training["step"].startswith("dense") for training in line.history.values())
 
 
 def _near_chance(line: Line) -> bool:

@@ -18,6 +18,7 @@ from bench.report.judging import CONTRASTS
 from bench.report.load import Line
 from bench.report.readable import DAGGER, ROW, VERDICT, cell_text, columns, printed, readable, row_name
 
+_DIFFERENCE = re.compile("change|increase|difference|ratio|agreement|kl")
 CLAIMED, REAL = "claimed", "real (own shape)"
 OWN_MACS, OWN_PARAMS = "MACs (own shape)", "params (own shape)"
 
@@ -268,7 +269,9 @@ def _tolerances(lines: Sequence[Line]) -> list[str]:
 
 def _interval_notes(cells: Sequence[Cell]) -> list[str]:
     """What the intervals are about."""
-    networks = sorted({cell.seeds for cell in cells if cell.low is not None and not _counts(cell.metric, "calls")})
+    shown = [cell for cell in cells if cell.low is not None and not _counts(cell.metric, "calls")]
+    # what is counted on images alone knows no networks
+    networks = sorted({cell.seeds or int(not _DIFFERENCE.search(cell.metric)) for cell in shown})
     notes = []
     if 1 in networks:
         notes.append("[low, high]: 95 % interval for new images, of one network.")
