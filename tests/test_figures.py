@@ -158,7 +158,8 @@ def history(step: str, seed: int, *losses: float) -> dict[str, Any]:
 
 
 def test_no_line_is_drawn_through_a_layer_that_was_left() -> None:
-    assert [str(value) for value in layers.gapped([(0.0, 4.0), (2.0, 8.0)], 4)] == ["4.0", "nan", "8.0", "nan"]
+    found = layers.gapped([(0.0, 4.0), (2.0, 8.0)], [0.0, 1.0, 2.0, 3.0])
+    assert [str(value) for value in found] == ["4.0", "nan", "8.0", "nan"]
 
 
 def test_what_is_drawn_in_a_dot_plot_is_drawn_with_its_whole_interval() -> None:

@@ -89,10 +89,10 @@ def _curves(found: Mapping[str, Mapping[str, float]]) -> tuple[list[str], Curves
     return names, curves
 
 
-def gapped(curve: Sequence[tuple[float, float]], places: int) -> list[float]:
-    """The values at all ``places``, nan where the curve has none: no line is drawn through a layer that was left."""
+def gapped(curve: Sequence[tuple[float, float]], places: Sequence[float]) -> list[float]:
+    """The values at ``places``, nan where the curve has none: no line is drawn through a layer that was left."""
     known = dict(curve)
-    return [known.get(float(place), math.nan) for place in range(places)]
+    return [known.get(place, math.nan) for place in places]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -105,11 +105,13 @@ def _figure(table: Table, names: Sequence[str], curves: Curves, title: str, base
     figure = Figure(figsize=(7.5, 4.8))
     axes: Axes = figure.subplots()
     groups = list(on_each_other(curves, 0.0).items())
-    for number, (first, rows) in enumerate(groups[: len(COLOURS)]):
-        values = gapped(curves[first], len(names))
+    drawn = groups[: len(COLOURS)]
+    # the layers of the rows that are drawn: others would only tear the lines
+    places = sorted({x for first, _ in drawn for x, _ in curves[first]})
+    for number, (first, rows) in enumerate(drawn):
         axes.plot(
-            range(len(names)),
-            values,
+            range(len(places)),
+            gapped(curves[first], places),
             color=COLOURS[number],
             marker=MARKERS[number],
             markersize=3.5,
@@ -121,7 +123,7 @@ def _figure(table: Table, names: Sequence[str], curves: Curves, title: str, base
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.02)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_xticks(range(len(places)), [names[int(place)] for place in places], rotation=90, fontsize=7)
     axes.set_ylabel(title)
     if left_out := sum(len(rows) for _, rows in groups[len(COLOURS) :]):
         axes.set_title(f"{left_out} rows more are not drawn", fontsize=8, color="#333333")
