@@ -128,7 +128,7 @@ def latex(table: Table) -> str:
 def _stacked(text: str) -> str:
     """A cell of LaTeX: the interval, or what else stands in brackets or behind ±, small on a line of its own."""
     parts = [part for part in re.split(r" (?=[\[(±])", text) if part]
-    small = [rf"{{\scriptsize {tex(line)}}}" for part in parts[1:] for line in textwrap.wrap(part, 28)]
+    small = [rf"{{\scriptsize {tex(line)}}}" for part in parts[1:] for line in textwrap.wrap(part, 22)]
     return tex(text) if not small else _lines([tex(parts[0]), *small])
 
 
