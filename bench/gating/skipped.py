@@ -28,8 +28,9 @@ _COMPILED = (torch.float32, torch.float64)
 class Gathered:
     """The filters that a layer holds between single images: ``k`` slots at ``n`` input channels.
 
-    ``slots`` are the channels by slot; ``weights`` is k x kh kw x n, ``filters`` the same memory as a convolution
-    takes it.
+    ``slots`` (k) are the channels by slot, ``place`` (C_out) the slot of each channel, -1 for none; ``filters`` is
+    k x n x kh x kw.  ``arrays`` are what the compiled loops change: slots, place, the filters as k x kh kw x n, and
+    the filters (k) and input channels (n) that it holds.
     """
 
     def __init__(self, rows: Tensor, kernel: tuple[int, ...], k: int, n: int) -> None:
