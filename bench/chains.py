@@ -238,11 +238,19 @@ def under_protocols(setting: Setting, recipe: Recipe, *, dense: Dense, prune: Pr
 
 
 def from_scratch(
-    setting: Setting, recipe: Recipe, *, widths: Callable[[Recipe], Mapping[str, int]], label: str = "from scratch"
+    setting: Setting,
+    recipe: Recipe,
+    *,
+    widths: Callable[[Recipe], Mapping[str, int]],
+    label: str = "from scratch",
+    schedule: Schedule | None = None,
 ) -> Chain:
-    """The pruned shape with fresh weights (:func:`bench.zoo.from_scratch`), compared with the dense network."""
+    """The pruned shape with fresh weights, compared with the dense network.
+
+    ``schedule`` is that of the dense network's training (:func:`bench.zoo.from_scratch`) unless one is given.
+    """
     small = shape_of(recipe, widths(recipe))
-    schedule = zoo.from_scratch(setting.scale, recipe)
+    schedule = schedule or zoo.from_scratch(setting.scale, recipe)
     networks = [trained(setting, small, None, schedule, seed, label) for seed in setting.seeds]
     return compared_chain(setting, recipe, [dense(setting, recipe, seed) for seed in setting.seeds], networks)
 
