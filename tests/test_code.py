@@ -138,7 +138,7 @@ def test_code_runs_again_what_depends_on_it(sources: Any, tmp_path: Path) -> Non
     # all pruning by reconstruction and what follows; no dense network, no network from scratch, no gates
     assert changed("ridge", RIDGE)[:3] == [marked(cp, "pruned("), marked(given, "pruned("), marked(figure, "pruned(")]
     # all that was trained; with given weights only what was fine-tuned; detectors have an augmentation of their own
-    tuned = marked(given, "fine-tuned(", "distilled(", "from scratch(")
+    tuned = marked(given, "fine-tuned(", "distilled(", "from scratch")
     assert changed("augmentation", AUGMENTATION) == [set(cp), tuned, set(figure), set()]
     compared = [marked(plan, *OVER_SEEDS) for plan in base[:3]]
     assert changed("interval", INTERVAL)[:3] == compared
