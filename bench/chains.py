@@ -78,6 +78,12 @@ def edited(setting: Setting, parent: Step, edit: Edit, seed: int) -> Step:
     return make_step(Kind.PRUNE, "edited", train.run_edited, train.Editing(edit, seed), [parent], device=setting.device)
 
 
+def halved(setting: Setting, parent: Step) -> Step:
+    """``parent``'s network with its weights rounded to half precision, so that it can be kept in half the space."""
+    name, device = f"half precision({parent.name})", setting.device
+    return make_step(Kind.PRUNE, name, train.run_halved, train.Halving(), [parent], device=device)
+
+
 def pruned_by(
     setting: Setting,
     recipe: Recipe,

@@ -1,5 +1,7 @@
 """A pruned network in a folder, and back: ``recipe.json`` builds it, ``weights.safetensors`` fills it.
 
+Weights that are all numbers of half precision take two bytes each; they come back in single.
+
 A network that came from a factory (a name, or MODULE:FACTORY) is built by its recipe.  One that came as an object is
 kept with its modules (``structure.pt``, without weights): reading it needs the classes of the network, and nothing else
 that is in such a file is ever called.
@@ -42,9 +44,12 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, facts: Mapping[str, Any
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-        save_file(state, folder / WEIGHTS)
+        halves = _halves(state)
+        save_file(halves or state, folder / WEIGHTS)
         (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
     value = {"recipe": recipe.to_json(), "weights": file_digest(folder / WEIGHTS), "facts": dict(facts or {})}
+    if halves is not None:
+        value["half"] = True
     problem = None if recipe.builder else _save_structure(model, folder)
     write_json(folder / RECIPE, value)
     if problem is None:
@@ -55,6 +60,16 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, facts: Mapping[str, Any
         f"{folder} holds the pruned weights and their recipe, but the network cannot be built from them alone "
         f"({problem}): load it with bench.api.load(folder, dense_network), or prune it by MODULE:FACTORY"
     )
+
+
+def _halves(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """``state`` in half precision, where single precision says no more; None where it does."""
+    kinds = {value.dtype for value in state.values() if value.is_floating_point()}
+    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    fits = kinds == {torch.float32} and all(
+        torch.equal(halves[name].to(state[name].dtype), state[name]) for name in state
+    )
+    return halves if fits else None
 
 
 def load(folder: Path | str, dense: nn.Module | None = None) -> nn.Module:
@@ -112,9 +127,12 @@ def _description(folder: Path) -> dict[str, Any]:
 def _state(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     try:
-        if file_digest(path) != _description(folder)["weights"]:
+        description = _description(folder)
+        if file_digest(path) != description["weights"]:
             raise UserError(f"{path} is not the file that {RECIPE} belongs to: save the network again")
         state: dict[str, Tensor] = load_file(path)
+        if description.get("half"):
+            state = {name: value.float() if value.dtype == torch.float16 else value for name, value in state.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read ({error}): save the network again") from error
     return state

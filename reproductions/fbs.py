@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import protocols
-from bench.chains import Prune, compared_chain, dense, gmacs, trained
+from bench.chains import Prune, compared_chain, dense, gmacs, halved, trained
 from bench.cli import main
 from bench.gating import activity, measuring, timing
 from bench.gating import steps as gating
@@ -142,6 +142,17 @@ class FBS:
         for density in densities(self.density):
             step = gating.gated(step, density, how.tuning, seed, setting.data, work, LAMBDA, OPTIONS, self.ungated)
         return step
+
+
+@dataclass(frozen=True)
+class Halved:
+    """FBS's network with its weights in half precision, so that it can be kept beside the results (ours)."""
+
+    of: FBS
+
+    def __call__(self, setting: Setting, recipe: Recipe, parent: Step, seed: int) -> Step:
+        """The step that rounds the network of the seed."""
+        return halved(setting, self.of(setting, recipe, parent, seed))
 
 
 def speedup_at(recipe: Recipe, density: int, ungated: tuple[str, ...] = ()) -> float:
@@ -275,10 +286,12 @@ def chain(
     make: Prune | None,
     control: bool = False,
     extra: Callable[[Setting, Recipe, Step, Step, int], list[Step]] | None = None,
+    release: bool = False,
 ) -> Chain:
     """A network measured against the dense one it came from and, with ``control``, against one trained as long as FBS.
 
-    ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed.
+    ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed; ``release`` names the row's network,
+    which is kept.
     """
     starts, networks, controls = [], [], []
     for seed in setting.seeds:
@@ -289,7 +302,7 @@ def chain(
     compare, measure = make not in (None, longer_dense), measuring.measured
     found = compared_chain(setting, recipe, starts, networks, controls, compare=compare, measure=measure)
     more = [] if extra is None else extra(setting, recipe, starts[0], networks[0], setting.seeds[0])
-    return replace(found, networks=[], records=[*found.records, *more])
+    return replace(found, networks=found.networks if release else [], records=[*found.records, *more])
 
 
 def memory_of(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
@@ -378,6 +391,15 @@ def fbs_row(table: str, density: int, published: Printed | None = None, **more: 
     return row(table, name, mcifarnet, FBS(density), published, control=True, seeds=seeds, **more)
 
 
+def halved_row(density: int) -> Row:
+    """The network of a density to take home: M-CifarNet and its gates take 5.8 MB in single precision."""
+    tail = partial(chain, make=Halved(FBS(density)), release=True)
+    name = f"FBS at {at(density)}, half precision"
+    return Row(
+        FIGURE3, name, "cifar10", dense=mcifarnet, chain=tail, seeds=(0,), scales=("cifar10",), ours=True, release=True
+    )
+
+
 def baseline_row(table: str, label: str, make: Prune, density: int, published: Printed | None = None) -> Row:
     """A static method on M-CifarNet at the MACs of a density."""
     name = f"{label} at {speedup_at(MCIFARNET, density):.2f}x"
@@ -415,6 +437,7 @@ def figure3() -> list[Row]:
         row(FIGURE3, "dense", mcifarnet, None, quoted, sized=MCIFARNET, sizes=documented),
         row(FIGURE3, "dense, trained longer", mcifarnet, longer_dense, ours=True),
         *(fbs_row(FIGURE3, density, **printed.get(density, {})) for density in DENSITIES),
+        *(halved_row(density) for density in (700, 500)),
         *(baseline_row(FIGURE3, "CP (LASSO)", Static("lasso", density), density) for density in POINTS),
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -160,6 +161,50 @@ def test_all_structures_at_once(tmp_path: Path, precision: torch.dtype) -> None:
     x = torch.randn(5, 3, SIDE, SIDE, dtype=precision)
     assert torch.equal(api.load(tmp_path)(x), model(x))
     assert torch.equal(api.load(tmp_path, network(Residual, False, True, False))(x), model(x))
+
+
+class Still(nn.Module):
+    """Weights in two precisions, which say nothing."""
+
+    def __init__(self, first: torch.dtype, second: torch.dtype, weight: float) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.full((300, 300), weight, dtype=first))
+        self.second = nn.Parameter(torch.full((300, 300), weight, dtype=second))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+HALF, OTHER, SINGLE = 0.25, 0.1, 1.0 + 2.0**-20  # of half precision; of single alone, twice
+
+
+@pytest.mark.parametrize(
+    ("precisions", "weight", "bytes_each"),
+    [
+        ((torch.float32, torch.float32), HALF, 2),
+        ((torch.float32, torch.float32), OTHER, 4),
+        ((torch.float32, torch.float32), SINGLE, 4),
+        ((torch.float32, torch.float32), math.inf, 2),
+        ((torch.float32, torch.float32), 1e5, 4),
+        # single and half side by side: each must come back as it was
+        ((torch.float32, torch.float16), HALF, None),
+        ((torch.float16, torch.float16), HALF, 2),
+        ((torch.float64, torch.float64), HALF, 8),
+    ],
+)
+def test_weights_of_half_precision_take_half_the_space(
+    tmp_path: Path, precisions: tuple[torch.dtype, torch.dtype], weight: float, bytes_each: int | None
+) -> None:
+    """And come back in the precision that they had, whatever that is."""
+    model = Still(*precisions, weight)
+    assert saved.save(model, Recipe("", {}, (3, SIDE, SIDE)), tmp_path) is None
+    loaded = saved.load(tmp_path)
+    for (name, before), (again, after) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        assert (name, before.dtype) == (again, after.dtype)
+        assert torch.equal(before, after)
+    if bytes_each is not None:
+        size = (tmp_path / saved.WEIGHTS).stat().st_size
+        assert 0 <= size - bytes_each * 2 * 300 * 300 < 1000
 
 
 def test_networks_saved_before_recipes_had_edits_are_loaded(tmp_path: Path) -> None:

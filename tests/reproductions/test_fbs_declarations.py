@@ -169,6 +169,24 @@ def test_a_density_is_trained_from_the_last_and_compared_with_a_dense_network_tr
     assert chain.references[0].parents == (dense,)
 
 
+@pytest.mark.parametrize("density", [700, 500])
+def test_the_network_that_is_released_is_that_of_the_row_with_rounded_weights(density: int) -> None:
+    """It is named as the row's network, so that accepting the row keeps it; measured beside the dense one."""
+    row = ROWS["Figure 3a", f"FBS at d={density / 1000:g}, half precision"]
+    assert (row.release, row.ours, row.scales, row.published) == (True, True, ("cifar10",), {})
+    chain, _ = chain_of(row, setting("cifar10"))
+    whole, _ = chain_of(ROWS["Figure 3a", f"FBS at d={density / 1000:g}"], setting("cifar10"))
+    (rounded,) = chain.networks
+    assert (rounded.run, rounded.params) == (training.run_halved, training.Halving())
+    assert rounded.parents == whole.evaluations[0].parents
+    assert chain.evaluations[0].parents == (rounded,)
+    (change,) = (step for step in chain.records if step.run is comparing.run_compared)
+    assert change.parents == (chain.evaluations[0], whole.references[0])
+    assert [place for place, other in ROWS.items() if other.release] == [
+        ("Figure 3a", f"FBS at d={other}, half precision") for other in (0.7, 0.5)
+    ]
+
+
 def test_given_weights_are_gated_and_the_control_is_tuned_for_all_six_stages() -> None:
     for scale, weights in (("imagenet", None), ("cifar10", "sha")):
         row = ROWS["Figure 3a", "FBS at d=0.5"]

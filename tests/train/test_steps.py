@@ -125,6 +125,24 @@ def test_an_edit_keeps_the_weights_that_stay() -> None:
     assert not torch.equal(small["classifier.0.weight"], other["classifier.0.weight"])
 
 
+def test_weights_in_half_precision_are_those_that_numpy_rounds_to() -> None:
+    """Computed in single precision; a counter stays what it was."""
+    torch.manual_seed(5)
+    parent = checkpoint(RECIPE.build(), RECIPE)
+    parent.state["bn1.num_batches_tracked"] += 123_457
+    rounded = training.run_halved(context(), [parent], training.Halving())
+    for name, value in parent.state.items():
+        expected = value.numpy()
+        if expected.dtype == np.float32:
+            expected = expected.astype(np.float16).astype(np.float32)
+        assert rounded.state[name].dtype == value.dtype
+        assert np.array_equal(rounded.state[name].numpy(), expected), name
+    assert not torch.equal(state(rounded), state(parent))
+    parent.state["conv1.weight"][0, 0, 0, 0] = 70_000.0  # the largest half is 65,504
+    with pytest.raises(ValueError, match=r"conv1\.weight does not fit"):
+        training.run_halved(context(), [parent], training.Halving())
+
+
 def test_given_weights_are_those_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
     expected = checkpoint(RECIPE.build(), RECIPE)
