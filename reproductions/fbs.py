@@ -288,8 +288,8 @@ def chain(
 ) -> Chain:
     """A network measured against the dense one it came from and, with ``control``, against one trained as long as FBS.
 
-    ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed; ``keep`` names the row's network as one
-    that can be kept.
+    ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed; ``keep`` names the row's network as
+    one that can be kept.
     """
     starts, networks, controls = [], [], []
     for seed in setting.seeds:
