@@ -286,12 +286,12 @@ def chain(
     make: Prune | None,
     control: bool = False,
     extra: Callable[[Setting, Recipe, Step, Step, int], list[Step]] | None = None,
-    release: bool = False,
+    keep: bool = False,
 ) -> Chain:
     """A network measured against the dense one it came from and, with ``control``, against one trained as long as FBS.
 
-    ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed; ``release`` names the row's network,
-    which is kept.
+    ``extra(setting, recipe, dense, network, seed)`` adds steps of the first seed; ``keep`` names the row's network as
+    one that can be kept.
     """
     starts, networks, controls = [], [], []
     for seed in setting.seeds:
@@ -302,7 +302,7 @@ def chain(
     compare, measure = make not in (None, longer_dense), measuring.measured
     found = compared_chain(setting, recipe, starts, networks, controls, compare=compare, measure=measure)
     more = [] if extra is None else extra(setting, recipe, starts[0], networks[0], setting.seeds[0])
-    return replace(found, networks=found.networks if release else [], records=[*found.records, *more])
+    return replace(found, networks=found.networks if keep else [], records=[*found.records, *more])
 
 
 def memory_of(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
@@ -338,6 +338,7 @@ def sizes(setting: Setting, recipe: Recipe, *, shape: Recipe, name: str) -> Chai
 FIGURE3 = "Figure 3a (M-CifarNet, CIFAR-10)"
 BASELINES = "Baselines of Figure 3a (M-CifarNet, CIFAR-10)"
 TABLE1, TABLE2, TABLE3 = "Table 1", "Table 2", "Table 3 (memory)"
+HALF = "Half precision (M-CifarNet)"
 LATENCY, SKIPPED = "Latency (M-CifarNet)", "Skipped execution (M-CifarNet)"
 DERIVED = {"mcifarnet": "Derived: M-CifarNet", "resnet18": "Derived: ResNet-18", "vgg16_bn": "Derived: VGG-16 slimmed"}
 
@@ -373,7 +374,7 @@ def row(
     **more: Any,
 ) -> Row:
     """A row whose network ``make`` makes of the dense one; ``more`` goes to :func:`chain`, the rest to :class:`Row`."""
-    tail = partial(chain, make=make, **{key: more.pop(key) for key in ("control", "extra") if key in more})
+    tail = partial(chain, make=make, **{key: more.pop(key) for key in ("control", "extra", "keep") if key in more})
     own = "imagenet" if table in (TABLE1, TABLE2, TABLE3) else "cifar10"
     fields = {"seeds": (0,), "published": published or {}, **more}
     return Row(table, name, own, dense=network, chain=tail, **fields)
@@ -389,15 +390,6 @@ def fbs_row(table: str, density: int, published: Printed | None = None, **more: 
     seeds = (0, 1, 2) if density == 500 else (0,)
     name = f"FBS at {at(density)}"
     return row(table, name, mcifarnet, FBS(density), published, control=True, seeds=seeds, **more)
-
-
-def halved_row(density: int) -> Row:
-    """The network of a density to take home: M-CifarNet and its gates take 5.8 MB in single precision."""
-    tail = partial(chain, make=Halved(FBS(density)), release=True)
-    name = f"FBS at {at(density)}, half precision"
-    return Row(
-        FIGURE3, name, "cifar10", dense=mcifarnet, chain=tail, seeds=(0,), scales=("cifar10",), ours=True, release=True
-    )
 
 
 def baseline_row(table: str, label: str, make: Prune, density: int, published: Printed | None = None) -> Row:
@@ -437,7 +429,6 @@ def figure3() -> list[Row]:
         row(FIGURE3, "dense", mcifarnet, None, quoted, sized=MCIFARNET, sizes=documented),
         row(FIGURE3, "dense, trained longer", mcifarnet, longer_dense, ours=True),
         *(fbs_row(FIGURE3, density, **printed.get(density, {})) for density in DENSITIES),
-        *(halved_row(density) for density in (700, 500)),
         *(baseline_row(FIGURE3, "CP (LASSO)", Static("lasso", density), density) for density in POINTS),
     ]
 
@@ -458,6 +449,15 @@ def baselines() -> list[Row]:
         row(BASELINES, f"NS + FBS at {at(700)}", mcifarnet, FBS(700, inside=least), both_at_2x),
         row(BASELINES, f"NS + FBS at {at(500)}", mcifarnet, FBS(500, inside=least), ours=True),
         *(baseline_row(BASELINES, "exact selection", Static("exact", density), density) for density in POINTS),
+    ]
+
+
+def half_precision() -> list[Row]:
+    """Networks of Figure 3a to take home: M-CifarNet and its gates take 5.8 MB in single precision."""
+    kept: dict[str, Any] = {"scales": ("cifar10",), "ours": True, "release": True}
+    return [
+        replace(row(HALF, f"FBS at {at(density)}", mcifarnet, Halved(FBS(density)), keep=True), **kept)
+        for density in (700, 500)
     ]
 
 
@@ -575,7 +575,7 @@ def sizes_alone() -> list[Row]:
 
 def paper() -> Paper:
     """The paper as the harness sees it."""
-    tables = (figure3, baselines, table1, table2, table3, skipped_rows, derived, sizes_alone)
+    tables = (figure3, half_precision, baselines, table1, table2, table3, skipped_rows, derived, sizes_alone)
     rows = [one for table in tables for one in table()]
     title = "Dynamic Channel Pruning: Feature Boosting and Suppression"
     return Paper("fbs", title, "Gao, Zhao, Dudziak, Mullins, Xu; ICLR 2019; arXiv 1810.05331", rows, DEVIATIONS)

@@ -172,7 +172,7 @@ def test_a_density_is_trained_from_the_last_and_compared_with_a_dense_network_tr
 @pytest.mark.parametrize("density", [700, 500])
 def test_the_network_that_is_released_is_that_of_the_row_with_rounded_weights(density: int) -> None:
     """It is named as the row's network, so that accepting the row keeps it; measured beside the dense one."""
-    row = ROWS["Figure 3a", f"FBS at d={density / 1000:g}, half precision"]
+    row = ROWS["Half precision", f"FBS at d={density / 1000:g}"]
     assert (row.release, row.ours, row.scales, row.published) == (True, True, ("cifar10",), {})
     chain, _ = chain_of(row, setting("cifar10"))
     whole, _ = chain_of(ROWS["Figure 3a", f"FBS at d={density / 1000:g}"], setting("cifar10"))
@@ -183,7 +183,7 @@ def test_the_network_that_is_released_is_that_of_the_row_with_rounded_weights(de
     (change,) = (step for step in chain.records if step.run is comparing.run_compared)
     assert change.parents == (chain.evaluations[0], whole.references[0])
     assert [place for place, other in ROWS.items() if other.release] == [
-        ("Figure 3a", f"FBS at d={other}, half precision") for other in (0.7, 0.5)
+        ("Half precision", f"FBS at d={other}") for other in (0.7, 0.5)
     ]
 
 
