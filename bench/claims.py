@@ -92,6 +92,11 @@ def _claim(cells: dict[str, str]) -> Claim:
     )
 
 
+def by_id(folder: Path) -> dict[str, Claim]:
+    """The claims of a registry by their ids; a registry without the file has none."""
+    return {claim.claim: claim for claim in load(folder)} if (folder / FILE).exists() else {}
+
+
 def load(folder: Path) -> list[Claim]:
     """All claims of ``folder/claims.csv``, in its order; UserError where the file breaks the schema."""
     path = folder / FILE

@@ -42,7 +42,8 @@ class Metric:
     their plus.  ``of`` says what the records' n counts.  A readable table leaves the metric out, to the CSV file, where
     it is not ``shown`` or where one of ``beside`` stands in it too, which says the same or more; a ``minor`` one is the
     first to go where columns are too many.  Dot plots show it in
-    the ``panel`` 1 (changes in points) or 2, not at all for 0.
+    the ``panel`` 1 (changes in points; memory that is moved) or 2 (divergences; memory that is held), not at all for
+    0: in each the metric that most rows have.
     """
 
     name: str

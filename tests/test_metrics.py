@@ -95,6 +95,8 @@ HIDDEN = {
 PANELS = {
     "top1_change": 1, "top1_change_control": 1, "top1_difference": 1, "map_voc07_change": 1, "map_voc07_difference": 1,
     "kl": 2, "kl_ratio": 2, "map_voc07_change_control": 2,
+    # memory that is moved, memory that is held
+    "memory_activations_batch128": 1, "memory_peak_batch128": 2,
 }  # fmt: skip
 
 

@@ -658,6 +658,36 @@ def test_the_page_of_a_stopped_run_shows_what_is_there_and_says_what_is_missing(
     assert "Not measured here yet" not in (runs.root / PAPER / "README.md").read_text()
 
 
+def test_a_claim_that_is_not_measured_yet_goes_by_its_statement(runs: Runs) -> None:
+    runs.claims()
+    runs.row("a-beats-b", accuracies(1.0), table="Claims").unlink()
+    runs.row("c-beats-d", accuracies(1.0), table="Claims")
+    write(runs.root, runs.registry, runs.about())
+    page = (runs.root / PAPER / "README.md").read_text()
+    assert "Not measured here yet, 1 of 2 rows: A beats B.\n" in page
+
+
+def test_tables_stand_in_the_script_s_order_by_data_whatever_they_were_measured_on(runs: Runs) -> None:
+    """Settings of one data set stand beside each other in each table; another data set is another group."""
+    for name, table, scale, device in (
+        ("a", "Table 2", "imagenet", "cuda"),
+        ("b", "Table 10", "imagenet", "cpu"),
+        ("c", "Figure 1", "imagenet", "cuda"),
+        ("d", "Table 10", "imagenet", "cuda"),
+        ("e", "Figure 1", "digits", "cpu"),
+        ("f", "Table 2", "digits", "cpu"),
+    ):
+        runs.row(name, accuracies(1.0), scale, setting={"device": device}, table=table)
+    assert [(table.scale, table.name) for table in build_all(runs.lines(), runs.published())] == [
+        ("digits", "Table 2"),
+        ("digits", "Figure 1"),
+        ("imagenet (device cuda)", "Table 2"),
+        ("imagenet (device cpu)", "Table 10"),
+        ("imagenet (device cuda)", "Table 10"),
+        ("imagenet (device cuda)", "Figure 1"),
+    ]
+
+
 def test_the_page_says_what_was_done_to_images_and_to_boxes(runs: Runs) -> None:
     def steps(problems: dict[str, int]) -> dict[str, Any]:
         made = {**PROVENANCE, "data": {**PROVENANCE["data"], "problems": problems}}  # type: ignore[dict-item]

@@ -23,8 +23,18 @@ from bench.store import Record
 _BYTES = 4
 
 
+# what is drawn of them
+_PANELS = {("activations", 128): 1, ("peak", 128): 2}
 METRICS = tuple(
-    Metric(f"memory_{part}_batch{size}", f"{heading}, batch {size}", "MB", 2, f"{meaning} {size}.", "lower")
+    Metric(
+        f"memory_{part}_batch{size}",
+        f"{heading}, batch {size}",
+        "MB",
+        2,
+        f"{meaning} {size}.",
+        "lower",
+        panel=_PANELS.get((part, size), 0),
+    )
     for size in (1, 128)
     for part, heading, meaning in (
         ("weights", "weights read", "Bytes (1e6) of weights that must be read for one image, in batches of"),

@@ -252,7 +252,7 @@ def _trade_off(table: Table) -> Figure:
 
 
 def _panels(lines: Sequence[Line]) -> list[str]:
-    """The metrics of the dot plot: a change of accuracy and a divergence, those that most lines have."""
+    """The metrics of the dot plot, one a panel (:class:`bench.metrics.Metric`): those that most lines have."""
     found = []
     for panel in (1, 2):
         names = [metric.name for metric in metrics.declared().values() if metric.panel == panel]

@@ -130,7 +130,7 @@ def read(root: Path, folder: Path, declared: Declarations) -> dict[str, list[Lin
     several.
     """
     found: dict[str, list[Line]] = {}
-    known = {claim.claim: claim for claim in claims.load(folder)} if (folder / claims.FILE).exists() else {}
+    known = claims.by_id(folder)
     for paper, rows in declared.items():
         files = {path: value for path in row_files(root, paper) if (value := content(path))["id"] in rows}
         if not files:

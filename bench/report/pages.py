@@ -55,12 +55,13 @@ def write(
     """
     found = read(root, registry_folder, {paper: about.rows for paper, about in papers.items()})
     written: list[Path] = []
+    statements = {name: claim.statement for name, claim in claims.by_id(registry_folder).items()}
     for paper in papers:
         coverage = (coverages or {}).get(paper, EMPTY)
         if paper in found or coverage.decided("size"):
             published = registry.load(paper, registry_folder)
             tables = build_all(found.get(paper, []), published)
-            files = _paper(root / paper, papers[paper], tables, published, coverage)
+            files = _paper(root / paper, papers[paper], tables, published, coverage, statements)
             _remove_stale(root / paper, set(files))
             written += files
     if coverages:
@@ -86,9 +87,14 @@ def _remove_stale(folder: Path, current: set[Path]) -> None:
 
 
 def _paper(
-    folder: Path, about: About, tables: Sequence[Table], published: Sequence[registry.Published], coverage: Coverage
+    folder: Path,
+    about: About,
+    tables: Sequence[Table],
+    published: Sequence[registry.Published],
+    coverage: Coverage,
+    statements: Mapping[str, str],
 ) -> list[Path]:
-    """Writes all files of one paper; returns them."""
+    """Writes all files of one paper, whose claims have these ``statements``; returns them."""
     files: list[Path] = []
     lines = [line for table in tables for line in table.lines]
     text = [f"# {about.title}", "", about.reference, "", _GENERATED, ""]
@@ -106,7 +112,7 @@ def _paper(
         if here:
             text += [f"## {heading}", ""]
         for table in here:
-            text += _section(folder, table, unmeasured(table, lines, about.rows), files)
+            text += _section(folder, table, unmeasured(table, lines, about.rows, statements), files)
     begun = {table.name for table in tables}
     absent = dict.fromkeys(row.table for row in about.rows.values() if row.table not in begun and row.missing is None)
     if absent:
@@ -130,15 +136,18 @@ def _paper(
     return [*files, page]
 
 
-def unmeasured(table: Table, lines: Sequence[Line], rows: Mapping[str, Declared]) -> str:
-    """Which rows of the table have no row file at its scale, in no setting, though they can run: a run was stopped."""
+def unmeasured(table: Table, lines: Sequence[Line], rows: Mapping[str, Declared], statements: Mapping[str, str]) -> str:
+    """Which rows of the table have no row file at its scale, in no setting, though they can run: a run was stopped.
+
+    Claims go by their ``statements``.
+    """
     setting = table.lines[0].setting
     scale, folder = setting.get("scale", table.scale), bool(setting.get("folder"))
     there = {line.id for line in lines if line.setting.get("scale") == scale}
     able = {name: row for name, row in rows.items() if row.table == table.name and row.meant_for(scale, folder)}
     if table.name == claims.TABLE:  # a claim about other data is not missing here
         able = {name: row for name, row in able.items() if row.scale == scale}
-    left = [render.markdown_text(row.name) for name, row in able.items() if name not in there]
+    left = [render.markdown_text(statements.get(row.name, row.name)) for name, row in able.items() if name not in there]
     more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
     return f"Not measured here yet, {len(left)} of {len(able)} rows: {'; '.join(left[:_NAMED])}{more}." if left else ""
 

@@ -72,11 +72,17 @@ def slug(name: str) -> str:
 
 
 def build_all(lines: Iterable[Line], published: Sequence[Published]) -> list[Table]:
-    """The tables of one paper: by scale (by name), then in the order of the paper's script."""
+    """The tables of one paper: by the data (by name), in the order of the paper's script, then by the setting."""
     groups: dict[tuple[str, str], list[Line]] = {}
+    first: dict[str, int] = {}
     for line in lines:
         groups.setdefault((line.scale, line.table), []).append(line)
-    return [build(groups[key], published) for key in sorted(groups, key=lambda key: key[0])]
+        first[line.table] = min(line.order, first.get(line.table, line.order))
+
+    def place(key: tuple[str, str]) -> tuple[str, int, str]:
+        return str(groups[key][0].setting.get("scale", key[0])), first[key[1]], key[0]
+
+    return [build(groups[key], published) for key in sorted(groups, key=place)]
 
 
 def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
