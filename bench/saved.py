@@ -47,7 +47,11 @@ def save(model: nn.Module, recipe: Recipe, folder: Path, facts: Mapping[str, Any
         halves = _halves(state)
         save_file(halves or state, folder / WEIGHTS)
         (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its owner alone
-    value = {"recipe": recipe.to_json(), "weights": file_digest(folder / WEIGHTS), "facts": dict(facts or {})}
+    value: dict[str, Any] = {
+        "recipe": recipe.to_json(),
+        "weights": file_digest(folder / WEIGHTS),
+        "facts": dict(facts or {}),
+    }
     if halves is not None:
         value["half"] = True
     problem = None if recipe.builder else _save_structure(model, folder)
