@@ -26,6 +26,9 @@ DEFAULT_BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 32, 128)}
 # a suite's time in minutes, where it has to fit a lent machine
 MINUTES = {"gpu": 9.0, "cpu": 12.0}
 
+# how a measuring process begins, as records say it
+LAUNCHES = {"cpu": ("fresh interpreter", fresh), "cuda": ("forked from a server", forked)}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -70,13 +73,13 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     if request.suite == "gpu":  # many points in a short time: three processes, each a few seconds a point
         most, seconds = 3, request.seconds or 6.0
     effort = Effort(seconds, least, most)
-    launch = fresh if request.device == "cpu" else forked
+    launched, launch = LAUNCHES[request.device]
     campaign = Campaign(effort, None if math.isinf(minutes) else 60.0 * minutes, say, launch)
     measured: list[Measured] = []
     values: list[dict[str, Any]] = []
     for chunk in chunks:
         for one in campaign.run(chunk):
-            value = report.value_of(one, quoted)
+            value = {**report.value_of(one, quoted), "launched": launched}
             value["file"] = str(report.keep(one, value, folder))
             measured.append(one)
             values.append(value)

@@ -17,6 +17,7 @@ from bench.latency.point import AGAIN, BEST, DENSE, OUT_OF_MEMORY, Effort, Point
 from bench.models.recipe import Recipe
 
 DENSE_RECIPE = Recipe("cifar_resnet20", {"num_classes": 10, "width": 0.5}, (3, 16, 16))
+REGISTRY = Path(__file__).parents[2] / "reproductions" / "registry"
 GATED = Recipe("mcifarnet", {"num_classes": 10, "width": 0.125, "side": 16}, (3, 16, 16)).gated(500)
 HALF = DENSE_RECIPE.removed(
     {f"layer{stage}.{block}.conv1": 4 * 2 ** (stage - 1) for stage in (1, 2, 3) for block in range(3)}
@@ -83,6 +84,7 @@ def test_a_whole_measurement(
     (value,) = json.loads(capsys.readouterr().out)
     stored = json.loads(Path(value["file"]).read_text())
     assert stored["processes"] >= 3 and stored["not_measured"] is None
+    assert stored["launched"] == "fresh interpreter"
     networks = stored["networks"]
     assert set(networks["half"]["screened_ms"]) == {"as it is", "folded", "folded, channels-last"}
     assert networks["half"]["digest"] == contestants.digest(Subject("half", HALF).build(0))
@@ -91,6 +93,24 @@ def test_a_whole_measurement(
     assert stored["why"][0].startswith("half: layer by layer")
     assert stored["checks"] == {"failed": {}, "outputs_changed_while_timed": []}
     assert (tmp_path / "latency" / "half-cpu.csv").is_file() and (tmp_path / "latency" / "half-cpu.md").is_file()
+
+
+def test_processes_are_fresh_on_the_cpu_and_forked_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the CPU places in memory differ between interpreters; a GPU's context begins behind the fork."""
+    asked = []
+
+    class Stopped(Campaign):
+        def run(self, points: Any) -> Any:
+            asked.append(self.fresh)
+            raise UserError("far enough")
+
+    monkeypatch.setattr(command, "Campaign", Stopped)
+    monkeypatch.setattr(command.suite, "subjects", lambda *arguments: [Subject("half", HALF)])
+    for device in ("cpu", "cuda"):
+        request = command.Request(["half"], device, batches=[1], dtypes=["fp32"], out=tmp_path)
+        with pytest.raises(UserError, match="far enough"):
+            command.run(request, REGISTRY, print)
+    assert asked == [campaign.fresh, campaign.forked]
 
 
 def test_contestants_are_dense_twice_its_best_and_the_pruned_one_twice() -> None:
