@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def nightly(options: argparse.Namespace) -> Output:
     try:
         night.run(begun, planned, worths, job, options.budget, RESULTS, say)
     finally:
-        value, text, status = _told(begun, options.out, base)
+        value, text, status = _told(begun, options.out, base, say)
     value["pages"] = [str(path) for path in write_pages(options.out)]
     names = list(dict.fromkeys(entry.paper.key for entry in planned))
     watch = None if mode == modes.DISABLED else mirror_of(options.out, names, mode, say)
@@ -61,19 +61,26 @@ def nightly(options: argparse.Namespace) -> Output:
     return value, text, status
 
 
-def _told(done: night.Night, out: Path, base: Path | None) -> Output:
-    """Compares what the night did, writes its summary and JUnit file, and says both."""
+def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], None]) -> Output:
+    """Compares what the night did, writes its summary and JUnit file, and says both.
+
+    Where they cannot be written, on a full disk, the summary is still said.
+    """
     checked = [] if base is None else checking.check(out, base, done.rows)
     entries = remembering.read(out)
     drifts = remembering.drifts([one for one in entries if one.row in done.rows], judged())
     changes = night.data_changes(entries, done.number)
     page = summary.markdown(done, checked, drifts, changes, str(base))
     place = night.folder(out, done.number)
-    write_text(place / "summary.md", page)
-    write_text(place / "junit.xml", summary.junit(done, checked))
-    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with disk_errors(Path(step)), Path(step).open("a", encoding="utf-8") as file:
-            file.write(page)
+    try:
+        if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with disk_errors(Path(step)), Path(step).open("a", encoding="utf-8") as file:
+                file.write(page)
+        write_text(place / "summary.md", page)
+        write_text(place / "junit.xml", summary.junit(done, checked))
+    except UserError:
+        say(page)
+        raise
     status = summary.status(done, checked)
     value = {
         "night": asdict(done),

@@ -1,0 +1,94 @@
+"""What nights meet: a full disk, a clock that goes backwards, damaged checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import provenance
+from bench.errors import UserError
+from bench.nightly import commands, history, night
+from bench.nightly.child import Report
+from bench.nightly.night import Night
+
+HERE = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE / 'toy'}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "1"}
+ROWS = {"toy/t/a": Report("toy/t/a", "crashed", "its process died of signal 9", 1.0)}
+
+
+def test_on_a_full_disk_the_summary_is_still_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """To the terminal, and to GitHub's page, which is on another disk."""
+    step = tmp_path / "step.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(step))
+
+    def full(path: Path, text: str) -> None:
+        raise UserError(f"no space left on the disk of {path}")
+
+    monkeypatch.setattr(commands, "write_text", full)
+    said: list[str] = []
+    with pytest.raises(UserError, match="no space left"):
+        commands._told(Night(1, {}, "c" * 40, "2026-01-01", ROWS, ended=True), tmp_path, None, said.append)
+    (page,) = said
+    assert page.startswith("# Night 1: 1 failed\n") and "died of signal 9" in page
+    assert step.read_text() == page
+
+
+def test_nights_are_counted_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second night is dated before the first."""
+    for number, date in ((1, "2031-05-05T00:00:00+00:00"), (2, "2026-01-01T00:00:00+00:00")):
+        monkeypatch.setattr(provenance, "now", lambda date=date: date)
+        begun = night.begin(tmp_path, {})
+        assert (begun.number, begun.date) == (number, date)
+        night.keep(tmp_path, replace(begun, ended=True))
+        metrics = {"top1_acc": [90.0 + number, None, None]}
+        history.append(tmp_path, history.Entry(number, "toy/t/a", "s", "ok", 1.0, date, "c", "d", metrics))
+    assert history.series(history.read(tmp_path), "toy/t/a", "top1_acc") == [(1, 91.0), (2, 92.0)]
+
+
+def test_a_night_that_another_code_began_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(provenance, "git_state", lambda: "a" * 40)
+    night.keep(tmp_path, night.begin(tmp_path, {"scale": "clutter"}))
+    assert night.begin(tmp_path, {"scale": "clutter"}).number == 1
+    assert night.begin(tmp_path, {"scale": "digits"}).number == 2
+    monkeypatch.setattr(provenance, "git_state", lambda: "b" * 40)
+    assert night.begin(tmp_path, {"scale": "clutter"}).number == 2
+
+
+def bench(out: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The toy's two rows in a process of their own: their records by file, and what was said of the steps."""
+    command = [sys.executable, "-m", "bench", "run", "toy", "--table", "Table 1", "--scale", "digits"]
+    done = subprocess.run(
+        [*command, "--out", str(out), *arguments],
+        cwd=HERE / "toy",
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=600,
+    )
+    files = sorted((out / "toy" / "rows").rglob("*.json"))
+    return {file.name: json.loads(file.read_text())["records"] for file in files}, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_checkpoint_is_made_again_and_changes_no_number(tmp_path: Path, damage: str) -> None:
+    """Every stored file of weights, one after the other: a flipped bit in its middle, or its end gone."""
+    before, _ = bench(tmp_path)
+    weights = sorted((tmp_path / "steps").rglob("*.safetensors"))
+    assert len(weights) >= 3
+    for path in weights:
+        content = bytearray(path.read_bytes())
+        if damage == "flip":
+            content[len(content) // 2] ^= 1
+        path.write_bytes(content if damage == "flip" else content[:-10])
+    after, said = bench(tmp_path)
+    assert after == before
+    assert "dense(cifar_resnet20, seed 0)" in said  # trained again, not taken as it was
