@@ -26,7 +26,7 @@ from bench.mmcv_ops import install as install_ops
 from bench.models.builders import BUILDERS
 from bench.models.recipe import Recipe
 from bench.planning import Job
-from bench.registry import Published, find
+from bench.registry import Published, linked
 from bench.registry import load as load_registry
 from bench.registry import papers as registered
 from bench.report import accept as accepting
@@ -318,8 +318,8 @@ def coverages(
         if name in scripts:
             sized = {one.published: str(one.verdict) for one in sizing.decided(scripts[name], published)}
             for row in (row for row in scripts[name].rows if row.missing is None):
-                for row_name, metric, *model in row.published.values():
-                    entry = find(published, row.table, row_name, metric, **({"model": model[0]} if model else {}))
+                for link in row.published.values():
+                    entry = linked(published, row.table, link)
                     if entry is not None:
                         scales.setdefault(entry, row.scale)
         found[name] = covering.of_paper(published, sized, scales, lines.get(name, []), absent)

@@ -26,7 +26,7 @@ A key is (table, row, model, dataset, metric, convention): one printed row can b
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -253,6 +253,12 @@ def find(entries: Iterable[Published], table: str, row: str, metric: str, **wher
     if len(found) > 1:
         raise LookupError(f"{len(found)} published values match {wanted}; narrow by model, dataset or convention")
     return found[0] if found else None
+
+
+def linked(entries: Iterable[Published], table: str, link: Sequence[str]) -> Published | None:
+    """The entry that a row's link names in its table: (row, metric), or (row, metric, model); as :func:`find`."""
+    row, metric, *model = link
+    return find(entries, table, row, metric, **({"model": model[0]} if model else {}))
 
 
 # how the tables call the dense network that a change, a gap or an increase starts from

@@ -24,7 +24,7 @@ from bench.metrics import Metric
 from bench.models.edits import Remove
 from bench.models.recipe import Recipe
 from bench.pruning import surgery
-from bench.registry import UNITS, OtherConvention, Published, converted, find
+from bench.registry import UNITS, OtherConvention, Published, converted, linked
 from bench.rows import Paper, Row
 from bench.verdict import OTHER_CONVENTION, Verdict
 
@@ -112,10 +112,10 @@ def of_row(row: Row, published: Sequence[Published]) -> list[Decided]:
     found = []
     recipe = None
     for metric, links in row.sizes.items():
-        for name, printed, *model in links:
-            entry = find(published, row.table, name, printed, **({"model": model[0]} if model else {}))
+        for link in links:
+            entry = linked(published, row.table, link)
             if entry is None or entry.kind != "size":
-                raise ValueError(f"{row.table}, {row.name}: no published size {printed!r} of {name!r} in this table")
+                raise ValueError(f"{row.table}, {row.name}: no published size {link[1]!r} of {link[0]!r} in this table")
             recipe = recipe or row.sized or row.own_shape()
             if recipe is None:
                 raise ValueError(

@@ -33,7 +33,9 @@ def nightly(options: argparse.Namespace) -> Output:
         raise UserError(f"--budget {options.budget:g} leaves no time: give minutes")
     chosen = planning.choose(options.paper, None, None)
     planned = order.planned(chosen, job)
-    worths = {entry.id: order.worth(entry, load_registry(entry.paper.key, registry_folder())) for entry in planned}
+    keys = dict.fromkeys(entry.paper.key for entry in planned)
+    published = {key: load_registry(key, registry_folder()) for key in keys}
+    worths = {entry.id: order.worth(entry, published[entry.paper.key]) for entry in planned}
     if options.plan:
         return _plan(planned, worths, job, options.budget)
     base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
@@ -51,8 +53,7 @@ def nightly(options: argparse.Namespace) -> Output:
     finally:
         value, text, status = _told(begun, options.out, base, say)
     value["pages"] = [str(path) for path in write_pages(options.out)]
-    names = list(dict.fromkeys(entry.paper.key for entry in planned))
-    watch = None if mode == modes.DISABLED else mirror_of(options.out, names, mode, say)
+    watch = None if mode == modes.DISABLED else mirror_of(options.out, list(keys), mode, say)
     if watch is not None:
         try:
             watch.finish()

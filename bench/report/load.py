@@ -337,11 +337,11 @@ def _marked(lines: Sequence[Line]) -> list[Line]:
 
 def _linked(path: Path, published: Sequence[Published], table: str, where: Sequence[str]) -> Published:
     """The published value that a row links to: [row, metric], and the model where a table prints several."""
-    row, metric, *model = where
     try:
-        entry = registry.find(published, table, row, metric, **({"model": model[0]} if model else {}))
+        entry = registry.linked(published, table, where)
     except LookupError as error:
         raise UserError(f"{path}: {error}") from None
     if entry is None:
+        row, metric, *_ = where
         raise UserError(f"{path}: no published {metric} of {row!r} in {table!r}; correct the link or the registry")
     return entry

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench import planning
 from bench.models.recipe import Recipe
 from bench.nightly import order
 from bench.nightly.order import Candidate
 from bench.planning import Planned
-from bench.registry import Published
+from bench.registry import Published, load
 from bench.rows import Chain, Paper, Row
 from bench.steps import Context, Kind, Step, make_step
 from bench.store import Result, Store
@@ -86,6 +87,25 @@ def test_what_a_row_is_worth() -> None:
     assert worth("cifar10", published={"top1_acc": ("B", "top1")}) == 1.0
     assert worth("clutter", table="Claims") == 6.0
     assert worth("cifar10", release=True) == 4.0
+
+
+def test_every_row_of_the_papers_has_a_worth() -> None:
+    """At its own scale: ten for each verified value that its links name, whatever their form, and what else it is."""
+    folder = Path(__file__).parents[2] / "reproductions" / "registry"
+    for key, paper in planning.papers().items():
+        published = load(key, folder)
+        for row in paper.rows:
+            verified = 0
+            for name, metric, *model in row.published.values():
+                (entry,) = [
+                    one
+                    for one in published
+                    if (one.table, one.row, one.metric) == (row.table, name, metric) and model in ([], [one.model])
+                ]
+                verified += entry.verified
+            own = row.scale not in ("digits", "clutter", "scenes")
+            expected = 10.0 * verified * own + 5.0 * (row.table == "Claims") + 3.0 * row.release + 1.0
+            assert order.worth(Planned(paper, row, row.scale), published) == expected
 
 
 def test_embedded_takes_each_row_to_the_data_of_its_kind(monkeypatch: Any) -> None:
