@@ -124,7 +124,7 @@ def starts() -> list[Row]:
 
 
 def _row(table: str, name: str, tail: partial[Chain]) -> Row:
-    return Row(table, name, "cifar10", dense=mcifarnet, chain=tail, seeds=(0,), ours=True)
+    return Row(table, name, "cifar10", dense=mcifarnet, chain=tail, seeds=(0,), scales=("digits", "cifar10"), ours=True)
 
 
 def paper() -> Paper:

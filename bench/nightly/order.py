@@ -14,9 +14,9 @@ from bench.rows import Paper, Row
 from bench.steps import Kind, Step
 from bench.store import Store
 
-# a scale that is no data set: each row on the embedded data of its kind
+# a scale that is no data set: each row on the embedded data of its kind, the first that its paper is meant for
 EMBEDDED_SCALE = "embedded"
-_IMAGES, _BOXES = "clutter", "scenes"
+_IMAGES, _BOXES = ("clutter", "digits"), ("scenes",)
 # measured anew every night, whatever an earlier one stored
 FRESH = frozenset({Kind.EVALUATE, Kind.COMPARE, Kind.TIME, Kind.SIZE})
 # what a row is worth: a published value that it can decide, a claim, a released network, anything that it measures;
@@ -38,24 +38,35 @@ class Candidate:
 def planned(chosen: Iterable[tuple[Paper, Sequence[Row]]], job: Job) -> list[Planned]:
     """All rows in the night's setting; with the scale ``embedded`` each on embedded data of its kind.
 
-    Raises :class:`UserError` where no row runs there.
+    Rows of a paper of which none can run there are found with the reason.  Raises :class:`UserError` where no row of
+    any paper runs.
     """
     found, errors = list[Planned](), list[UserError]()
     for paper, rows in chosen:
-        groups: dict[str | None, list[Row]] = {job.scale: list(rows)}
+        groups: list[tuple[tuple[str | None, ...], list[Row]]] = [((job.scale,), list(rows))]
         if job.scale == EMBEDDED_SCALE:
-            groups = {
-                _IMAGES: [row for row in rows if row.data == LABELS],
-                _BOXES: [row for row in rows if row.data != LABELS],
-            }
-        for scale, group in groups.items():
-            try:
-                found += planning.plan(paper, group, replace(job, scale=scale)) if group else []
-            except UserError as error:  # a paper may have no row at this scale
-                errors.append(error)
-    if not found:
+            groups = [
+                (_IMAGES, [row for row in rows if row.data == LABELS]),
+                (_BOXES, [row for row in rows if row.data != LABELS]),
+            ]
+        for scales, group in groups:
+            if group:
+                try:
+                    found += _first(paper, group, scales, job)
+                except UserError as error:
+                    errors.append(error)
+                    found += [Planned(paper, row, scales[0] or row.scale, reason=str(error)) for row in group]
+    if all(entry.chain is None for entry in found) and errors:
         raise errors[0]
     return found
+
+
+def _first(paper: Paper, rows: Sequence[Row], scales: Sequence[str | None], job: Job) -> list[Planned]:
+    """The rows at the first of the scales that any of them is meant for."""
+    for scale in scales[:-1]:
+        if any(row.scales is None or scale in row.scales for row in rows if row.missing is None):
+            return planning.plan(paper, rows, replace(job, scale=scale))
+    return planning.plan(paper, rows, replace(job, scale=scales[-1]))
 
 
 def worth(entry: Planned, published: Sequence[Published]) -> float:

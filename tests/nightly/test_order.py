@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench import planning
+from bench.errors import UserError
 from bench.models.recipe import Recipe
 from bench.nightly import order
 from bench.nightly.order import Candidate
@@ -109,13 +112,62 @@ def test_every_row_of_the_papers_has_a_worth() -> None:
 
 
 def test_embedded_takes_each_row_to_the_data_of_its_kind(monkeypatch: Any) -> None:
+    """Rows with labels to clutter, those of a paper that has none there to digits; rows with boxes to scenes."""
     asked = []
 
     def plan(paper: Paper, rows: list[Row], job: Any) -> list[Planned]:
-        asked.append((job.scale, [row.name for row in rows]))
-        return [Planned(paper, row, job.scale) for row in rows]
+        asked.append((paper.key, job.scale, [row.name for row in rows]))
+        return [Planned(paper, row, job.scale, chain=Chain([], [])) for row in rows]
 
     monkeypatch.setattr(order.planning, "plan", plan)
-    rows = [Row("T", "a", "cifar10"), replace(Row("T", "b", "voc"), data="boxes")]
-    found = order.planned([(Paper("toy", "", "", rows, []), rows)], order.Job(scale="embedded", device="cpu"))
-    assert asked == [("clutter", ["a"]), ("scenes", ["b"])] and len(found) == 2
+    rows = [
+        Row("T", "a", "cifar10"),
+        replace(Row("T", "b", "voc"), data="boxes"),
+        Row("T", "c", "cifar10", scales=("digits",)),
+    ]
+    small = [Row("T", "d", "cifar10", scales=("digits", "cifar10")), Row("T", "e", "imagenet", missing="a size")]
+    papers = [(Paper("toy", "", "", rows, []), rows), (Paper("small", "", "", small, []), small)]
+    found = order.planned(papers, order.Job(scale="embedded", device="cpu"))
+    assert asked == [("toy", "clutter", ["a", "c"]), ("toy", "scenes", ["b"]), ("small", "digits", ["d", "e"])]
+    assert len(found) == 5
+
+
+def test_a_paper_that_cannot_run_is_named_with_the_reason(monkeypatch: Any) -> None:
+    """It was left out in silence once; where nothing can run the night does not begin."""
+
+    def plan(paper: Paper, rows: list[Row], job: Any) -> list[Planned]:
+        if paper.key == "large":
+            raise UserError("images of 32x32, not 224x224")
+        return [Planned(paper, row, job.scale, chain=Chain([], [])) for row in rows]
+
+    monkeypatch.setattr(order.planning, "plan", plan)
+    large, small = [Row("T", "a", "cifar10"), Row("T", "b", "cifar10")], [Row("T", "c", "cifar10")]
+    papers = [(Paper("large", "", "", large, []), large), (Paper("small", "", "", small, []), small)]
+    found = order.planned(papers, order.Job(scale="embedded", device="cpu"))
+    assert [(entry.id, entry.reason) for entry in found if entry.chain is None] == [
+        ("large/t/a", "images of 32x32, not 224x224"),
+        ("large/t/b", "images of 32x32, not 224x224"),
+    ]
+    with pytest.raises(UserError, match="32x32"):
+        order.planned(papers[:1], order.Job(scale="embedded", device="cpu"))
+
+
+def test_every_paper_has_its_night_on_embedded_data() -> None:
+    """No paper is left out, and no row of one stands for it with an error."""
+    chosen = [(paper, paper.rows) for paper in planning.papers().values()]
+    found = order.planned(chosen, order.Job(scale="embedded", device="cpu"))
+    scales = {
+        paper.key: {entry.scale for entry in found if entry.paper.key == paper.key and entry.chain is not None}
+        for paper, _ in chosen
+    }
+    assert scales == {
+        "channel_pruning": {"clutter"},
+        "discrimination_aware": {"clutter"},
+        "fbs": {"digits"},
+        "fine_tuning_study": set(),  # on CIFAR-10 alone
+        "gating_study": {"digits"},
+        "localization_aware_ssd": {"scenes"},
+        "selection_study": {"clutter"},
+        "thinet": {"clutter"},
+        "versatile_filters": {"clutter"},
+    }
