@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, help="where CIFAR-10 is found or downloaded to")
 
     sub = command("accept", "promote measured rows from runs/ to results/ and write their pages")
-    sub.add_argument("paper", nargs="*")
+    sub.add_argument("paper", nargs="*", help="papers (default: all), or latency: what `bench latency` timed")
     sub.add_argument("--from", dest="source", type=Path, default=Path("runs"))
     sub.add_argument("--to", type=Path, default=Path("results"))
 

@@ -21,6 +21,7 @@ from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
 from bench.latency import command as timing
+from bench.latency import page as times
 from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
 from bench.models.builders import BUILDERS
@@ -525,7 +526,11 @@ def write_pages(root: Path) -> list[Path]:
 
 
 def accept(options: argparse.Namespace) -> Output:
-    """Promotes rows from runs/ to results/ and writes the pages."""
+    """Promotes rows, or what was timed, from runs/ to results/ and writes the pages."""
+    if options.paper == [times.FOLDER]:
+        points = times.accept(options.source, options.to)
+        files = [*points, *write_pages(options.to)]
+        return [str(file) for file in files], f"{len(points)} points accepted; the index: {options.to / 'README.md'}", 0
     known, papers = declared(), options.paper or None
     chosen = accepting.choose(options.source, options.to, papers, known)
     with released.prepared(options.source, options.to, [row for _, row in chosen], known) as networks:

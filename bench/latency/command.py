@@ -17,7 +17,7 @@ from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
 from bench.latency.campaign import Campaign, forked, fresh
 from bench.latency.contestants import FORWARD, LAYOUTS
-from bench.latency.point import MOST_SECONDS, Effort, Measured, Point
+from bench.latency.point import MOST_SECONDS, Effort, Point
 from bench.latency.suite import Where
 from bench.rows import slug
 
@@ -75,18 +75,16 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     effort = Effort(seconds, least, most)
     launched, launch = LAUNCHES[request.device]
     campaign = Campaign(effort, None if math.isinf(minutes) else 60.0 * minutes, say, launch)
-    measured: list[Measured] = []
     values: list[dict[str, Any]] = []
     for chunk in chunks:
         for one in campaign.run(chunk):
             value = {**report.value_of(one, quoted), "launched": launched}
             value["file"] = str(report.keep(one, value, folder))
-            measured.append(one)
             values.append(value)
         name = request.suite or slug("-".join(request.names))[:60]
-        text = report.text_of(measured, values)
+        text = report.text_of(values)
         report.write_summary(text, values, folder, f"{name}-{request.device}")
-    status = 0 if any(one.reason is None for one in measured) else 1
+    status = 0 if any(value["not_measured"] is None for value in values) else 1
     shown = [{name: part for name, part in value.items() if name != "runs"} for value in values]
     return shown, f"{text}\n\nwritten: {folder}", status
 
@@ -143,7 +141,7 @@ def _staircase(request: Request, folder: Path, say: Callable[[str], None]) -> tu
 
 def _sensitivity(request: Request, folder: Path, say: Callable[[str], None]) -> tuple[Any, str, int]:
     found = sensitivity.tried(10, request.device, say=say)
-    path = sensitivity.keep(found, folder / f"sensitivity-{request.device}.json")
+    path = sensitivity.keep(found, request.device, folder / f"sensitivity-{request.device}.json")
     return found, f"{sensitivity.text(found)}\nwritten: {path}", 0 if sensitivity.passed(found) else 1
 
 

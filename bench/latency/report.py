@@ -95,6 +95,8 @@ def value_of(measured: Measured, quoted: Mapping[tuple[str, str, int], Quoted]) 
             "failed": {name: why_ for run in measured.runs for name, why_ in run.failed.items()},
             "outputs_changed_while_timed": [run.about["changed"] for run in measured.runs if run.about["changed"]],
         },
+        "notes": notes(measured),
+        "why": [],
         "runs": [run.about for run in measured.runs],
     }
     if measured.reason is None:
@@ -324,10 +326,10 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:,.1f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
-def csv_text(rows_: Iterable[Mapping[str, Any]]) -> str:
+def csv_text(rows_: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """The rows as CSV, unrounded."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows_)
     return text.getvalue()
@@ -350,15 +352,14 @@ def keep(measured: Measured, value: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def text_of(measured: Sequence[Measured], values: Sequence[Mapping[str, Any]]) -> str:
+def text_of(values: Sequence[Mapping[str, Any]]) -> str:
     """Everything for a reader: the table, the notes of each point, where the savings went."""
     lines = []
     table = [row for value in values for row in value["rows"]]
     if table:
         lines += [markdown(table), ""]
-    for one, value in zip(measured, values, strict=True):
-        lines += [f"* {note}" for note in notes(one)]
-        lines += ["", *value.get("why", []), ""] if value.get("why") else [""]
+    for value in values:
+        lines += [*(f"* {note}" for note in value["notes"]), "", *value["why"], *([""] if value["why"] else [])]
     if any("†" in str(row.get("published")) for row in table):
         lines.append("† published times that were not checked against the paper; other machines, so ratios only.")
     return "\n".join(lines).rstrip()

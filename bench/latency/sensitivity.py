@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bench.latency.interval import SLOWER, Estimate, judge, noise_floor
 from bench.measure import latency
 from bench.measure.latency import Network, Protocol, Timing
+from bench.provenance import git_state, hardware, now
 from bench.store import write_json
 
 LAYERS = 10
@@ -108,7 +109,8 @@ def text(found: list[dict[str, Any]]) -> str:
     )
 
 
-def keep(found: list[dict[str, Any]], path: Path) -> Path:
-    """Writes the entries."""
-    write_json(path, found)
+def keep(found: list[dict[str, Any]], device: str, path: Path) -> Path:
+    """Writes the entries, what they say, and what made them."""
+    about = {"text": text(found), "device": hardware(device), "code": git_state(), "date": now()}
+    write_json(path, {**about, "entries": found})
     return path

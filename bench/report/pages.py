@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bench import claims, registry
+from bench.latency import page as latency
 from bench.report import coverage as covering
 from bench.report import coverage_figure, figures, findings, leaderboard_page, networks, printed_sizes, render
 from bench.report.coverage import EMPTY, Coverage
@@ -70,9 +71,9 @@ def write(
     short = {name: name.replace("_", " ") for name in papers}
     files, same = leaderboard_page.write(root, found, short)
     _remove_stale(root / leaderboard_page.FOLDER, set(files))
-    written += files
+    written += [*files, *latency.write(root)]
     index = root / "README.md"
-    write_text(index, _index(papers, found, coverages or {}, same))
+    write_text(index, _index(papers, found, coverages or {}, [*same, *latency.link(root)]))
     return [*written, index]
 
 
@@ -230,7 +231,7 @@ def _index(
     coverages: Mapping[str, Coverage],
     same: Sequence[str],
 ) -> str:
-    """How much of what was published is decided, the findings, the methods on the ``same`` network, what ran."""
+    """How much of what was published is decided, the findings, what stands on pages of its own (``same``), what ran."""
     counts = {
         (paper, scale): _count(line for line in found[paper] if line.scale == scale)
         for paper in papers

@@ -127,7 +127,7 @@ def test_files_and_text(tmp_path: Path) -> None:
     samples = load_file(tmp_path / stored["samples"])
     assert len(samples) == 3 * 5
     assert np.array_equal(samples[f"2/wall/{DENSE}"], found.runs[2].samples["wall"][DENSE])
-    text = report.text_of([found], [value])
+    text = report.text_of([value])
     report.write_summary(text, [value], tmp_path, "table")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
     assert [row["network"] for row in rows] == ["net", "small"]
@@ -143,7 +143,7 @@ def test_what_could_not_be_measured_is_told(tmp_path: Path) -> None:
     value = report.value_of(found, {})
     assert value["not_measured"] == OUT_OF_MEMORY and value["records"] == value["rows"] == []
     assert json.loads(report.keep(found, value, tmp_path).read_text())["samples"] is None
-    assert "net: out of memory" in report.text_of([found], [value])
+    assert "net: out of memory" in report.text_of([value])
 
 
 def test_a_network_that_did_not_fit_is_a_line_of_its_own() -> None:

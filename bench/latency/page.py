@@ -1,0 +1,153 @@
+"""Points that were accepted, beside the other results: ``<results>/latency`` holds them and a page made from them.
+
+Raw samples stay where they were measured.  A point is one network's shapes on one device: what it takes on another is
+another point, and no line of a table compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UserError
+from bench.latency.report import COLUMNS, csv_text
+from bench.report.render import markdown_text
+from bench.store import write_json, write_text
+
+FOLDER = "latency"
+# of a point's table: what a reader asks first; the rest is in the CSV file
+_COLUMNS = {
+    "network": "network",
+    "form": "best form",
+    "best_ms": "best form (ms)",
+    "theoretical": "MACs",
+    "over_dense": "as it is, over dense as it is",
+    "best_over_dense_best": "best over dense (best)",
+    "efficiency": "share of the saving (%)",
+    "published": "published",
+}
+_SENSITIVITY = "sensitivity"
+_OF_TRIES = {"text", "device", "code", "date", "entries"}
+_NEEDED = {"point", "name", "device", "code", "date", "rows", "notes", "why", "not_measured", "networks"}
+
+
+def accept(runs: Path, results: Path) -> list[Path]:
+    """Copies the points in ``runs`` to ``results``, without their raw samples; returns the files.
+
+    Raises :class:`UserError` where there are none, for one of code that is not committed, and for an unreadable file.
+    """
+    chosen = [(path, _read(path, _NEEDED)) for path in _points(runs)]
+    chosen += [(path, _read(path, _OF_TRIES)) for path in _tries(runs)]
+    if not chosen:
+        raise UserError(f"no latency in {runs}: run `bench latency --out {runs}` first, or name the run's folder")
+    for path, value in chosen:
+        if value["code"] is None or str(value["code"]).endswith("-dirty"):
+            raise UserError(f"{path} was made by code that is not committed: commit it and measure again")
+    files = []
+    for path, value in chosen:
+        files.append(results / FOLDER / path.name)
+        write_json(files[-1], {name: part for name, part in value.items() if name not in ("samples", "file")})
+    return files
+
+
+def write(results: Path) -> list[Path]:
+    """Writes the page and one CSV of all values; returns the files, none where no point was accepted."""
+    folder = results / FOLDER
+    values = [_read(path, _NEEDED) for path in _points(results)]
+    tries = [_read(path, _OF_TRIES) for path in _tries(results)]
+    if not values:
+        return []
+    values.sort(key=lambda value: (_machine(value), value["point"]["mode"], value["point"]["dtype"], value["name"]))
+    text = [
+        "# Latency",
+        "",
+        "This page is generated from the points beside it; edits are overwritten.",
+        "",
+        "Each network is timed in turns with its dense one, in fresh processes: as it is, and in its best form (batch "
+        "norm folded, channels-last, compiled where that was asked for). *Share of the saving*: the speed-up over the "
+        "dense network, both in their best forms, in per cent of what the MACs promise. A dash: the interval was "
+        "wider than 5 %, or the difference smaller than that of one network from itself in the same run.",
+        "",
+    ]
+    for machine in dict.fromkeys(map(_machine, values)):
+        text += [f"## {machine}", ""]
+        for one in (one for one in tries if _machine(one) == machine):
+            text += [f"What this machine tells apart ({one['date'][:10]}): {markdown_text(one['text'])}.", ""]
+        for value in (value for value in values if _machine(value) == machine):
+            text += _section(value)
+    files = [folder / "README.md", folder / "latency.csv"]
+    write_text(files[0], "\n".join(text).rstrip() + "\n")
+    rows = [{**row, "device": _machine(value)} for value in values for row in value["rows"]]
+    write_text(files[1], csv_text(rows, ("device", *COLUMNS)))
+    return files
+
+
+def link(results: Path) -> list[str]:
+    """The index's lines; none where nothing was accepted."""
+    here = _points(results)
+    return (
+        ["## Latency", "", f"[{len(here)} points]({FOLDER}/README.md), each beside its dense network.", ""]
+        if here
+        else []
+    )
+
+
+def _points(root: Path) -> list[Path]:
+    return sorted(path for path in (root / FOLDER).glob("*.json") if not path.name.startswith(_SENSITIVITY))
+
+
+def _tries(root: Path) -> list[Path]:
+    return sorted((root / FOLDER).glob(f"{_SENSITIVITY}*.json"))
+
+
+def _read(path: Path, needed: Set[str]) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if missing := needed - set(value):
+            raise ValueError(f"it has no {' or '.join(sorted(missing))}")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is no point of `bench latency` ({error}): remove it and measure again") from error
+    return value
+
+
+def _machine(value: Mapping[str, Any]) -> str:
+    device = value["device"] or {}
+    threads = f", {device['threads']} threads" if device.get("device") == "cpu" else ""
+    return f"{device.get('name', 'unknown device')} ({device.get('device', '?')}{threads})"
+
+
+def _section(value: Mapping[str, Any]) -> list[str]:
+    """One point: its table by each clock, what a reader must know beside it, where the savings went."""
+    text = [f"### {markdown_text(value['name'])}, {value['point']['mode']}", ""]
+    for clock in dict.fromkeys(row["clock"] for row in value["rows"]):
+        rows = [row for row in value["rows"] if row["clock"] == clock]
+        text += ([f"By {clock} time:", ""] if clock != "wall" else []) + [_table(rows), ""]
+    if value["not_measured"]:
+        text += [f"Not measured: {markdown_text(value['not_measured'])}.", ""]
+    text += [*(f"- {markdown_text(note)}" for note in value["notes"]), ""]
+    text += [line for reason in value["why"] for line in (markdown_text(reason), "")]
+    code, date = value["code"], value["date"][:10]
+    versions = ", ".join(f"{name} {version}" for name, version in (value["device"] or {}).get("versions", {}).items())
+    return [*text, f"Code {code}, {date}; {versions}; processes: {value.get('launched', 'fresh interpreter')}.", ""]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    used = [name for name in _COLUMNS if name in ("network", "best_ms") or any(_given(row, name) for row in rows)]
+    lines = [f"| {' | '.join(_COLUMNS[name] for name in used)} |", "| :-- |" + " --: |" * (len(used) - 1)]
+    lines += [f"| {' | '.join(_cell(row, name) for name in used)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _given(row: Mapping[str, Any], name: str) -> bool:
+    return row.get("best_form" if name == "form" else name) is not None
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    value = row.get("best_form" if name == "form" else name)
+    if value is None:
+        return "–"
+    if not isinstance(value, float):
+        return markdown_text(str(value))
+    return f"{value:.4g}" if name == "best_ms" else f"{value:.0f}" if name == "efficiency" else f"{value:.2f}x"

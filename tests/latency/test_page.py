@@ -1,0 +1,126 @@
+"""What was timed, accepted and shown: the page says what the points say, and can be made again from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cli import main
+from bench.errors import UserError
+from bench.latency import page, sensitivity
+
+ROW = {"batch": 8, "dtype": "fp32", "mode": "forward", "clock": "wall", "noise_floor": 1.5}
+POINT: dict[str, Any] = {
+    "point": {"mode": "forward", "dtype": "fp32"},
+    "name": "net, batch 8, fp32, cpu",
+    "device": {"device": "cpu", "name": "Some CPU (2 cores)", "threads": 2, "versions": {"torch": "2.14.1"}},
+    "code": "c" * 40,
+    "date": "2026-11-01T00:00:00+00:00",
+    "not_measured": None,
+    "networks": {},
+    "notes": ["A/A (wall): 1.0010; smaller changes than 1.5 % are not said"],
+    "why": ["small: layer by layer 80.0 ms became 50.0 ms (1.60x)"],
+    "rows": [
+        {**ROW, "network": "net", "best_ms": 4.0, "best_form": "folded, nhwc", "theoretical": 1.0},
+        {
+            **ROW,
+            "network": "small",
+            "best_ms": 2.0,
+            "best_form": "folded",
+            "theoretical": 4.0,
+            "over_dense": 1.6,
+            "best_over_dense_best": 2.0,
+            "efficiency": 50.0,
+            "published": "2.50x†",
+        },
+        {**ROW, "network": "odd", "best_ms": None, "best_form": "folded", "theoretical": 3.0},
+    ],
+    "launched": "fresh interpreter",
+    "samples": "net.safetensors",
+    "file": "/home/someone/runs/latency/net.json",
+}
+
+
+def runs(place: Path, **changes: Any) -> Path:
+    folder = place / "runs"
+    (folder / "latency").mkdir(parents=True, exist_ok=True)
+    (folder / "latency" / "net.json").write_text(json.dumps({**POINT, **changes}))
+    return folder
+
+
+def test_the_page_says_what_the_point_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values by hand; a dash where nothing may be said; nothing of the machine that measured but what it is."""
+    results = tmp_path / "results"
+    monkeypatch.setattr(sensitivity, "git_state", lambda: "d" * 40)
+    sensitivity.keep([{"noise_floor": 1.0, "rounds": 20, "unchanged": [1.0, 0.99, 1.01, "same"],
+                       "slowed": [0.91, 0.9, 0.92, "slower"]}], "cpu",
+                     runs(tmp_path) / "latency" / "sensitivity-cpu.json")  # fmt: skip
+    accepted = page.accept(tmp_path / "runs", results)
+    assert [path.name for path in accepted] == ["net.json", "sensitivity-cpu.json"]
+    files = page.write(results)
+    text = files[0].read_text()
+    head, small = (
+        next(line for line in text.splitlines() if line.startswith(f"| {name} ")) for name in ("net", "small")
+    )
+    assert head == "| net | folded, nhwc | 4 | 1.00x | – | – | – | – |"
+    assert small == "| small | folded | 2 | 4.00x | 1.60x | 2.00x | 50 | 2.50x† |"
+    assert "| odd | folded | – | 3.00x | – | – | – | – |" in text
+    assert "## Some CPU (2 cores) (cpu, 2 threads)" in text and POINT["why"][0] in text and "1.5 % are not said" in text
+    assert "c" * 40 in text and "someone" not in "".join(path.read_text() for path in [*accepted, *files])
+    rows = list(csv.DictReader(files[1].open()))
+    assert [(row["device"], row["network"], row["efficiency"]) for row in rows][1] == (
+        "Some CPU (2 cores) (cpu, 2 threads)",
+        "small",
+        "50.0",
+    )
+    before = {path: path.read_bytes() for path in files}
+    assert {path: path.read_bytes() for path in page.write(results)} == before
+    assert page.link(results)[2].startswith("[1 points](latency/README.md)")
+
+
+def test_what_a_machine_tells_apart_stands_with_its_points(tmp_path: Path) -> None:
+    """Only beside those of the same machine."""
+    folder = runs(tmp_path) / "latency"
+    about = {"text": "caught 10 of 10", "code": "c" * 40, "date": "2026-11-01T00:00:00", "entries": []}
+    for name, machine in (("sensitivity-cpu", POINT["device"]), ("sensitivity-cuda", {"device": "cuda", "name": "X"})):
+        (folder / f"{name}.json").write_text(json.dumps({**about, "device": machine, "text": f"{name} caught"}))
+    page.accept(tmp_path / "runs", tmp_path / "results")
+    text = page.write(tmp_path / "results")[0].read_text()
+    assert "sensitivity-cpu caught" in text and "sensitivity-cuda caught" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"code": "c" * 40 + "-dirty"}, "not committed"),
+        ({"code": None}, "not committed"),
+        ({"rows": None, "notes": None}, ""),
+    ],
+)
+def test_what_may_not_be_accepted_leaves_nothing(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    if said:
+        folder = runs(tmp_path, **changes)
+    else:
+        folder = runs(tmp_path)
+        (folder / "latency" / "net.json").write_text('{"point": {}}')
+        said = "no point of `bench latency`"
+    with pytest.raises(UserError, match=said):
+        page.accept(folder, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_nothing_was_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert page.write(tmp_path) == [] and page.link(tmp_path) == []
+    assert main(["accept", "latency", "--from", str(tmp_path), "--to", str(tmp_path / "results")]) == 2
+    assert "no latency in" in capsys.readouterr().err
+
+
+def test_the_command_accepts_points_and_writes_the_index(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert main(["accept", "latency", "--from", str(runs(tmp_path)), "--to", str(results)]) == 0
+    assert (results / "latency" / "README.md").is_file()
+    assert "[1 points](latency/README.md)" in (results / "README.md").read_text()
