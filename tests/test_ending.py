@@ -56,8 +56,8 @@ def test_the_largest_effect_is_the_largest_that_excludes_zero() -> None:
     # below zero counts by its size, and the best row of the table stands beside it
     worse = line("worse", [change(-4.5, -5.5, -3.0)])
     assert ending.largest_effect([*rows, worse]) == (
-        "From +4.25 [+3.00, +5.50] pp (better) down to top-1 change -4.50 [-5.50, -3.00] pp, worse "
-        "(Table 1 (a toy), clutter)."
+        "Top-1 change from +4.25 [+3.00, +5.50] pp (better) down to -4.50 [-5.50, -3.00] pp (worse); "
+        "Table 1 (a toy), clutter."
     )
     # a gain needs no row beside it
     values = {"a": (6.0, -1.0, 13.0), "b": (4.0, 3.0, 5.0), "c": (1.0, -1.0, 3.0)}
@@ -208,3 +208,25 @@ def test_a_terminal_keeps_the_verdict_and_goes_without_parameters_first() -> Non
     assert first.startswith("one two " * 7) and second.split() == ["one", "two"] * 3
     narrow = replace(shown, frame=frame.assign(published=["3" * 41]))
     assert render.screen(narrow).splitlines()[0].split() == ["row", "ours", "published", "verdict"]
+
+
+def test_what_failed_and_what_nobody_verified_is_no_largest_effect() -> None:
+    """A training that ended at chance, a claim to beat it, a claim that was not checked in the publication."""
+    classes = {"recipe": "net(num_classes=10)"}
+    trained = {"k": {"step": "recovered(net)", "seed": 0, "epochs": []}}
+    chance = line(
+        "at chance", [Cell("top1_acc", 10.2, "%", 9.0, 11.0), change(-80.0, -81.0, -79.0)], history=trained, **classes
+    )
+    fine = [line("small", [change(-1.0, -1.5, -0.5)], **classes), line("large", [change(-3.0, -3.5, -2.5)], **classes)]
+    said = (
+        "Top-1 change from -1.00 [-1.50, -0.50] pp (small) down to -3.00 [-3.50, -2.50] pp (large); "
+        "Table 1 (a toy), clutter."
+    )
+    assert ending.largest_effect([chance, *fine]) == said
+    # left untrained it is what its criterion is worth
+    assert "-80.00" in ending.largest_effect([replace(chance, history={}), *fine])
+    unverified = replace(
+        line("claim", [Cell("top1_difference", 9.0, "pp", 8.0, 10.0)]), decision=Verdict("holds", verified=False)
+    )
+    assert ending.largest_effect([unverified, *fine]) == said
+    assert "+9.00" in ending.largest_effect([replace(unverified, decision=Verdict("holds")), *fine])

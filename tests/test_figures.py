@@ -198,7 +198,12 @@ def test_the_way_down_is_drawn_epoch_after_epoch() -> None:
     control, again = history("dense, longer(net, seed 0)", 0, 9.0, 8.0, 7.0), history(f"gated(d=1, {name})", 1, 6.0)
     told = {str(n): one for n, one in enumerate([*steps, control, again])}
     rows = [line("d=0.9", history={n: told[n] for n in "012"}), line("d=0.8", history=told), line("dense", history={})]
-    assert densities.longest(rows) == rows[1] and densities.longest(rows[:1]) is None
+    # another way through the same densities stands beside it, the same way under another name does not
+    other = line("d=0.8, other", history={**told, "3": history(f"gated(d=0.8, {name})", 0, 1.0, 0.5)})
+    same = line("d=0.8, again", history=dict(told))
+    assert densities.furthest([*rows, other, same]) == [rows[1], other] and densities.furthest(rows[:1]) == []
+    both = densities.figure(build([*rows, other], []))
+    assert both is not None and both._suptitle.get_text().endswith("way to d=0.8 and to d=0.8, other")
     assert [(where, len(epochs)) for where, epochs in densities.way(rows[1])] == [
         ("before gating", 2),
         ("d=1", 2),

@@ -16,11 +16,11 @@ import pytest
 from bench import commands
 from bench.claims import Claim
 from bench.registry import Published
-from bench.report import drawing, findings, render
+from bench.report import drawing, figures, findings, render
 from bench.report.cells import Cell, Point
 from bench.report.load import Line
 from bench.report.readable import difference, macs_text, readable
-from bench.report.tables import build
+from bench.report.tables import build, long
 from bench.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -208,3 +208,79 @@ def test_the_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> 
         if path.suffix == ".md" and path != results / "README.md":
             rows = [row for row in path.read_text().splitlines() if row.startswith("|")]
             assert max((len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows), default=0) <= 8, path
+
+
+def test_rows_over_other_numbers_of_seeds_are_marked() -> None:
+    """What most rows are over is said once below the table; where all are alike nothing is marked or said."""
+
+    def over(name: str, seeds: int, **fields: Any) -> Line:
+        return line(name, [Cell("top1_acc", 90.0, "%", 89.0, 91.0, seeds=seeds)], **fields)
+
+    rows = [over("a", 3), over("b", 3), over("c", 1), over("given weights", 0, ours=True), over("d", 3)]
+    studied = build([replace(row, ours=True) for row in rows], [])
+    assert list(studied.frame["row"]) == ["a", "b", "c [1 seed]", "given weights [1 seed]", "d"]
+    assert "Rows without a mark are over 3 seeds." in studied.notes
+    beside = [replace(row, links={"top1_acc": published("top1", "92.8", "%")}) for row in rows[:3]] + rows[3:]
+    assert list(build(beside, []).frame["row"]) == [
+        "a",
+        "b",
+        "c [1 seed]",
+        "given weights [beyond the paper, 1 seed]",
+        "d",
+    ]
+    alike = build(rows[:2], [])
+    assert list(alike.frame["row"]) == ["a", "b"] and not any("mark" in note for note in alike.notes)
+
+
+def test_our_own_arithmetic_is_never_called_published() -> None:
+    check = replace(published("MACs", "63", "M"), kind="check")
+    table = build([line("a", SIZES, links={"macs": check})], [])
+    assert "expected (our arithmetic)" in table.frame.columns and "published" not in table.frame.columns
+    both = build(
+        [line("a", SIZES, links={"macs": check}), line("b", SIZES, links={"macs": published("MACs", "63", "M")})], []
+    )
+    assert "published" in both.frame.columns
+
+
+def test_a_claim_s_verdict_stands_with_the_contrast_that_decides_it() -> None:
+    """In the CSV file beside its published effect; the other contrasts have none."""
+    claim = Claim("a-b", "toy", "A beats B", "T", "A", "B", "", "kl", None, 5.0, "somewhere", True)
+    contrast = [cell("top1_difference", 0.3, "pp", 0.5), cell("kl_ratio", -12.0, "%", 2.0)]
+    row = line("a-b", contrast, table="Claims", claim=claim, decision=Verdict("holds"))
+    found = {one["metric"]: one for one in long(build([row], []))}
+    assert {name: one["verdict"] for name, one in found.items()} == {"top1_difference": None, "kl_ratio": "holds"}
+    assert {(one["first"], one["second"], one["smallest_of_interest"]) for one in found.values()} == {("A", "B", 5.0)}
+    printed = replace(row, claim=replace(claim, metric="top1", published=1.5, verified=False))
+    found = {one["metric"]: one for one in long(build([printed], []))}
+    top1 = found["top1_difference"]
+    assert (top1["published"], top1["published_unit"], top1["verified"], top1["verdict"]) == (1.5, "pp", False, "holds")
+    assert found["kl_ratio"]["verdict"] is None and found["kl_ratio"]["published"] is None
+
+
+def test_the_figure_of_claims_shows_what_decides_them() -> None:
+    """A panel for each kind of contrast that decides some, each claim in its own."""
+    claim = Claim("a-b", "toy", "A beats B", "T", "A", "B", "", "top5", None, 0.5, "somewhere", True)
+    contrast = [
+        cell("top1_difference", 7.0, "pp", 0.5),
+        cell("top5_difference", 0.3, "pp", 0.5),
+        cell("kl_ratio", -12.0, "%", 2.0),
+    ]
+    rows = [
+        line(f"c{n}", contrast, table="Claims", claim=replace(claim, metric=metric, statement=f"claim {n}"))
+        for n, metric in enumerate(["top5", "top5", "top5", "kl"])
+    ]
+    table = build(rows, [])
+    assert figures._panels(table.lines) == ["top5_difference", "kl_ratio"]
+    first, second = figures._dots(table, ["top5_difference", "kl_ratio"]).axes
+    assert [text.get_text() for text in first.texts] == ["+0.30"] * 3
+    assert [text.get_text() for text in second.texts] == ["-12.0"]
+
+
+def test_weights_that_were_given_are_no_reproduction_of_a_training() -> None:
+    """Said beside the row, where nothing was trained for it."""
+    top1 = {"top1_acc": published("top1", "92.8", "%")}
+    verdicts = {"top1_acc": Verdict("reproduced")}
+    given: dict[str, Any] = {"links": top1, "verdicts": verdicts, "setting": {"weights": {"file": "w", "sha256": "0"}}}
+    training = {"k": {"step": "fine-tuned(dense)", "seed": 0, "epochs": []}}
+    rows = [line("dense", [TOP1], **given), line("tuned", [TOP1], history=training, **given)]
+    assert findings.sentences(rows, {})[0] == "Reproduced: dense (T, weights given); tuned (T)."

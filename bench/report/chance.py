@@ -43,8 +43,13 @@ def _weak_side(line: Line, lines: Sequence[Line]) -> str | None:
     rows = [other for other in lines if other.ran and (other.table, other.name) == side]
     found = [other for other in rows if other.scale == line.scale]
     found = found or [other for other in rows if other.setting.get("scale") == line.setting.get("scale")]
-    weak = next((other for other in found if _trained(other) and _near_chance(other)), None)
+    weak = next((other for other in found if failed(other)), None)
     return None if weak is None else f"{weak.name}, {weak.cells['top1_acc'].value:.1f} %,"
+
+
+def failed(line: Line) -> bool:
+    """Whether the row's network was trained and is near chance."""
+    return _trained(line) and _near_chance(line)
 
 
 def _trained(line: Line) -> bool:

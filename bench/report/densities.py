@@ -36,33 +36,49 @@ def way(line: Line) -> list[tuple[str, list[Mapping[str, Any]]]]:
     return [*starts, *((found.group(1), epochs) for found, epochs in gated)]
 
 
-def longest(lines: Sequence[Line]) -> Line | None:
-    """The row that went down furthest, None where none went through three densities."""
-    ways = {line.name: sum(name.startswith("d=") for name, _ in way(line)) for line in lines if line.ran}
-    gone = [line for line in lines if ways.get(line.name, 0) >= _LEAST]
-    return max(gone, key=lambda line: ways[line.name]) if gone else None
+def furthest(lines: Sequence[Line]) -> list[Line]:
+    """The row that went down furthest, and those that went through the same densities by other trainings.
+
+    None where no row went through three densities.
+    """
+    ways = [(line, way(line)) for line in lines if line.ran]
+    gone = [(line, steps) for line, steps in ways if sum(name.startswith("d=") for name, _ in steps) >= _LEAST]
+    if not gone:
+        return []
+    _, longest = max(gone, key=lambda pair: len(pair[1]))
+    names = [name for name, _ in longest]
+    found: list[tuple[Line, Any]] = []
+    for line, steps in gone:
+        if [name for name, _ in steps] == names and all(steps != other for _, other in found):
+            found.append((line, steps))
+    return [line for line, _ in found]
 
 
 def figure(table: Table) -> Figure | None:
-    """Loss and accuracy side by side over all epochs of the longest way, a line where each density begins.
+    """Loss and accuracy side by side over all epochs of the longest ways, a line where each density begins.
 
-    Beside it, where the row was compared with it, the dense network that was trained as long.
+    Beside them, where the row was compared with it, the dense network that was trained as long.
     """
-    line = longest(table.lines)
-    if line is None:
+    lines = furthest(table.lines)
+    if not lines:
         return None
+    first = lines[0]
     found = Figure(figsize=(7.5, 3.6))
     panels = found.subplots(1, 2)
-    longer = (one["epochs"] for one in line.history.values() if one["step"].startswith("dense, longer("))
+    longer = (one["epochs"] for one in first.history.values() if one["step"].startswith("dense, longer("))
     alone: list[Mapping[str, Any]] = next(longer, [])
     for axes, (what, title) in zip(panels, PANELS, strict=True):
         if alone:
             xs, values = _points(alone, what, 0)
             axes.plot(xs, values, color=GREY, linewidth=1.0, label="dense, trained longer")
+        for line, colour in zip(lines, COLOURS, strict=False):
+            begun = 0
+            for number, (_, epochs) in enumerate(way(line)):
+                xs, values = _points(epochs, what, begun)
+                axes.plot(xs, values, color=colour, marker=".", markersize=3, label=None if number else line.name)
+                begun += len(epochs)
         begun = 0
-        for number, (name, epochs) in enumerate(way(line)):
-            xs, values = _points(epochs, what, begun)
-            axes.plot(xs, values, color=COLOURS[0], marker=".", markersize=3, label=None if number else line.name)
+        for number, (name, epochs) in enumerate(way(first)):
             if number:
                 axes.axvline(begun + 0.5, color="#c8c8c8", linewidth=0.7, zorder=0)
             if name.startswith("d="):
@@ -70,7 +86,7 @@ def figure(table: Table) -> Figure | None:
                     *(begun + 0.5 + len(epochs) / 2, 1.01, name.removeprefix("d=")),
                     transform=axes.get_xaxis_transform(),
                     ha="center",
-                    rotation=90 if len(way(line)) > _UPRIGHT else 0,
+                    rotation=90 if len(way(first)) > _UPRIGHT else 0,
                     fontsize=6.5,
                     color="#333333",
                 )
@@ -81,7 +97,8 @@ def figure(table: Table) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(found, panels[0])
     where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
-    found.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's way to {line.name}", TITLE), fontsize=11)
+    names = " and to ".join(line.name for line in lines)
+    found.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's way to {names}", TITLE), fontsize=11)
     return found
 
 

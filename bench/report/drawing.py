@@ -56,7 +56,7 @@ _DRAWN = "Description"
 # curves nowhere further apart than this part of the panel lie on each other
 _SAME = 0.015
 # values are cut off where the others need less than this part of the axis, and are a third or less of all
-_LEAST_USE, _MOST_CUT = 0.4, 3
+_LEAST_USE, _MOST_CUT = 0.2, 3
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
@@ -148,7 +148,7 @@ def limits(lows: Sequence[float], values: Sequence[float], highs: Sequence[float
     """The axis for values with their intervals where some lie so far away that the others could not be told apart.
 
     None where all can be shown: the farthest are cut off, a third of all at the most, only where the axis of the others
-    is less than 0.4 as long.
+    is less than a fifth as long.
     """
     middle = float(np.median(values)) if len(values) else 0.0
     order = sorted(range(len(values)), key=lambda place: abs(values[place] - middle))

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import metrics
 from bench.report import render
 from bench.report.cells import Cell
-from bench.report.chance import NEAR_CHANCE
+from bench.report.chance import NEAR_CHANCE, failed
 from bench.report.glossary import metric
 from bench.report.load import Line
 from bench.report.readable import cell_text
@@ -38,8 +38,8 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
 def largest_effect(lines: Iterable[Line]) -> str:
     """The difference of two methods, in points, that is largest in size, of those whose 95 % interval excludes zero.
 
-    Claims to beat a network near chance are left out.  Where no methods were compared and the largest change is a
-    loss, the best row of its table stands beside it.
+    Trainings that failed are left out, claims to beat them, and claims that nobody could verify.  Where no methods were
+    compared and the largest change is a loss, the best row of its table stands beside it.
     """
     effects = [m.name for m in metrics.declared().values() if m.panel == 1 and not m.name.endswith(metrics.CONTROL)]
     ran = [line for line in lines if line.ran]
@@ -54,18 +54,26 @@ def largest_effect(lines: Iterable[Line]) -> str:
         name = line.name if line.claim is None else f"{line.claim.first} against {line.claim.second}"
         return f"Largest effect: {_told(line, cell, name)}."
     line, cell = max(clear, key=lambda pair: abs(pair[1].value))
-    beside = [(other, other.cells[cell.metric]) for other in ran
+    beside = [(other, other.cells[cell.metric]) for other in told
               if (other.table, other.scale) == (line.table, line.scale) and cell.metric in other.cells]  # fmt: skip
     best, its = max(beside, key=lambda pair: pair[1].value)
     if best is line or cell.value > 0.0:
         return f"Largest effect: {_told(line, cell, line.name)}."
     shown = metric(its.metric, its.unit)
-    return f"From {cell_text(its)} {shown.unit} ({best.name}) down to {_told(line, cell, line.name)}."
+    # mAP stays mAP
+    heading = shown.heading if shown.heading[1:2].isupper() else f"{shown.heading[:1].upper()}{shown.heading[1:]}"
+    return (
+        f"{heading} from {cell_text(its)} {shown.unit} ({best.name}) down to "
+        f"{cell_text(cell)} {shown.unit} ({line.name}); {line.table}, {line.scale}."
+    )
 
 
 def _excused(line: Line) -> bool:
-    """Whether the row is a claim to beat a network near chance."""
-    return line.decision is not None and line.decision.reason.endswith(NEAR_CHANCE)
+    """Whether a training failed, the row is a claim to beat one that did, or one not checked in the publication."""
+    found = line.decision
+    if found is None:
+        return failed(line)
+    return found.reason.endswith(NEAR_CHANCE) or not found.verified
 
 
 def _told(line: Line, cell: Cell, name: str) -> str:

@@ -7,6 +7,7 @@ import io
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bench.report import activity, densities, layers, pictures, precision_recall
 from bench.report.cells import Cell, Point
 from bench.report.drawing import COLOURS, MARKERS, STYLE, label_ends, limits, on_each_other, save
 from bench.report.glossary import metric, position
+from bench.report.judging import CONTRASTS
 from bench.report.load import Line
 from bench.report.readable import DAGGER
 from bench.report.tables import Table
@@ -35,11 +37,12 @@ _PANELS_ACROSS = 3
 _LABEL_GAP = 0.085
 
 
-def draw(table: Table, folder: Path) -> tuple[list[Path], list[str]]:
+def draw(table: Table, folder: Path, trainings: bool = True) -> tuple[list[Path], list[str]]:
     """Writes the table's figures and the points of its curves into ``folder``; returns the files, none for many tables.
 
     ``<slug>.png`` is the first figure, further ones are named ``<slug>--<what>.png``, each with the same as SVG;
-    ``<slug>.csv`` holds the points.  The texts say of which curves nothing was drawn because there is nothing to see.
+    ``<slug>.csv`` holds the points.  Without ``trainings`` none are drawn: another table's figure shows them.  The
+    texts say of which curves nothing was drawn because there is nothing to see.
     """
     said, figures = [], []
     names = sorted({point.cell.metric for line in table.lines for point in line.points}, key=position)
@@ -56,11 +59,9 @@ def draw(table: Table, folder: Path) -> tuple[list[Path], list[str]]:
         if len(trade_off_points(table.lines)) >= LEAST_LINES:
             figures.append(("trade-off", _trade_off(table)))
         figures += layers.figures(table)
-        if (figure := training.figure(table)) is not None:
-            figures.append(("training", figure))
         further = (
-            *(("densities", densities), ("activity", activity)),
-            *(("precision-recall", precision_recall), ("pictures", pictures)),
+            *((("training", training), ("densities", densities)) if trainings else ()),
+            *(("activity", activity), ("precision-recall", precision_recall), ("pictures", pictures)),
         )
         figures += [(what, made) for what, module in further if (made := module.figure(table)) is not None]
         files = []
@@ -253,6 +254,9 @@ def _trade_off(table: Table) -> Figure:
 
 def _panels(lines: Sequence[Line]) -> list[str]:
     """The metrics of the dot plot, one a panel (:class:`bench.metrics.Metric`): those that most lines have."""
+    deciding = Counter(name for line in lines if (name := _decided_by(line)) is not None)
+    if deciding:
+        return [name for name, _ in deciding.most_common(2)] if deciding.total() >= LEAST_LINES else []
     found = []
     for panel in (1, 2):
         names = [metric.name for metric in metrics.declared().values() if metric.panel == panel]
@@ -265,8 +269,19 @@ def _panels(lines: Sequence[Line]) -> list[str]:
     return [name for name, _ in found] if any(count >= LEAST_LINES for _, count in found) else []
 
 
+def _decided_by(line: Line) -> str | None:
+    """The contrast that decides a claim; None for other rows, and for claims that were not measured."""
+    name = None if line.claim is None else CONTRASTS[line.claim.metric][0]
+    return name if name in line.cells else None
+
+
+def _shown(line: Line, name: str) -> bool:
+    """Whether the dot plot's panel of this metric shows the line: of a claim the contrast that decides it."""
+    return name in line.cells and _decided_by(line) in (None, name)
+
+
 def _dots(table: Table, names: Sequence[str]) -> Figure:
-    lines = [line for line in table.lines if any(name in line.cells for name in names)]
+    lines = [line for line in table.lines if any(_shown(line, name) for name in names)]
     names_ = [line.name if line.claim is None else line.claim.statement for line in lines]
     labels = [textwrap.fill(name, _WRAP, break_on_hyphens=False) for name in names_]
     # lines of text, so that wrapped names have room
@@ -285,7 +300,7 @@ def _dots(table: Table, names: Sequence[str]) -> Figure:
 
 def _dot_panel(axes: Axes, lines: Sequence[Line], places: Any, name: str, colour: str) -> None:
     """One dot with its interval for each line, the numbers at the right edge, zero and the published value marked."""
-    rows = [(line.cells[name], place) for line, place in zip(lines, places, strict=True) if name in line.cells]
+    rows = [(line.cells[name], place) for line, place in zip(lines, places, strict=True) if _shown(line, name)]
     cells = [cell for cell, _ in rows]
     axes.axvline(0.0, color="#555555", linewidth=1.0)
     below, above = _reach(cells)

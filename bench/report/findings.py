@@ -43,7 +43,8 @@ def _values(lines: Sequence[Line], sizes: Mapping[str, int], unread: bool) -> st
         if line.decision is None:
             for verdict in line.verdicts.values():
                 if verdict.verified:
-                    found.setdefault(verdict.word, []).append(f"{line.name} ({line.table.partition(' (')[0]})")
+                    given = ", weights given" if line.setting.get("weights") and not line.history else ""
+                    found.setdefault(verdict.word, []).append(f"{line.name} ({line.table.partition(' (')[0]}{given})")
     # a row with one verdict on several metrics is named once
     values = {
         word: list(dict.fromkeys(names))

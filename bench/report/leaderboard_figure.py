@@ -44,13 +44,18 @@ def standings(entries: Sequence[Entry]) -> list[list[Entry]]:
     return [sorted(part, key=lambda entry: -entry.top1.value) for part in parts]
 
 
+def _trained_on(entry: Entry) -> bool:
+    """Whether it is a dense network that was tuned or trained longer: the one that others come from is before it."""
+    return "tuned" in entry.line.name or "longer" in entry.line.name
+
+
 def _standings(group: Group, parts: Sequence[Sequence[Entry]], names: Mapping[str, str]) -> Figure:
     """A panel for each speed-up: a row for each of the ten best, in its paper's colour."""
     shown = [part[:_BEST] for part in parts]
     figure = Figure(figsize=(7.5, 1.6 + sum(0.8 + 0.24 * len(part) for part in shown)))
     panels = figure.subplots(len(parts), 1, squeeze=False, height_ratios=[len(part) + 1.5 for part in shown])[:, 0]
     papers = list(dict.fromkeys(entry.line.paper for part in shown for entry in part))
-    dense = max((entry.top1.value for entry in group.entries if entry.dense), default=None)
+    dense = next((entry.top1.value for entry in sorted(group.entries, key=_trained_on) if entry.dense), None)
     for axes, part, best in zip(panels, parts, shown, strict=True):
         for place, entry in enumerate(best):
             axes.errorbar(

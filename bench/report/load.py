@@ -180,7 +180,7 @@ def rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:
     return value["status"] == RAN, len(value["setting"].get("seeds", ())), max(dates, default="")
 
 
-_NO_WEIGHTS = "none"
+_NO_WEIGHTS, _ELSEWHERE = "no weights given", "networks made elsewhere"
 # what of a setting the name of its scale must tell where a paper's rows differ in it
 _TELLING = ("data", "protocol", "weights", "device", "paper_schedule", "round")
 
@@ -197,6 +197,8 @@ def _labels(files: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]],
     def label(value: Mapping[str, Any]) -> str:
         base = _base(value)
         differing = [part for part in _TELLING if len(seen.get(base, {}).get(part, ())) > 1]
+        if "device" in differing and seen[base]["weights"] <= {_NO_WEIGHTS, _ELSEWHERE}:
+            differing = [part for part in differing if part != "weights"]  # the device tells them apart
         if value["status"] != RAN:
             return base
         told = [text for part in differing if (text := _named(part, _told(value["setting"], part)))]
@@ -216,7 +218,7 @@ def _named(part: str, told: str) -> str:
     if part in ("round", "paper_schedule") and not told:
         return ""
     if part == "weights":
-        return "no weights given" if told == _NO_WEIGHTS else f"given weights {told}"
+        return told if told in (_NO_WEIGHTS, _ELSEWHERE) else f"given weights {told}"
     return "the paper's schedule" if part == "paper_schedule" else f"{part} {told}"
 
 
@@ -228,7 +230,9 @@ def _told(setting: Mapping[str, Any], part: str) -> str:
         return protocol if protocol in ("short256", "squash256") else ""
     if part == "weights":
         given = setting.get("weights")
-        return _NO_WEIGHTS if given is None else str(given["sha256"] or given["file"])[:8]
+        if given is None:
+            return _ELSEWHERE if setting.get("networks") else _NO_WEIGHTS
+        return str(given["sha256"] or given["file"])[:8]
     return str(setting.get(part, ""))
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from bench import claims, registry
 from bench.latency import page as latency
 from bench.report import coverage as covering
-from bench.report import coverage_figure, figures, findings, leaderboard_page, networks, printed_sizes, render
+from bench.report import coverage_figure, figures, findings, leaderboard_page, networks, printed_sizes, render, training
 from bench.report.coverage import EMPTY, Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
@@ -97,6 +97,7 @@ def _paper(
 ) -> list[Path]:
     """Writes all files of one paper, whose claims have these ``statements``; returns them."""
     files: list[Path] = []
+    drawn: set[str] = set()
     lines = [line for table in tables for line in table.lines]
     text = [f"# {about.title}", "", about.reference, "", _GENERATED, ""]
     text += [
@@ -113,7 +114,9 @@ def _paper(
         if here:
             text += [f"## {heading}", ""]
         for table in here:
-            text += _section(folder, table, unmeasured(table, lines, about.rows, statements), files)
+            trainings = training.told(table.lines)
+            new, drawn = bool(trainings - drawn), drawn | trainings
+            text += _section(folder, table, unmeasured(table, lines, about.rows, statements), files, new)
     begun = {table.name for table in tables}
     absent = dict.fromkeys(row.table for row in about.rows.values() if row.table not in begun and row.missing is None)
     if absent:
@@ -153,8 +156,11 @@ def unmeasured(table: Table, lines: Sequence[Line], rows: Mapping[str, Declared]
     return f"Not measured here yet, {len(left)} of {len(able)} rows: {'; '.join(left[:_NAMED])}{more}." if left else ""
 
 
-def _section(folder: Path, table: Table, left: str, files: list[Path]) -> list[str]:
-    """One table's part of the page; its files are written and added to ``files``."""
+def _section(folder: Path, table: Table, left: str, files: list[Path], trainings: bool) -> list[str]:
+    """One table's part of the page; its files are written and added to ``files``.
+
+    Without ``trainings`` those behind the table have been drawn above.
+    """
     links = []
     for ending, give in _FORMATS.items():
         path = folder / "tables" / table.scale / f"{table.slug}.{ending}"
@@ -163,7 +169,7 @@ def _section(folder: Path, table: Table, left: str, files: list[Path]) -> list[s
         links.append(f"[{_CALLED[ending]}]({_link(path, folder)})")
     text = [f"### {table.title}", "", render.markdown_table(table)]
     text += [left, ""] if left else []
-    drawn, said = figures.draw(table, folder / "figures" / table.scale)
+    drawn, said = figures.draw(table, folder / "figures" / table.scale, trainings)
     files += drawn
     text += [line for note in said for line in (note, "")]
     for path in drawn:
@@ -197,7 +203,9 @@ def _provenance(scale: str, lines: Sequence[Line]) -> list[str]:
     for source in sources:
         for name, version in source["versions"].items():
             versions.setdefault(name, set()).add(version)
+    given = [line.setting["weights"] for line in lines if line.setting.get("weights")]
     facts = {
+        "Weights": (f"{one['file']} (SHA-256 {str(one['sha256'])[:12]}...)" for one in given),
         "Data": (f"{d['name']} (fingerprint {d['fingerprint'][:12]}, {d['protocol']}{_problems(d)})" for d in data),
         "Hardware": (_machine(source["hardware"]) for source in sources),
         "Versions": [", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())],

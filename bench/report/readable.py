@@ -20,7 +20,7 @@ from bench.report.load import Line
 
 DAGGER = "†"
 ROW, MACS, METRIC, OURS, VERDICT = "row", "MACs (speed-up)", "metric", "ours", "verdict"
-PUBLISHED, DIFFERENCE = "published", "difference"
+PUBLISHED, DIFFERENCE, EXPECTED = "published", "difference", "expected (our arithmetic)"
 MOST_COLUMNS = 8
 # what the column of MACs says: of gated networks the mean over the images
 _COUNTS, _SPEEDUPS = ("dynamic_macs", "macs"), ("dynamic_speedup", "speedup")
@@ -35,7 +35,7 @@ def readable(lines: Sequence[Line]) -> pd.DataFrame:
     if any(line.links and not line.analogue for line in lines):
         counts = Counter(name for line in lines for name in line.links)
         linked, usual = sorted(counts, key=position), [name for name, _ in counts.most_common()]
-        body = [text for line in lines for text in _judged(line, linked, usual)]
+        body = [text for line in lines for text in _judged(line, linked, usual, usual_seeds(lines))]
         if len({text[METRIC] for text in body if text[METRIC]}) == 1:
             (title,) = {text.pop(METRIC) for text in body} - {""}
             body = [
@@ -44,8 +44,11 @@ def readable(lines: Sequence[Line]) -> pd.DataFrame:
     else:
         shown = [line for line in lines if line.ran] or lines
         chosen = _telling(shown)
-        body = [_measured(line, chosen, _middle(shown)) for line in shown]
+        body = [_measured(line, chosen, _middle(shown), usual_seeds(shown)) for line in shown]
     frame = pd.DataFrame(body, dtype=object)
+    kinds = {entry.kind for line in lines for entry in line.links.values()}
+    if kinds == {"check"}:  # our own arithmetic is never called published
+        frame = frame.rename(columns={PUBLISHED: EXPECTED})
     return frame[[name for name in frame.columns if name == ROW or bool((frame[name] != "").any())]]
 
 
@@ -81,9 +84,13 @@ def printed(entry: Published) -> str:
     return text if entry.verified else text + DAGGER
 
 
-def row_name(line: Line, all_ours: bool) -> str:
-    """The row's name, marked where it goes beyond a paper that has other rows."""
-    return line.name if all_ours or not line.ours else f"{line.name} [beyond the paper]"
+def row_name(line: Line, all_ours: bool, seeds: int | None = None) -> str:
+    """The row's name, marked where it goes beyond a paper that has other rows, or is not over ``seeds`` seeds."""
+    count = seeds_of(line)
+    marks = ["beyond the paper"] if line.ours and not all_ours else []
+    if seeds not in (None, count) and line.ran and line.cells:
+        marks.append(f"{count} seed{'s' if count > 1 else ''}")
+    return f"{line.name} [{', '.join(marks)}]" if marks else line.name
 
 
 def macs_text(line: Line) -> str:
@@ -110,7 +117,18 @@ def difference(cell: Cell, entry: Published) -> float | None:
     return cell.value / 100.0 - entry.value if cell.unit in _POINTS and entry.unit == "" else None
 
 
-def _judged(line: Line, linked: Sequence[str], usual: Sequence[str]) -> list[dict[str, str]]:
+def seeds_of(line: Line) -> int:
+    """How many networks a row's values are over: one for given weights, whatever the seeds."""
+    return max((cell.seeds for cell in line.cells.values()), default=0) or 1
+
+
+def usual_seeds(lines: Sequence[Line]) -> int | None:
+    """How many seeds most of the rows that ran are over, where they differ; the others are marked by theirs."""
+    counts = Counter(seeds_of(line) for line in lines if line.ran and line.cells)
+    return counts.most_common(1)[0][0] if len(counts) > 1 else None
+
+
+def _judged(line: Line, linked: Sequence[str], usual: Sequence[str], seeds: int | None) -> list[dict[str, str]]:
     """A line for each published value of the row; one, without such, for a row beyond the paper."""
     names = [name for name in linked if name in line.links]
     if not names:  # what most of the paper's rows are judged by, else what says most
@@ -126,7 +144,7 @@ def _judged(line: Line, linked: Sequence[str], usual: Sequence[str]) -> list[dic
         apart = difference(cell, entry) if cell is not None and entry is not None else None
         body.append(
             {
-                ROW: row_name(line, False) if number == 0 else "",
+                ROW: row_name(line, False, seeds) if number == 0 else "",
                 MACS: macs_text(line) if number == 0 else "",
                 METRIC: shown.title if name else "",
                 OURS: "" if cell is None else cell_text(cell),
@@ -167,9 +185,11 @@ def _middle(lines: Sequence[Line]) -> Mapping[str, tuple[str, float]]:
     return {f"{name} at {middle:.3g}x": (name, middle) for name in series}
 
 
-def _measured(line: Line, chosen: Sequence[str], curves: Mapping[str, tuple[str, float]]) -> dict[str, str]:
+def _measured(
+    line: Line, chosen: Sequence[str], curves: Mapping[str, tuple[str, float]], seeds: int | None
+) -> dict[str, str]:
     """One line of an analogue or a study."""
-    text = {ROW: line.name, MACS: macs_text(line), VERDICT: "" if line.ran else line.status}
+    text = {ROW: row_name(line, True, seeds), MACS: macs_text(line), VERDICT: "" if line.ran else line.status}
     for name in chosen:
         cell = line.cells.get(name)
         text[metric(name, "" if cell is None else cell.unit).title] = "" if cell is None else cell_text(cell)

@@ -43,6 +43,8 @@ _TEX = {
 # fmt: on
 # of a LaTeX table: the longest name of a row, in characters, that stands in one line, and the width of the others
 _TEX_NAME, _TEX_WIDTH = 18, "27mm"
+# the fonts of values and of what stands below them; with more columns than these they are smaller
+_TEX_COLUMNS, _TEX_FONTS, _TEX_SMALLER = 7, (r"\footnotesize", r"\scriptsize"), (r"\scriptsize", r"\tiny")
 
 
 def markdown(table: Table) -> str:
@@ -111,11 +113,14 @@ def latex(table: Table) -> str:
     frame = table.frame
     narrow = any(len(str(name)) > _TEX_NAME for name in frame.iloc[:, 0])
     first, turned = (rf"p{{{_TEX_WIDTH}}}", r"\raggedright ") if narrow else ("l", "")
-    lines = [r"{\footnotesize\setlength{\tabcolsep}{2.5pt}"]
+    font, small = _TEX_FONTS if frame.shape[1] <= _TEX_COLUMNS else _TEX_SMALLER
+    lines = [rf"{{{font}\setlength{{\tabcolsep}}{{2.5pt}}"]
     lines += [rf"\begin{{tabular}}{{{first}{'r' * (frame.shape[1] - 1)}}}", r"\toprule"]
     lines += [" & ".join(_heading(name) for name in frame.columns) + r" \\", r"\midrule"]
     for name, *texts in frame.astype(str).to_numpy():
-        lines.append(" & ".join([turned + tex(name), *(_stacked(text) for text in texts)]) + r" \\ \addlinespace[2pt]")
+        lines.append(
+            " & ".join([turned + tex(name), *(_stacked(text, small) for text in texts)]) + r" \\ \addlinespace[2pt]"
+        )
     lines += [r"\bottomrule", r"\end{tabular}}"]
     below = list(table.notes)
     if table.unlinked:
@@ -125,10 +130,10 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _stacked(text: str) -> str:
-    """A cell of LaTeX: the interval, or what else stands in brackets or behind ±, small on a line of its own."""
+def _stacked(text: str, font: str) -> str:
+    """A cell of LaTeX: the interval, or what else stands in brackets or behind ±, in ``font`` on a line of its own."""
     parts = [part for part in re.split(r" (?=[\[(±])", text) if part]
-    small = [rf"{{\scriptsize {tex(line)}}}" for part in parts[1:] for line in textwrap.wrap(part, 22)]
+    small = [rf"{{{font} {tex(line)}}}" for part in parts[1:] for line in textwrap.wrap(part, 22)]
     return tex(text) if not small else _lines([tex(parts[0]), *small])
 
 

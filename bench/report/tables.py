@@ -16,7 +16,7 @@ from bench.report.cells import Cell
 from bench.report.glossary import metric, position
 from bench.report.judging import CONTRASTS
 from bench.report.load import Line
-from bench.report.readable import DAGGER, ROW, VERDICT, cell_text, columns, printed, readable, row_name
+from bench.report.readable import DAGGER, ROW, VERDICT, cell_text, columns, printed, readable, row_name, usual_seeds
 
 _DIFFERENCE = re.compile("change|increase|difference|ratio|agreement|kl")
 CLAIMED, REAL = "claimed", "real (own shape)"
@@ -135,8 +135,10 @@ def _claims(lines: Sequence[Line]) -> Table:
     ran = [line for line in lines if line.ran]
     notes.append(
         "Contrast: first minus second, paired by image and seed, with its 95 % interval. A claim holds where the "
-        "interval lies above zero and reaches the smallest effect of interest in the claimed direction, does not hold "
-        "where it lies below that effect and does not contain the published one, and is undecided otherwise."
+        "whole interval lies on the claimed side of zero and its far end reaches the smallest effect of interest; it "
+        "does not hold where all of it falls short of that effect and does not contain the published one; it is "
+        "undecided otherwise, and where the second was trained and is near chance (a criterion that leaves nothing "
+        "before fine-tuning is beaten all the same). The smallest effect: half of the published one, at most 0.5 pp."
     )
     for told, statements in _grounds(ran).items():
         notes.append(f"Where it is claimed ({'; '.join(statements)}): {told}.")
@@ -198,9 +200,11 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         notes.append(f"{DAGGER} published value not checked against the publication.")
     for own in dict.fromkeys(line.own_scale for line in ran if line.analogue):
         quoted = any(line.links for line in lines if line.analogue and line.own_scale == own)
-        end = "; the published value is quoted, not compared" if quoted else ""
+        end = "; the published value is quoted in the CSV and HTML files, not compared" if quoted else ""
         notes.append(f"analogue: measured on {lines[0].scale}, not on {own}{end}.")
     notes += _interval_notes(cells)
+    if (usual := usual_seeds(lines)) is not None:
+        notes.append(f"Rows without a mark are over {usual} seed{'s' if usual > 1 else ''}.")
     for ours, theirs in dict.fromkeys(line.bases for line in ran if line.bases is not None and not line.analogue):
         notes.append(f"Dense network: {ours:.2f} % here, {theirs:g} % in the paper.")
     verdicts = [found for line in lines for found in line.verdicts.values()]
@@ -259,17 +263,26 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
 
 def _tolerances(lines: Sequence[Line]) -> list[str]:
     """How far from the published value still counts as reproduced, and what a verdict asks."""
-    limits: dict[str, list[str]] = {}
+    limits: dict[str, dict[str, list[str]]] = {}
     for line in lines:
         for name, found in line.verdicts.items():
             if found.low is not None:
-                limits.setdefault(f"{line.links[name].limit:g}", []).append(metric(name).heading)
+                rows = limits.setdefault(f"{line.links[name].limit:g}", {}).setdefault(metric(name).heading, [])
+                rows.append(line.name)
     if not limits:
         return []
-    told = "; ".join(f"{limit} pp ({', '.join(dict.fromkeys(names))})" for limit, names in limits.items())
+    several = len(limits) > 1
+    told = "; ".join(
+        f"{limit} pp ("
+        + "; ".join(f"{heading}{' of ' + ', '.join(rows) if several else ''}" for heading, rows in named.items())
+        + ")"
+        for limit, named in limits.items()
+    )
     return [
-        f"Tolerance of the verdicts: {told}. Reproduced: shown, with 95 %, to be no worse than published by more than "
-        "that, where runs differ as they do; not reproduced: shown to be worse by more."
+        f"Tolerance of the verdicts (at most half of the effect that a row is about): {told}. Reproduced: shown, with "
+        "95 %, to be no worse than published by more than that, where runs differ as they do; not reproduced: shown to "
+        "be worse by more; better: shown to be better by more; inconclusive: none of these, and so many runs of ours "
+        "would settle it if the difference stayed."
     ]
 
 
@@ -292,11 +305,14 @@ def _interval_notes(cells: Sequence[Cell]) -> list[str]:
 
 
 def _unlinked(lines: Sequence[Line], published: Sequence[Published]) -> list[str]:
-    """The rows of the published table that no line quotes, one text each, values of one row together."""
+    """The rows of the published table that no line quotes, one text each, values of one row together.
+
+    Sizes, and checks of our own arithmetic, stand in a part of their own.
+    """
     quoted = {entry for line in lines for entry in line.links.values()}
     rows: dict[tuple[str, str, str], list[str]] = {}
     for entry in published:
-        if entry.table == lines[0].table and entry not in quoted:
+        if entry.table == lines[0].table and entry not in quoted and entry.kind not in ("size", "check"):
             where = (entry.row, entry.model, entry.dataset)
             rows.setdefault(where, []).append(f"{entry.metric} {printed(entry)}")
     return [
@@ -326,6 +342,14 @@ def long(table: Table) -> list[dict[str, Any]]:
             "status": line.status,
             "seeds_of_the_run": " ".join(map(str, seeds)),
         }
+        if table.name == claims.TABLE:
+            claim = line.claim
+            about |= {
+                "claim": "" if claim is None else claim.statement,
+                "first": "" if claim is None else claim.first,
+                "second": "" if claim is None else claim.second,
+                "smallest_of_interest": None if claim is None else claim.smallest,
+            }
         empty = dict.fromkeys(("metric", *_OF_A_CELL, "published", "quoted", "published_unit", "verified", "verdict"))
         found = []
         for name in sorted({*line.cells, *line.links}, key=position):
@@ -338,8 +362,13 @@ def long(table: Table) -> list[dict[str, Any]]:
             if name in line.verdicts:
                 value["verdict"] = str(line.verdicts[name])
             found.append(value)
-        if line.decision is not None:
-            found = [{**value, "verdict": "; ".join(line.outcomes)} for value in found]
+        if line.decision is not None and line.claim is not None:
+            # of the contrast that decides it; the others stand beside it
+            for value in found:
+                if value["metric"] == CONTRASTS[line.claim.metric][0]:
+                    unit = "%" if line.claim.metric == "kl" else "pp"
+                    value |= {"published": line.claim.published, "published_unit": unit}
+                    value |= {"verified": line.claim.verified, "verdict": "; ".join(line.outcomes)}
         for name, value_ in _own_shape(line).items():
             found.append({**empty, "metric": f"own_shape_{name}", "value": value_})
         for size_ in line.sizes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from collections.abc import Sequence
@@ -41,6 +42,11 @@ def histories(lines: Sequence[Line]) -> dict[str, dict[str, Curve]]:
                 for what, _ in PANELS
             }
     return found
+
+
+def told(lines: Sequence[Line]) -> set[str]:
+    """The trainings behind these rows, by what their histories say: the same ones may stand behind several tables."""
+    return {json.dumps(training, sort_keys=True) for line in lines if line.ran for training in line.history.values()}
 
 
 def _step(name: str) -> str:

@@ -129,7 +129,13 @@ def test_steps_stored_before_recipes_had_edits_are_read(tmp_path: Path) -> None:
 def test_the_networks_released_beside_the_results_are_read() -> None:
     files = sorted((Path(__file__).parents[2] / "results").glob("*/networks/*/recipe.json"))
     assert files
-    for file in files:
+    gated = {float(file.parent.name.rpartition("d-")[2]): file for file in files if "fbs" in file.parts}
+    assert set(gated) == {0.7, 0.5}
+    for density, file in gated.items():
+        recipe = Recipe.from_json(json.loads(file.read_text())["recipe"])
+        options = GateOptions(phi="zero")
+        assert recipe == Recipe("mcifarnet", {"num_classes": 10}, (3, 32, 32)).gated(round(1000 * density), options)
+    for file in (file for file in files if file not in gated.values()):
         value = json.loads(file.read_text())["recipe"]
         recipe = Recipe.from_json(value)
         widths = value["widths"] if "widths" in value else value["edits"][0]["widths"]
