@@ -41,7 +41,7 @@ def test_actions_are_pinned_by_hash_and_say_their_version(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_commands_are_ones_that_exist(path: Path) -> None:
-    """The command line takes every ``bench`` command as written; scripts are files of the project."""
+    """The command line takes every ``bench`` command as written; scripts and environments are the project's."""
     for step in steps(path):
         for line in step.get("run", "").splitlines():
             words = shlex.split(line.replace("${{ matrix.paper }}", "thinet"))
@@ -49,8 +49,11 @@ def test_commands_are_ones_that_exist(path: Path) -> None:
                 assert cli._parser().parse_args(words[1:]).command == words[1]
             elif words[0] == "bash":
                 assert (ROOT / words[1]).is_file()
+            elif words[0] == "tox":
+                assert words[1] == "-e" and f"[testenv:{words[2]}]" in (ROOT / "tox.ini").read_text()
             else:
-                assert words == ["python", "-m", "pip", "install", "-c", "constraints.txt", "-e", "."]
+                install = ["python", "-m", "pip", "install"]
+                assert words in ([*install, "-c", "constraints.txt", "-e", "."], [*install, "tox"])
 
 
 def test_every_paper_has_its_night() -> None:
