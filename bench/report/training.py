@@ -72,7 +72,9 @@ def figure(table: Table) -> Figure | None:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(curves) > len(shown):
-        panels[0].set_title(f"{len(curves) - len(shown)} trainings more are not drawn", fontsize=8, color="#333333")
+        left = len(curves) - len(shown)
+        said = f"{left} trainings more are" if left > 1 else "1 training more is"
+        panels[0].set_title(f"{said} not drawn", fontsize=8, color="#333333")
     legend(figure, panels[0])
     where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
     figure.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's trainings", TITLE), fontsize=11)
