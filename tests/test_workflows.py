@@ -66,3 +66,14 @@ def test_supported_pythons_are_tested() -> None:
     matrix = jobs(ROOT / ".github" / "workflows" / "ci.yml")["ci"]["strategy"]["matrix"]["python"]
     assert matrix == ["3.11", "3.12", "3.13"]
     assert "Python 3.11 to 3.13" in (ROOT / "README.md").read_text()
+
+
+def test_the_labels_of_our_own_runners_are_declared() -> None:
+    """For actionlint, which knows GitHub's."""
+    asked = {label for path in FILES for job in jobs(path).values() for label in _labels(job["runs-on"])}
+    known = yaml.safe_load((ROOT / ".github" / "actionlint.yaml").read_text())["self-hosted-runner"]["labels"]
+    assert asked - {"self-hosted", "linux", "ubuntu-latest"} == set(known)
+
+
+def _labels(runs_on: str | list[str]) -> list[str]:
+    return [runs_on] if isinstance(runs_on, str) else runs_on
