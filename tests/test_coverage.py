@@ -109,6 +109,15 @@ def test_every_value_has_one_outcome_and_checks_have_none() -> None:
     twice = coverage.text({"one": found, "two": found})
     assert twice.count("\ntotal ") == 1 and "22        6" in twice
 
+    # on the page a study, which nobody printed anything of, has no line; what stands apart is explained
+    page = coverage.markdown({"study": coverage.EMPTY, "toy": found}, {"toy": "A toy"})
+    assert [line.split(" | ")[0] for line in page if line.startswith("| ") and " | accuracies" in line] == [
+        "| A toy",
+        "| **all papers**",
+    ]
+    assert "*unverified*: not checked against the publication; *unread*:" in page[-1]
+    assert "*time*: milliseconds" in page[-1] and "*setting*" not in page[-1]
+
     value = json.loads(json.dumps(coverage.to_json(found)))
     assert value["kinds"]["accuracy"] == {
         "read": 13,

@@ -180,7 +180,8 @@ def markdown(coverages: Mapping[str, Coverage], titles: Mapping[str, str]) -> li
         "| paper | | published | decided | verdicts | the others |",
         "| :-- | :-- | --: | --: | :-- | :-- |",
     ]
-    for name, coverage in [*coverages.items(), ("**all papers**", total)]:
+    printed = {name: coverage for name, coverage in coverages.items() if coverage.kinds.total()}  # studies have nothing
+    for name, coverage in [*printed.items(), ("**all papers**", total)]:
         for number, kind in enumerate(JUDGED):
             verdicts, reasons = coverage.decided(kind), coverage.open(kind)
             plural = {"accuracy": "accuracies", "size": "sizes"}[kind]
@@ -189,7 +190,15 @@ def markdown(coverages: Mapping[str, Coverage], titles: Mapping[str, str]) -> li
             lines.append(f"| {label} | {plural} | {numbers} | {_counts(verdicts)} | {_counts(reasons)} |")
     found = {reason for kind in JUDGED for reason in total.open(kind)}
     meanings = "; ".join(f"*{reason}*: {meaning}" for reason, meaning in REASONS.items() if reason in found)
-    return [*lines, "", f"{meanings[:1].upper()}{meanings[1:]}. {_apart(total).capitalize()}."]
+    others = [kind for kind in KINDS if kind not in JUDGED and total.kinds[kind]]
+    terms = {
+        **({"unverified": "not checked against the publication"} if total.kinds != total.verified else {}),
+        **({"unread": "known to be printed, but not read"} if total.unread.total() else {}),
+        **{kind: KINDS[kind] for kind in others},
+    }
+    told = "; ".join(f"*{term}*: {meaning}" for term, meaning in terms.items())
+    apart = f"{_apart(total).capitalize()}." + (f" Of these, {told}." if told else "")
+    return [*lines, "", f"{meanings[:1].upper()}{meanings[1:]}. {apart}"]
 
 
 def _counts(counter: Counter[str]) -> str:

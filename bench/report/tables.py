@@ -209,6 +209,8 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
         notes.append(f"Dense network: {ours:.2f} % here, {theirs:g} % in the paper.")
     verdicts = [found for line in lines for found in line.verdicts.values()]
     notes += _tolerances(lines)
+    if any(found.word in ("exact", "wrong") for found in verdicts):
+        notes.append("exact: ours, rounded or cut to the printed digits, is what is printed; else wrong.")
     if any(found.stand_in for found in verdicts):
         notes.append(
             "Verdicts on fewer than three seeds take the noise of the images, paired with the dense network, for the "
