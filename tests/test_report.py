@@ -721,6 +721,18 @@ def test_accept_copies_what_ran_and_keeps_what_was_measured(runs: Runs, tmp_path
     assert json.loads(targets[0].read_text())["records"][0]["value"] == 91.0
 
 
+def test_accept_takes_a_newer_reason_why_a_row_did_not_run(runs: Runs, tmp_path: Path) -> None:
+    """In the place of an older one; where the row was measured in any setting, none."""
+    results = tmp_path / "results"
+    blocked = runs.row("b", [], status="not run (not implemented)", steps={}, setting={"data": None})
+    runs.accept(results)
+    kept = results / blocked.relative_to(runs.root)
+    assert json.loads(kept.read_text())["status"] == "not run (not implemented)"
+    blocked.write_text(blocked.read_text().replace("not implemented", "needs imagenet"))
+    runs.accept(results)
+    assert json.loads(kept.read_text())["status"] == "not run (needs imagenet)"
+
+
 @pytest.mark.parametrize("code", [None, "0" * 40 + "-dirty"])
 def test_accept_refuses_uncommitted_code(runs: Runs, tmp_path: Path, code: str | None) -> None:
     """Nothing is written then, not even the rows before it."""

@@ -28,7 +28,7 @@ def choose(
     """The row files in ``runs`` of these papers (all for None) that go to ``results``; nothing is written yet.
 
     Rows that no script declares any more are left out.  Rows that ran replace what is there; rows that did not are
-    taken only where nothing is, so that no measured value is lost.  Raises :class:`UserError` where the code that made
+    taken only where nothing was measured, so that no value is lost.  Raises :class:`UserError` where the code that made
     one of the rows was not committed, unless ``allow_dirty``, where a row file is unreadable, and where nothing is
     found.
     """
@@ -43,9 +43,14 @@ def choose(
                 if not allow_dirty:
                     _check_code(path, row)
                 chosen.append((target, row))
-            elif not target.exists() and not any(target.parent.glob(f"{target.stem}--*.json")):
+            elif not any(target.parent.glob(f"{target.stem}--*.json")) and not _measured(target):
                 chosen.append((target, row))
     return chosen
+
+
+def _measured(path: Path) -> bool:
+    """Whether a row file is there and holds what was measured: a newer reason why it did not run replaces an older."""
+    return path.exists() and content(path)["status"] == RAN
 
 
 def write(
