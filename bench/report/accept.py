@@ -43,14 +43,14 @@ def choose(
                 if not allow_dirty:
                     _check_code(path, row)
                 chosen.append((target, row))
-            elif not any(target.parent.glob(f"{target.stem}--*.json")) and not _measured(target):
+            elif not any(target.parent.glob(f"{target.stem}--*.json")) and not _stays(target, row["status"]):
                 chosen.append((target, row))
     return chosen
 
 
-def _measured(path: Path) -> bool:
-    """Whether a row file is there and holds what was measured: a newer reason why it did not run replaces an older."""
-    return path.exists() and content(path)["status"] == RAN
+def _stays(path: Path, reason: str) -> bool:
+    """Whether a row file that is there stays: it holds what was measured, or says the same ``reason``."""
+    return path.exists() and content(path)["status"] in (RAN, reason)
 
 
 def write(
