@@ -92,7 +92,7 @@ def test_an_analogue_has_no_verdicts_and_eight_columns_at_most() -> None:
     lines = [line("a", many, "digits", links={"top1_err_increase": published("increase", "2.0", "pp")})]
     assert list(readable(lines).columns) == [
         "row", "MACs (speed-up)", "top-1 (%)", "top-1 change (pp)", "top-1 change, tuned dense (pp)",
-        "held-out error (%)", "dense (ms)", "skipped (ms)",
+        "reconstruction error (%)", "dense (ms)", "skipped (ms)",
     ]  # fmt: skip
     absent = line("b", [], "digits", status="not run (runs at cifar10)")
     assert readable([*lines, absent])["row"].tolist() == ["a"]

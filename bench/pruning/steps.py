@@ -34,7 +34,7 @@ from bench.store import Record, Result, digest
 METRICS = (
     Metric(
         "held_out_error",
-        "held-out error",
+        "reconstruction error",
         "%",
         2,
         "Share of the responses' variance that the layers which lose channels miss, on training rows held out from the "
