@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=_natural, help="input side of a model (default 224, CIFAR nets 32)")
     sub.add_argument("--weights", type=Path, help="state dict of a model (default: fresh weights, which take as long)")
     sub.add_argument("--seconds", type=float, help="seconds of measuring a point at most (CPU: 90)")
-    sub.add_argument("--processes", type=_natural, default=5, help="fresh processes a point at most (default 5)")
+    sub.add_argument("--processes", type=_natural, help="fresh processes a point at most (default: CPU 10, GPU 5)")
     sub.add_argument("--minutes", type=float, help="minutes of the whole run: what is left out is said")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="results go to OUT/latency (default runs/)")
 

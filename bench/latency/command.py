@@ -26,6 +26,9 @@ DEFAULT_BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 32, 128)}
 # a suite's time in minutes, where it has to fit a lent machine
 MINUTES = {"gpu": 9.0, "cpu": 12.0}
 
+# fresh processes a point: on a CPU they differ by more (places in memory) than a process's own rounds do, so that many
+# short ones say more in the same time
+PROCESSES = {"cpu": 10, "cuda": 5}
 # how a measuring process begins, as records say it
 LAUNCHES = {"cpu": ("fresh interpreter", fresh), "cuda": ("forked from a server", forked)}
 
@@ -48,7 +51,7 @@ class Request:
     size: int | None = None
     weights: str | None = None
     seconds: float | None = None
-    processes: int = 5
+    processes: int | None = None
     minutes: float | None = None
     out: Path = Path("runs")
 
@@ -66,7 +69,7 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
         return _staircase(request, folder, say)
     chunks = _chunks(request, registry / FOLDER)
     quoted = suite.quoted(registry / FOLDER, registry)
-    most = max(3, request.processes)
+    most = max(3, request.processes or PROCESSES[request.device])
     least = min(3, most)
     seconds = request.seconds or MOST_SECONDS[request.device]
     minutes = request.minutes or MINUTES.get(request.suite or "", math.inf)
@@ -95,7 +98,7 @@ def _check(request: Request) -> None:
     kinds = sum([bool(request.names), request.suite is not None, request.sensitivity])
     if kinds != 1:
         raise UserError("name a paper, a row, a model or a saved network, or give --suite, or --sensitivity")
-    if request.processes < 2:
+    if request.processes is not None and request.processes < 2:
         raise UserError("an interval needs at least two processes: give --processes 3 or more")
     if request.seconds is not None and request.device == "cpu" and request.seconds > MOST_SECONDS["cpu"]:
         raise UserError(f"a point takes at most {MOST_SECONDS['cpu']:.0f} s on the CPU: give --seconds up to that")

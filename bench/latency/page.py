@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
+from bench.latency import sensitivity
+from bench.latency.point import BEST, DENSE
 from bench.latency.report import COLUMNS, csv_text
 from bench.report.render import markdown_text
 from bench.store import write_json, write_text
@@ -22,7 +24,7 @@ _COLUMNS = {
     "network": "network",
     "form": "best form",
     "best_ms": "best form (ms)",
-    "theoretical": "MACs",
+    "theoretical": "fewer MACs",
     "over_dense": "as it is, over dense as it is",
     "best_over_dense_best": "best over dense (best)",
     "efficiency": "share of the saving (%)",
@@ -30,7 +32,7 @@ _COLUMNS = {
 }
 _SENSITIVITY = "sensitivity"
 _OF_TRIES = {"text", "device", "code", "date", "entries"}
-_NEEDED = {"point", "name", "device", "code", "date", "rows", "notes", "why", "not_measured", "networks"}
+_NEEDED = {"records", "point", "name", "device", "code", "date", "rows", "notes", "why", "not_measured", "networks"}
 
 
 def accept(runs: Path, results: Path) -> list[Path]:
@@ -74,7 +76,8 @@ def write(results: Path) -> list[Path]:
     for machine in dict.fromkeys(map(_machine, values)):
         text += [f"## {machine}", ""]
         for one in (one for one in tries if _machine(one) == machine):
-            text += [f"What this machine tells apart ({one['date'][:10]}): {markdown_text(one['text'])}.", ""]
+            said = sensitivity.text(one["entries"])
+            text += [f"What this machine tells apart ({one['date'][:10]}): {markdown_text(said)}.", ""]
         for value in (value for value in values if _machine(value) == machine):
             text += _section(value)
     files = [folder / "README.md", folder / "latency.csv"]
@@ -120,10 +123,12 @@ def _machine(value: Mapping[str, Any]) -> str:
 
 def _section(value: Mapping[str, Any]) -> list[str]:
     """One point: its table by each clock, what a reader must know beside it, where the savings went."""
-    text = [f"### {markdown_text(value['name'])}, {value['point']['mode']}", ""]
+    compiled = ", with compiled forms" if value["point"].get("compiled") else ""
+    text = [f"### {markdown_text(value['name'])}, {value['point']['mode']}{compiled}", ""]
     for clock in dict.fromkeys(row["clock"] for row in value["rows"]):
         rows = [row for row in value["rows"] if row["clock"] == clock]
-        text += ([f"By {clock} time:", ""] if clock != "wall" else []) + [_table(rows), ""]
+        ends = _intervals(value, clock)
+        text += ([f"By {clock} time:", ""] if clock != "wall" else []) + [_table(rows, ends), ""]
     if value["not_measured"]:
         text += [f"Not measured: {markdown_text(value['not_measured'])}.", ""]
     text += [*(f"- {markdown_text(note)}" for note in value["notes"]), ""]
@@ -133,10 +138,32 @@ def _section(value: Mapping[str, Any]) -> list[str]:
     return [*text, f"Code {code}, {date}; {versions}; processes: {value.get('launched', 'fresh interpreter')}.", ""]
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _intervals(value: Mapping[str, Any], clock: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """The 95 % intervals of what is said by a clock, by network and column of the table."""
+    columns = {
+        ("speedup_over_dense", ""): "over_dense",
+        (f"speedup_over_{DENSE} {BEST}", f" {BEST}"): "best_over_dense_best",
+    }
+    found = {}
+    for record in value["records"]:
+        series = str(record.get("series", ""))
+        for (metric, end), column in columns.items():
+            if (record["clock"], record["metric"]) == (clock, metric) and series.endswith(end) and "low" in record:
+                found[series.removesuffix(end) if end else series, column] = record["low"], record["high"]
+    return found
+
+
+def _table(rows: Sequence[Mapping[str, Any]], ends: Mapping[tuple[str, str], tuple[float, float]]) -> str:
     used = [name for name in _COLUMNS if name in ("network", "best_ms") or any(_given(row, name) for row in rows)]
     lines = [f"| {' | '.join(_COLUMNS[name] for name in used)} |", "| :-- |" + " --: |" * (len(used) - 1)]
-    lines += [f"| {' | '.join(_cell(row, name) for name in used)} |" for row in rows]
+    for row in rows:
+        texts = []
+        for name in used:
+            low, high = ends.get((str(row["network"]), name), (None, None))
+            texts.append(
+                _cell(row, name) + ("" if low is None or row.get(name) is None else f" [{low:.2f}, {high:.2f}]")
+            )
+        lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines)
 
 

@@ -21,6 +21,13 @@ POINT: dict[str, Any] = {
     "code": "c" * 40,
     "date": "2026-11-01T00:00:00+00:00",
     "not_measured": None,
+    "records": [
+        {"clock": "wall", "metric": "speedup_over_dense", "series": "small", "low": 1.5, "high": 1.7},
+        {"clock": "wall", "metric": "speedup_over_dense", "series": "small (best)", "low": 3.9, "high": 4.1},
+        {"clock": "wall", "metric": "speedup_over_dense (best)", "series": "small", "low": 0.7, "high": 0.9},
+        {"clock": "wall", "metric": "speedup_over_dense (best)", "series": "small (best)", "low": 1.98, "high": 2.02},
+        {"clock": "wall", "metric": "latency_p50", "series": "small", "value": 2.0},
+    ],
     "networks": {},
     "notes": ["A/A (wall): 1.0010; smaller changes than 1.5 % are not said"],
     "why": ["small: layer by layer 80.0 ms became 50.0 ms (1.60x)"],
@@ -67,7 +74,7 @@ def test_the_page_says_what_the_point_says(tmp_path: Path, monkeypatch: pytest.M
         next(line for line in text.splitlines() if line.startswith(f"| {name} ")) for name in ("net", "small")
     )
     assert head == "| net | folded, nhwc | 4 | 1.00x | – | – | – | – |"
-    assert small == "| small | folded | 2 | 4.00x | 1.60x | 2.00x | 50 | 2.50x† |"
+    assert small == "| small | folded | 2 | 4.00x | 1.60x [1.50, 1.70] | 2.00x [1.98, 2.02] | 50 | 2.50x† |"
     assert "| odd | folded | – | 3.00x | – | – | – | – |" in text
     assert "## Some CPU (2 cores) (cpu, 2 threads)" in text and POINT["why"][0] in text and "1.5 % are not said" in text
     assert "c" * 40 in text and "someone" not in "".join(path.read_text() for path in [*accepted, *files])
@@ -85,12 +92,14 @@ def test_the_page_says_what_the_point_says(tmp_path: Path, monkeypatch: pytest.M
 def test_what_a_machine_tells_apart_stands_with_its_points(tmp_path: Path) -> None:
     """Only beside those of the same machine."""
     folder = runs(tmp_path) / "latency"
-    about = {"text": "caught 10 of 10", "code": "c" * 40, "date": "2026-11-01T00:00:00", "entries": []}
-    for name, machine in (("sensitivity-cpu", POINT["device"]), ("sensitivity-cuda", {"device": "cuda", "name": "X"})):
-        (folder / f"{name}.json").write_text(json.dumps({**about, "device": machine, "text": f"{name} caught"}))
+    entry = {"noise_floor": 1.0, "rounds": 20, "unchanged": [1.0, 0.99, 1.01, "same"]}
+    for name, machine, ratio in (("cpu", POINT["device"], 0.9), ("cuda", {"device": "cuda", "name": "X"}, 0.7)):
+        tries = [{**entry, "slowed": [ratio, ratio - 0.01, ratio + 0.01, "slower"]}]
+        about = {"text": "", "code": "c" * 40, "date": "2026-11-01T00:00:00", "entries": tries, "device": machine}
+        (folder / f"sensitivity-{name}.json").write_text(json.dumps(about))
     page.accept(tmp_path / "runs", tmp_path / "results")
     text = page.write(tmp_path / "results")[0].read_text()
-    assert "sensitivity-cpu caught" in text and "sensitivity-cuda caught" not in text
+    assert "caught 1 of 1 (mean ratio 0.900" in text and "0.700" not in text
 
 
 @pytest.mark.parametrize(
