@@ -195,6 +195,9 @@ def test_the_committed_pages_are_those_of_the_committed_rows(tmp_path: Path) -> 
     for path in (ROOT / "results").glob("*/*"):
         if path.name in ("rows", "networks"):
             shutil.copytree(path, results / path.relative_to(ROOT / "results"))
+    (results / "latency").mkdir()
+    for path in (ROOT / "results" / "latency").glob("*.json"):
+        shutil.copy(path, results / "latency" / path.name)
     written = commands.write_pages(results)
     assert len(written) > 40
     for path in written:

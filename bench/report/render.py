@@ -134,7 +134,7 @@ def _stacked(text: str, font: str) -> str:
     """A cell of LaTeX: the interval, or what else stands in brackets or behind ±, in ``font`` on a line of its own."""
     parts = [part for part in re.split(r" (?=[\[(±])", text) if part]
     small = [rf"{{{font} {tex(line)}}}" for part in parts[1:] for line in textwrap.wrap(part, 22)]
-    return tex(text) if not small else _lines([tex(parts[0]), *small])
+    return _lines([*(tex(line) for line in textwrap.wrap(parts[0], 22) or [""]), *small]) if parts else ""
 
 
 def _heading(text: str) -> str:
