@@ -98,6 +98,8 @@ def write_reason(store: Store, entry: Planned, scale: str) -> Path | None:
 def layers(store: Store, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """What was found at each layer of these networks where their last pruning reconstructed it, by network.
 
+    A choice by gradients reconstructs nothing, and reports other things.
+
     The convolution that reads, that whose filters went, how many channels there were and are, and the share of the
     responses' variance that is missed on the fitted rows and on held-out ones.
     """
@@ -106,10 +108,11 @@ def layers(store: Store, keys: Sequence[str]) -> dict[str, list[dict[str, Any]]]
         header = store.header(key)
         while header is not None and "layers" not in header["facts"] and header["parents"]:
             header = store.header(header["parents"][0])  # a network that was tuned since
-        if header is not None and "layers" in header["facts"]:
+        reports = [] if header is None else header["facts"].get("layers", [])
+        if reports and all(set(_OF_A_LAYER) <= set(report) for report in reports):
             found[key] = [
                 {name: len(report[name]) if name == "kept" else report[name] for name in _OF_A_LAYER}
-                for report in header["facts"]["layers"]
+                for report in reports
             ]
     return found
 

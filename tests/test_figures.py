@@ -324,7 +324,10 @@ def test_methods_are_rows_without_their_speed_ups(name: str, method: str) -> Non
 
 
 def test_reports_of_layers_are_kept_in_the_row_file(tmp_path: Path) -> None:
-    """Of a network that was tuned since, those of the pruning behind it; channels kept are counted."""
+    """Of a network that was tuned since, those of the pruning behind it; channels kept are counted.
+
+    A choice by gradients reports other things, under the same name, and has none of these.
+    """
     from bench import rowfile
     from bench.store import Store
 
@@ -333,9 +336,10 @@ def test_reports_of_layers_are_kept_in_the_row_file(tmp_path: Path) -> None:
         "pruned": {"facts": {"layers": [{**report, "ridge": 1.0, "unknowns": 9}]}, "parents": []},
         "tuned": {"facts": {"history": []}, "parents": ["pruned"]},
         "dense": {"facts": {}, "parents": []},
+        "by gradients": {"facts": {"layers": [{"producer": "a", "channels": 4, "order": [1, 0]}]}, "parents": []},
     }
     for key, header in headers.items():
         (tmp_path / "steps" / key).mkdir(parents=True)
         (tmp_path / "steps" / key / "step.json").write_text(json.dumps({**header, "complete": True}))
-    found = rowfile.layers(Store(tmp_path), ["tuned", "dense", "gone"])
+    found = rowfile.layers(Store(tmp_path), ["tuned", "dense", "by gradients", "gone"])
     assert found == {"tuned": [{**report, "kept": 2}]}
