@@ -214,7 +214,8 @@ def test_every_row_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     paper = fbs.paper()
     rows = [row for row in paper.rows if row.table not in fbs.DERIVED.values()]
     assert {row.missing for row in rows} == {None, SIZE_ALONE}
-    chosen = [replace(row, dense=row.dense, seeds=(0,)) for row in rows if row.missing is None]
+    # those that are for CIFAR-10 alone too
+    chosen = [replace(row, dense=row.dense, seeds=(0,), scales=None) for row in rows if row.missing is None]
     job = Job(out=tmp_path, scale="digits", progress=False)
     paper = replace(paper, rows=chosen)
     outcomes = runner.run(planning.plan(paper, chosen, job), job, Store(tmp_path))
