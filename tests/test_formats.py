@@ -41,6 +41,10 @@ CELLS = {
         *("cifar10/resnet-56-at-2x--lasso-uniform--*", "kl", "cifar10/ResNet-56_at_2x*", "LASSO, uniform", 3, None),
     ),
     "thinet": ("imagenet/table-3--thinet-50.json", "top1_acc", "imagenet/Table_3*", "ThiNet-50", 2, "71.01"),
+    "versatile_filters": (
+        *("clutter/spatial-filters-and-narrowed-networks--spatial--*", "top1_change", "clutter/Spatial*"),
+        *("spatial", 2, None),
+    ),
 }
 
 
