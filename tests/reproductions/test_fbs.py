@@ -156,6 +156,7 @@ def tiny(scale: str, classes: int, given: bool) -> Recipe:
 
 def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two densities, one epoch each, FBS and static pruning: rows are written with what the tables show."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fbs, "DENSITIES", (1000, 500))
     monkeypatch.setattr(fbs, "PROTOCOLS", {("digits", "*"): SHORT})
     made = {
@@ -196,6 +197,8 @@ def test_a_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.slow
 def test_every_row_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tables on digits with narrow networks, one epoch a step, two densities: nothing is left that cannot run."""
+    # sizes of the networks patched in here are not to be remembered as those of the sources
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fbs, "DENSITIES", (1000, 500))
     monkeypatch.setattr(fbs, "PROTOCOLS", {("digits", "*"): SHORT})
     quick = Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=1.0)
