@@ -25,7 +25,6 @@ FOLDER = "latency"
 DEFAULT_BATCHES = {"cpu": (1, 8), "cuda": (1, 8, 32, 128)}
 # a suite's time in minutes, where it has to fit a lent machine
 MINUTES = {"gpu": 9.0, "cpu": 12.0}
-
 # fresh processes a point: on a CPU they differ by more (places in memory) than a process's own rounds do, so that many
 # short ones say more in the same time
 PROCESSES = {"cpu": 10, "cuda": 5}
