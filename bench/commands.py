@@ -86,7 +86,7 @@ def _sizes(paper: Paper, row: Row, published: Sequence[Published]) -> list[sizin
 def abouts() -> dict[str, pages.About]:
     """Titles, references, deviations and rows of all papers, for their pages."""
     return {
-        key: pages.About(paper.title, paper.reference, paper.deviations, _declared(paper))
+        key: pages.About(paper.title, paper.reference, paper.deviations, _declared(paper), paper.answers)
         for key, paper in planning.papers().items()
     }
 

@@ -106,7 +106,8 @@ class Row:
 class Paper:
     """One publication: its key (the script's name), title, reference, tables in order, rows, numbered deviations.
 
-    ``metrics`` are declared here where nothing else measures them.
+    ``metrics`` are declared here where nothing else measures them; ``answers`` are the tables and names of the rows
+    that answer a study's question, which its page gives first.
     """
 
     key: str
@@ -115,6 +116,7 @@ class Paper:
     rows: list[Row]
     deviations: list[str]
     metrics: Sequence[Metric] = ()
+    answers: Sequence[tuple[str, str]] = ()
 
     @property
     def ids(self) -> dict[str, Row]:

@@ -293,7 +293,8 @@ def paper() -> Paper:
         for name, schedule, distillation in ways
     ]
     title = "What brings a pruned network back"
-    return Paper("fine_tuning_study", title, "a study of ours", rows, DEVIATIONS, METRICS)
+    answers = [(TABLE, name) for name in ("not tuned", "rate 0.003", "rate 0.01", "rate 0.03", "rate 0.01, distilled")]
+    return Paper("fine_tuning_study", title, "a study of ours", rows, DEVIATIONS, METRICS, answers)
 
 
 if __name__ == "__main__":

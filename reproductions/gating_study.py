@@ -129,9 +129,13 @@ def _row(table: str, name: str, tail: partial[Chain]) -> Row:
 
 def paper() -> Paper:
     """The study as the harness sees it."""
-    return Paper(
-        "gating_study", "What the gates of FBS look at", "a study of ours", [*choices(), *starts()], DEVIATIONS
-    )
+    rows = [*choices(), *starts()]
+    answers = [
+        (CHOICE, f"{at(500)}: channels for each image instead of the same for all"),
+        (CHOICE, f"{at(500)}: saliencies for each image, of the same channels"),
+        (START, f"{at(500)}: the paper's start instead of ours"),
+    ]
+    return Paper("gating_study", "What the gates of FBS look at", "a study of ours", rows, DEVIATIONS, answers=answers)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,16 @@ SPEEDUPS = (2, 3, 4)
 SELECTIONS = ("first k", "max response", "weight sum", "thinet", "lasso", "exact")
 UNIFORM, DRIVEN = "uniform", "error-driven"
 WORTH = "What each part is worth (ResNet-56)"
+# what the page says first: selection, widths, reconstruction
+ANSWERS = [
+    (WORTH, f"{speedup}x: {part}")
+    for speedup in (2, 4)
+    for part in (
+        "LASSO instead of weight sum, at uniform widths",
+        "error-driven widths, with LASSO",
+        "full reconstruction, with LASSO",
+    )
+]
 READINGS = "Readings of Table 8 (ResNet-56 at 2x)"
 # a network's layers and how much each keeps beside the others
 Reading = Callable[[Recipe], dict[str, float]]
@@ -224,7 +234,7 @@ def paper() -> Paper:
     rows = [*(row for speedup in SPEEDUPS for row in at(speedup)), *what_each_part_is_worth(), *readings()]
     rows = [replace(row, seeds_at={"clutter": seeds_on_clutter(row)}) for row in rows]
     title = "What selection, widths and reconstruction are worth"
-    return Paper("selection_study", title, "a study of ours", rows, DEVIATIONS)
+    return Paper("selection_study", title, "a study of ours", rows, DEVIATIONS, answers=ANSWERS)
 
 
 if __name__ == "__main__":

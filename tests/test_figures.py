@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -131,6 +132,20 @@ def test_widths_are_those_of_the_first_seed_in_the_network_s_order() -> None:
     assert layers.widths(lines) == (["f.2", "f.10"], {"a": [(0.0, 4.0), (1.0, 8.0)], "b": [(0.0, 3.0)]})
 
 
+def test_convolutions_of_one_kind_stand_together_and_no_line_leads_from_kind_to_kind() -> None:
+    names = [f"layer{stage}.{block}.{kind}" for stage in (1, 2) for block in (2, 10) for kind in ("conv1", "conv2")]
+    rows = [
+        line(row, widths={"0": {name: n + 1 + more for n, name in enumerate(names)}})
+        for more, row in ((0, "a"), (1, "b"))
+    ]
+    ((_, figure),) = layers.figures(build(rows, []))
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == names[::2] + names[1::2]
+    assert axes.get_xticks().tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+    drawn = np.asarray(axes.lines[0].get_ydata(), dtype=float)
+    assert np.isnan(drawn[4]) and np.delete(drawn, 4).tolist() == [1, 3, 5, 7, 2, 4, 6, 8]
+
+
 def test_rows_that_keep_the_same_have_one_line(tmp_path: Path) -> None:
     same, other = {"f.1": 8, "f.2": 8, "f.3": 16}, {"f.1": 4, "f.2": 8, "f.3": 20}
     names = ("a", "b", "c", "d")
@@ -140,6 +155,21 @@ def test_rows_that_keep_the_same_have_one_line(tmp_path: Path) -> None:
     labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert labels == ["a = b and 1 more", "d"]
     assert layers.figures(build(rows[:3], [])) == []  # nothing differs
+
+
+def test_more_rows_than_colours_are_strips_and_none_is_left_out() -> None:
+    kept = [{"f.1": 4 + n, "f.2": 8} | ({"f.3": 16} if n else {}) for n in range(len(drawing.COLOURS) + 1)]
+    rows = [line(f"row {n}", widths={"0": widths}) for n, widths in enumerate(kept)]
+    ((_, figure),) = layers.figures(build(rows, []))
+    axes = figure.axes[0]
+    (image,) = axes.images
+    assert [text.get_text() for text in axes.get_yticklabels()] == [one.name for one in rows]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["f.1", "f.2", "f.3"]
+    shown = np.ma.filled(np.ma.masked_invalid(image.get_array()), -1.0)
+    assert shown.tolist() == [[widths.get(name, -1.0) for name in ("f.1", "f.2", "f.3")] for widths in kept]
+    # seven rows have a line each
+    ((_, figure),) = layers.figures(build(rows[:-1], []))
+    assert len(figure.axes[0].lines) == len(drawing.COLOURS) and not figure.axes[0].images
 
 
 def test_errors_are_held_out_ones_where_these_are_known() -> None:
@@ -262,6 +292,14 @@ def test_a_network_that_two_papers_show_stands_once_and_other_data_apart() -> No
     assert "A again" not in [entry.line.name for entry in group.entries]
     assert "gated" not in [entry.line.name for entry in leaderboard.front(group.entries)]
     assert leaderboard.groups(ROWS[:4]) == []  # three pruned networks are read in their table
+
+
+def test_networks_of_one_name_are_told_apart_by_their_tables() -> None:
+    half = replace(pruned("A at 2x", 2.0, 91.9), table="Half precision (net)", steps={"half": {"kind": "evaluate"}})
+    (group,) = leaderboard.groups([*ROWS, half])
+    named = [group.name(entry) for entry in group.entries]
+    assert named == ["dense", "A at 2x (T)", "A at 2x (Half precision)", "2x B", "cliff", "4x B", "A at 4x"]
+    assert "| A at 2x (Half precision) |" in leaderboard_page._markdown(group, {})[4]
 
 
 def test_the_picture_and_the_page_of_a_network(tmp_path: Path) -> None:

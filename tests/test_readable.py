@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from bench import commands
+from bench import commands, planning
 from bench.claims import Claim
 from bench.registry import Published
 from bench.report import drawing, figures, findings, render
 from bench.report.cells import Cell, Point
 from bench.report.load import Line
-from bench.report.readable import difference, macs_text, readable
+from bench.report.readable import cell_text, difference, macs_text, readable
 from bench.report.tables import build, long
+from bench.rows import Paper
 from bench.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -172,6 +173,25 @@ def test_a_study_says_that_it_is_one() -> None:
         "Claim that holds: A beats B.",
     ]
     assert findings.sentences(lines[:1], {})[1] == "No claim is tied to it."
+
+
+def test_a_study_answers_its_question_first() -> None:
+    lines = [
+        line("first", [TOP1, CHANGE], ours=True),
+        line("second", [cell("top1_difference", 0.04, "pp", 0.27)], ours=True),
+        line("another", [cell("top1_difference", 9.0, "pp", 0.5)], ours=True),
+    ]
+    last = findings.sentences(lines, {}, [("T", "second"), ("T", "first"), ("T", "not measured"), ("U", "another")])[2]
+    change = cell_text(CHANGE)
+    second = "second: top-1 difference +0.04 [-0.23, +0.31] pp"
+    assert last == f"Measured: {second}; first: top-1 change {change} pp (cifar10)."
+    assert "Largest effect: top-1 difference +9.00" in findings.sentences(lines, {}, [("T", "not measured")])[2]
+
+
+@pytest.mark.parametrize("paper", planning.papers().values(), ids=lambda paper: paper.key)
+def test_the_answers_are_rows(paper: Paper) -> None:
+    assert set(paper.answers) <= {(row.table, row.name) for row in paper.rows}
+    assert bool(paper.answers) == paper.key.endswith("_study")
 
 
 def test_one_value_is_the_same_in_every_format() -> None:

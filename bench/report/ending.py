@@ -41,10 +41,9 @@ def largest_effect(lines: Iterable[Line]) -> str:
     Trainings that failed are left out, claims to beat them, and claims that nobody could verify.  Where no methods were
     compared and the largest change is a loss, the best row of its table stands beside it.
     """
-    effects = [m.name for m in metrics.declared().values() if m.panel == 1 and not m.name.endswith(metrics.CONTROL)]
     ran = [line for line in lines if line.ran]
     told = [line for line in ran if not _excused(line)]
-    clear = [(line, line.cells[name]) for name in effects for line in told if _clear(line.cells.get(name))]
+    clear = [(line, line.cells[name]) for name in _effects() for line in told if _clear(line.cells.get(name))]
     # of two methods first: a row that prunes badly is as far from its dense network as one likes
     found = [pair for pair in clear if pair[1].metric.endswith("_difference")]
     if not clear:
@@ -66,6 +65,22 @@ def largest_effect(lines: Iterable[Line]) -> str:
         f"{heading} from {cell_text(its)} {shown.unit} ({best.name}) down to "
         f"{cell_text(cell)} {shown.unit} ({line.name}); {line.table}, {line.scale}."
     )
+
+
+def answered(lines: Sequence[Line]) -> str:
+    """The first difference (in points) of each row, in the lines' order; empty where none was measured."""
+    said = []
+    for line in lines:
+        shown = [line.cells[name] for name in _effects() if name in line.cells]
+        if shown:
+            heading = metric(shown[0].metric, shown[0].unit)
+            said.append(f"{line.name}: {heading.heading} {cell_text(shown[0])} {heading.unit}")
+    return f"Measured: {'; '.join(said)} ({lines[0].scale})." if said else ""
+
+
+def _effects() -> list[str]:
+    """The metrics that are differences in points, but those from a control."""
+    return [m.name for m in metrics.declared().values() if m.panel == 1 and not m.name.endswith(metrics.CONTROL)]
 
 
 def _excused(line: Line) -> bool:

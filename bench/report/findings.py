@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.report.ending import largest_effect
+from bench.report.ending import answered, largest_effect
 from bench.report.load import Line
 from bench.report.render import markdown_text
 
@@ -13,10 +13,11 @@ _NAMED = 3
 _SIZES = {"exact": "come out exactly", "wrong": "come out otherwise"}
 
 
-def sentences(lines: Sequence[Line], sizes: Mapping[str, int]) -> list[str]:
+def sentences(lines: Sequence[Line], sizes: Mapping[str, int], answers: Sequence[tuple[str, str]] = ()) -> list[str]:
     """On published values, on claims, and the largest effect, measured on the paper's own data where anything was.
 
-    ``sizes`` are the verdicts on printed sizes that could be verified, with their numbers.
+    ``sizes`` are the verdicts on printed sizes that could be verified, with their numbers.  Where rows that answer a
+    study's question (``answers``: their tables and names) were measured, they stand in the largest effect's place.
     """
     own = [line for line in lines if line.ran and not line.analogue]
     ran = own or [line for line in lines if line.ran]
@@ -27,7 +28,9 @@ def sentences(lines: Sequence[Line], sizes: Mapping[str, int]) -> list[str]:
         claims = claims if any(line.claim is not None for line in lines) else "No claim is tied to it."
     else:
         printed = _values(own, sizes, unread=_unread(lines))
-    return [printed, claims, f"{where}{largest_effect(ran)}" if ran else "Nothing was run."]
+    found = [line for answer in answers for line in ran if (line.table, line.name) == answer]
+    last = answered(found) or largest_effect(ran)
+    return [printed, claims, f"{where}{last}" if ran else "Nothing was run."]
 
 
 def _unread(lines: Sequence[Line]) -> bool:

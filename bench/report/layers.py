@@ -8,7 +8,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -21,6 +23,8 @@ _LEAST_LAYERS = 3
 # names of rows with the same widths that are written out
 _NAMED = 2
 _WRAP = 55
+# one order of brightness for every eye
+_COLOURS = "cividis"
 # a layer whose channels all stay is rebuilt but for rounding; on a logarithmic axis that would be all there is to see
 _ROUNDING = 1e-6
 
@@ -42,8 +46,9 @@ def figures(table: Table) -> list[tuple[str, Figure]]:
 
 
 def widths(lines: Sequence[Line]) -> tuple[list[str], Curves]:
-    """The convolutions that lose filters in any row, in the network's order, and the filters of each that rows keep.
+    """The convolutions that lose filters in any row, and the filters of each that rows keep.
 
+    They stand in the network's order, where blocks have several those of one kind together: a ResNet's ``conv1`` first.
     A curve's x is the place of the layer among these names.
     """
     kept: dict[str, Mapping[str, int]] = {}
@@ -81,7 +86,9 @@ def _of_one_base(lines: Sequence[Line]) -> list[Line]:
 
 
 def _curves(found: Mapping[str, Mapping[str, float]]) -> tuple[list[str], Curves]:
-    names = sorted({name for values in found.values() for name in values}, key=_natural)
+    names = sorted(
+        {name for values in found.values() for name in values}, key=lambda name: (_kind(name), _natural(name))
+    )
     curves = {
         row: [(float(place), float(values[name])) for place, name in enumerate(names) if name in values]
         for row, values in found.items()
@@ -95,42 +102,74 @@ def gapped(curve: Sequence[tuple[float, float]], places: Sequence[float]) -> lis
     return [known.get(place, math.nan) for place in places]
 
 
+def _kind(name: str) -> str:
+    """``conv2`` of ``layer1.0.conv2``: the blocks' second convolutions stand together; empty where it is a number."""
+    last = name.rpartition(".")[2]
+    return "" if last.isdigit() else last
+
+
 def _natural(name: str) -> list[tuple[int, str]]:
     """``features.10`` behind ``features.7``: numbers by their value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _figure(table: Table, names: Sequence[str], curves: Curves, title: str, base: int) -> Figure:
-    """One line a row; rows that keep the same have one line and one name; more lines than colours are counted only."""
+    """One line a row, of more rows than colours a strip; rows that keep the same have one and one name."""
+    groups = on_each_other(curves, 0.0)
+    if len(groups) > len(COLOURS):
+        figure = _strips(names, {_together(rows): curves[first] for first, rows in groups.items()}, title)
+    else:
+        figure = _lines(names, {_together(rows): curves[first] for first, rows in groups.items()}, title, base)
+    where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
+    figure.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's networks", TITLE), fontsize=11)
+    return figure
+
+
+def _lines(names: Sequence[str], curves: Curves, title: str, base: int) -> Figure:
     figure = Figure(figsize=(7.5, 4.8))
     axes: Axes = figure.subplots()
-    groups = list(on_each_other(curves, 0.0).items())
-    drawn = groups[: len(COLOURS)]
-    # the layers of the rows that are drawn: others would only tear the lines
-    places = sorted({x for first, _ in drawn for x, _ in curves[first]})
-    for number, (first, rows) in enumerate(drawn):
-        axes.plot(
-            range(len(places)),
-            gapped(curves[first], places),
-            color=COLOURS[number],
-            marker=MARKERS[number],
-            markersize=3.5,
-            label=_together(rows),
-        )
+    # an empty place, and so a gap in the lines, between convolutions of two kinds
+    kinds = [_kind(name) for name in names]
+    breaks = [place for place in range(1, len(names)) if kinds[place] != kinds[place - 1]]
+    where = [place + sum(place >= gap for gap in breaks) for place in range(len(names))]
+    for number, (label, curve) in enumerate(curves.items()):
+        look: dict[str, Any] = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 3.5}
+        values = np.insert(gapped(curve, range(len(names))), breaks, math.nan)
+        axes.plot(range(len(values)), values, label=label, **look)
     axes.set_yscale("log", base=base)
     if base == 10:
         axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.02)
-    axes.set_xticks(range(len(places)), [names[int(place)] for place in places], rotation=90, fontsize=7)
+    axes.set_xticks(where, names, rotation=90, fontsize=_letters(names))
     axes.set_ylabel(title)
-    if left_out := sum(len(rows) for _, rows in groups[len(COLOURS) :]):
-        axes.set_title(f"{left_out} rows more are not drawn", fontsize=8, color="#333333")
     legend(figure, axes)
-    where = f"{table.scale}{' (analogue)' if table.analogue else ''}"
-    figure.suptitle(textwrap.fill(f"{table.name}, {where}: the first seed's networks", TITLE), fontsize=11)
     return figure
+
+
+def _strips(names: Sequence[str], curves: Curves, title: str) -> Figure:
+    """A strip of colours for each row, a square a layer; white where a row leaves the layer."""
+    values = np.array([gapped(curve, range(len(names))) for curve in curves.values()])
+    figure = Figure(figsize=(7.5, 2.0 + 0.24 * len(curves)))
+    axes: Axes = figure.subplots()
+    image = axes.imshow(values, norm=LogNorm(), cmap=_COLOURS, interpolation="none", aspect="auto")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=_letters(names))
+    axes.set_yticks(range(len(curves)), list(curves), fontsize=8)
+    if np.isnan(values).any():
+        axes.set_title("white: the row leaves the layer as it is", loc="left", fontsize=8, color="#333333")
+    bar = figure.colorbar(image, ax=axes, label=textwrap.fill(title, 28))
+    bar.ax.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def _letters(names: Sequence[str]) -> float:
+    """The size of letters with which so many names stand side by side."""
+    return min(7.0, 300.0 / len(names))
 
 
 def _together(rows: Sequence[str]) -> str:

@@ -53,10 +53,19 @@ class Group:
         told = f", {' or '.join(f'{n:,}' for n in images)} test images" if images else ""
         return f"{self.network}, {self.scale}{told}"
 
+    def name(self, entry: Entry) -> str:
+        """The row's name, behind it its table's where its paper calls another network of that speed-up so too."""
+        called, twins = _called(entry), sum(_called(other) == _called(entry) for other in self.entries)
+        return called[1] if twins == 1 else f"{called[1]} ({entry.line.table.partition(' (')[0]})"
+
     @property
     def slug(self) -> str:
         """The title as a file name."""
         return slug(f"{self.network} {self.scale}")
+
+
+def _called(entry: Entry) -> tuple[str, str, float]:
+    return entry.line.paper, entry.line.name, round(entry.speedup, 2)
 
 
 def groups(lines: Iterable[Line]) -> list[Group]:

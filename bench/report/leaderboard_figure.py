@@ -68,7 +68,7 @@ def _standings(group: Group, parts: Sequence[Sequence[Entry]], names: Mapping[st
             )
         if dense is not None:
             axes.axvline(dense, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
-        labels = [textwrap.fill(entry.line.name, 42, break_on_hyphens=False) for entry in best]
+        labels = [textwrap.fill(group.name(entry), 42, break_on_hyphens=False) for entry in best]
         axes.set_yticks(range(len(best)), labels, fontsize=8)
         axes.set_ylim(len(best) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
@@ -138,7 +138,7 @@ def _curves(group: Group, names: Mapping[str, str]) -> Figure:
     rest = len(methods) - len(coloured)
     said = [f"grey: {rest} other methods, all in the table"] if rest else []
     if beyond:
-        worst = [f"{entry.line.name} {entry.top1.value:.1f} %" for entry in beyond]
+        worst = [f"{group.name(entry)} {entry.top1.value:.1f} %" for entry in beyond]
         more = [f"{len(worst) - _NAMED} more"] if len(worst) > _NAMED else []
         said.append(f"beyond the axis: {'; '.join(worst[:_NAMED] + more)}")
     if said:

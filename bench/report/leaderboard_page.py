@@ -61,7 +61,7 @@ def _markdown(group: Group, names: Mapping[str, str]) -> list[str]:
         "| :-- | :-- | --: | --: | --: | --: |",
     ]
     for entry in group.entries:
-        name = markdown_text(entry.line.name)
+        name = markdown_text(group.name(entry))
         change = entry.line.cells.get("top1_change")
         cells = [
             f"**{name}**" if entry in best else name,

@@ -37,12 +37,16 @@ _GENERATED = "This page is generated from the row files; edits are overwritten."
 
 @dataclass(frozen=True)
 class About:
-    """What a page says of its paper: title, reference, the deviations from it, which the page numbers, and its rows."""
+    """What a page says of its paper: title, reference, the deviations from it, which the page numbers, and its rows.
+
+    ``answers`` are the tables and names of the rows that answer a study's question.
+    """
 
     title: str
     reference: str
     deviations: list[str]
     rows: Mapping[str, Declared] = field(default_factory=dict)
+    answers: Sequence[tuple[str, str]] = ()
 
 
 def write(
@@ -103,7 +107,7 @@ def _paper(
     text += [
         "## Findings",
         "",
-        *(f"{n}. {said}" for n, said in enumerate(findings.sentences(lines, coverage.decided("size")), start=1)),
+        *(f"{n}. {said}" for n, said in enumerate(_findings(lines, coverage, about), start=1)),
         "",
     ]
     for heading, here in (
@@ -138,6 +142,10 @@ def _paper(
     page = folder / "README.md"
     write_text(page, "\n".join(text).rstrip("\n") + "\n")
     return [*files, page]
+
+
+def _findings(lines: Sequence[Line], coverage: Coverage, about: About) -> list[str]:
+    return findings.sentences(lines, coverage.decided("size"), about.answers)
 
 
 def unmeasured(table: Table, lines: Sequence[Line], rows: Mapping[str, Declared], statements: Mapping[str, str]) -> str:
@@ -251,12 +259,12 @@ def _index(
         titles = {name: render.markdown_text(about.title) for name, about in papers.items()}
         text += ["## What of the published values is decided", "", f"![Values decided, by paper]({_COVERAGE})", ""]
         text += [*covering.markdown(coverages, titles), ""]
-    decided = {paper: coverages.get(paper, EMPTY).decided("size") for paper in papers}
-    paged = [paper for paper in papers if paper in found or decided[paper]]
+    paged = [paper for paper in papers if paper in found or coverages.get(paper, EMPTY).decided("size")]
     text += ["## Findings", ""] if paged else []
     for paper in paged:
         text.append(f"- [{render.markdown_text(papers[paper].title)}]({quote(paper)}/README.md)")
-        text += [*(f"    - {said}" for said in findings.sentences(found.get(paper, []), decided[paper])), ""]
+        said = _findings(found.get(paper, []), coverages.get(paper, EMPTY), papers[paper])
+        text += [*(f"    - {sentence}" for sentence in said), ""]
     text += same
     if counts:
         text += ["## What ran", ""]
