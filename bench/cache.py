@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -14,8 +15,11 @@ from typing import Any
 _KEPT = 8  # answers of other versions of the sources
 
 
-def remembered(name: str, given: str, make: Callable[[], Any]) -> Any:
-    """``make()``, which gives JSON values, or what it gave before for these sources and for ``given``, its input."""
+def remembered(name: str, given: str, make: Callable[[], Any], kept: int = _KEPT) -> Any:
+    """``make()``, which gives JSON values, or what it gave before for these sources and for ``given``, its input.
+
+    The newest ``kept`` answers of that name stay.
+    """
     digest = hashlib.sha256(f"{sources()}\n{given}".encode()).hexdigest()[:16]
     place = folder() / f"{name}-{digest}.json"
     with contextlib.suppress(OSError, ValueError):
@@ -27,7 +31,7 @@ def remembered(name: str, given: str, make: Callable[[], Any]) -> Any:
         temporary.write_text(json.dumps(made))
         temporary.replace(place)
         old = sorted(place.parent.glob(f"{name}-*.json"), key=lambda path: path.stat().st_mtime)
-        for path in old[:-_KEPT]:
+        for path in old[:-kept]:
             path.unlink()
     return made
 
@@ -38,8 +42,9 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pruning-bench"
 
 
+@functools.cache
 def sources() -> str:
-    """A hash of the harness and of the papers' scripts."""
+    """A hash of the harness and of the papers' scripts, as the process found them."""
     hasher = hashlib.sha256()
     for package in ("bench", "reproductions"):
         spec = importlib.util.find_spec(package)

@@ -381,3 +381,23 @@ def test_reports_of_layers_are_kept_in_the_row_file(tmp_path: Path) -> None:
         (tmp_path / "steps" / key / "step.json").write_text(json.dumps({**header, "complete": True}))
     found = rowfile.layers(Store(tmp_path), ["tuned", "dense", "by gradients", "gone"])
     assert found == {"tuned": [{**report, "kept": 2}]}
+
+
+def test_pictures_of_an_equal_table_are_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    drawn: list[str] = []
+    plain = figures._drawn
+    monkeypatch.setattr(figures, "_drawn", lambda table, *rest: (drawn.append(table.slug), plain(table, *rest))[1])
+    rows = [line(f"row {n}", widths={"0": {"f.1": 4 + n, "f.2": 8, "f.3": 8}}) for n in range(4)]
+    folder = tmp_path / "figures"
+    first = figures.draw(build(rows, []), folder)
+    assert first[0] and figures.draw(build(rows, []), folder) == first and len(drawn) == 1
+    # another value deep in a row, another folder, a picture that is gone or another's: drawn
+    other = [*rows[:3], line("row 3", widths={"0": {"f.1": 7, "f.2": 8, "f.3": 9}})]
+    figures.draw(build(other, []), folder)
+    assert len(drawn) == 2
+    assert figures.draw(build(rows, []), folder) == first and len(drawn) == 3  # of the others now
+    figures.draw(build(rows, []), tmp_path / "elsewhere")
+    first[0][1].unlink()
+    figures.draw(build(rows, []), folder)
+    assert len(drawn) == 5 and first[0][1].exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import re
@@ -18,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from bench import metrics
+from bench import cache, metrics
 from bench.report import activity, densities, layers, pictures, precision_recall, training
 from bench.report.cells import Cell, Point
-from bench.report.drawing import COLOURS, MARKERS, STYLE, label_ends, limits, on_each_other, save
+from bench.report.drawing import COLOURS, MARKERS, STYLE, digest_of, label_ends, limits, on_each_other, save
 from bench.report.glossary import metric, position
 from bench.report.judging import CONTRASTS
 from bench.report.load import Line
@@ -32,6 +33,8 @@ from bench.store import write_text
 # fewer lines are read faster in the table
 LEAST_LINES = 4
 _WRAP = 50
+# tables of several folders whose pictures are known
+_REMEMBERED = 1000
 _PANELS_ACROSS = 3
 # distance of two curves' labels, in parts of the panel's height
 _LABEL_GAP = 0.085
@@ -42,8 +45,34 @@ def draw(table: Table, folder: Path, trainings: bool = True) -> tuple[list[Path]
 
     ``<slug>.png`` is the first figure, further ones are named ``<slug>--<what>.png``, each with the same as SVG;
     ``<slug>.csv`` holds the points.  Without ``trainings`` none are drawn: another table's figure shows them.  The
-    texts say of which curves nothing was drawn because there is nothing to see.
+    texts say of which curves nothing was drawn because there is nothing to see.  Pictures that are there, and were
+    made of an equal table by the same sources, are left as they are.
     """
+    made: list[tuple[list[Path], list[str]]] = []
+
+    def told() -> list[Any]:
+        made.append(_drawn(table, folder, trainings))
+        files, said = made[0]
+        return [[[path.name, digest_of(path)] for path in files if path.suffix == ".png"], said]
+
+    given = hashlib.sha256(f"{mpl.__version__} {trainings} {table!r}".encode()).hexdigest()
+    pictures, said = cache.remembered("figures", given, told, _REMEMBERED)
+    if not made:
+        there = [(folder / name, digest) for name, digest in pictures]
+        if all(digest_of(path) == digest and path.with_suffix(".svg").is_file() for path, digest in there):
+            made.append(([file for path, _ in there for file in (path, path.with_suffix(".svg"))], said))
+        else:
+            made.append(_drawn(table, folder, trainings))
+    files, said = made[0]
+    if any(line.points for line in table.lines):
+        path = folder / f"{table.slug}.csv"
+        write_text(path, points_csv(table))
+        files.append(path)
+    return files, said
+
+
+def _drawn(table: Table, folder: Path, trainings: bool) -> tuple[list[Path], list[str]]:
+    """The pictures, and of which curves there are none."""
     said, figures = [], []
     names = sorted({point.cell.metric for line in table.lines for point in line.points}, key=position)
     with mpl.rc_context(STYLE):
@@ -67,10 +96,6 @@ def draw(table: Table, folder: Path, trainings: bool = True) -> tuple[list[Path]
         files = []
         for number, (what, figure) in enumerate(figures):
             files += save(figure, folder / (f"{table.slug}--{what}.png" if number else f"{table.slug}.png"))
-    if names:
-        path = folder / f"{table.slug}.csv"
-        write_text(path, points_csv(table))
-        files.append(path)
     return files, said
 
 

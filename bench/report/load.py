@@ -105,7 +105,7 @@ class Line:
     claim: Claim | None = None
     decision: Verdict | None = None
     bases: tuple[float, float] | None = None
-    sizes: Callable[[], Sequence[Decided]] = tuple
+    sizes: Callable[[], Sequence[Decided]] = field(default=tuple, repr=False)
 
     @property
     def ran(self) -> bool:
