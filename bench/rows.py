@@ -102,12 +102,16 @@ class Row:
         return self.shape() if callable(self.shape) else self.shape
 
 
+# the reference of what no paper prints
+STUDY = "a study of ours"
+
+
 @dataclass(frozen=True)
 class Paper:
     """One publication: its key (the script's name), title, reference, tables in order, rows, numbered deviations.
 
     ``metrics`` are declared here where nothing else measures them; ``answers`` are the tables and names of the rows
-    that answer a study's question, which its page gives first.
+    that answer its question where no printed value does, which its page gives first.
     """
 
     key: str

@@ -29,7 +29,7 @@ from bench.models.checkpoint import checkpoint, network, takes_channels_last
 from bench.models.recipe import Recipe
 from bench.protocols import protocol
 from bench.pruning.peers import renew
-from bench.rows import Chain, Paper, Row, Setting
+from bench.rows import STUDY, Chain, Paper, Row, Setting
 from bench.steps import Context, Kind, Step, make_step
 from bench.store import Record, Result
 from bench.train.distillation import Distillation, distil
@@ -294,7 +294,7 @@ def paper() -> Paper:
     ]
     title = "What brings a pruned network back"
     answers = [(TABLE, name) for name in ("not tuned", "rate 0.003", "rate 0.01", "rate 0.03", "rate 0.01, distilled")]
-    return Paper("fine_tuning_study", title, "a study of ours", rows, DEVIATIONS, METRICS, answers)
+    return Paper("fine_tuning_study", title, STUDY, rows, DEVIATIONS, METRICS, answers)
 
 
 if __name__ == "__main__":

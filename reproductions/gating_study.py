@@ -18,7 +18,7 @@ from bench.gating.layer import PAPER, GateOptions
 from bench.measure import steps as comparing
 from bench.models.recipe import Recipe
 from bench.protocols import protocol
-from bench.rows import Chain, Paper, Row, Setting
+from bench.rows import STUDY, Chain, Paper, Row, Setting
 from bench.steps import Step
 from reproductions.fbs import FBS, LAMBDA, OPTIONS, POINTS, PROTOCOLS, activity_of, at, chain, mcifarnet
 
@@ -135,7 +135,7 @@ def paper() -> Paper:
         (CHOICE, f"{at(500)}: saliencies for each image, of the same channels"),
         (START, f"{at(500)}: the paper's start instead of ours"),
     ]
-    return Paper("gating_study", "What the gates of FBS look at", "a study of ours", rows, DEVIATIONS, answers=answers)
+    return Paper("gating_study", "What the gates of FBS look at", STUDY, rows, DEVIATIONS, answers=answers)
 
 
 if __name__ == "__main__":

@@ -494,7 +494,8 @@ def paper() -> Paper:
     """The paper as the harness sees it."""
     rows = [*criteria(), *localization_worth(), *paper_tables()]
     title = "Localization-aware Channel Pruning for Object Detection"
-    return Paper("localization_aware_ssd", title, "Xie et al.; arXiv 1911.02237v3", rows, DEVIATIONS)
+    answers = [(row.table, row.name) for row in localization_worth()]
+    return Paper("localization_aware_ssd", title, "Xie et al.; arXiv 1911.02237v3", rows, DEVIATIONS, answers=answers)
 
 
 if __name__ == "__main__":

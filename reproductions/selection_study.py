@@ -20,7 +20,7 @@ from bench.models.recipe import Recipe
 from bench.protocols import protocol
 from bench.pruning import peers
 from bench.pruning import steps as pruning
-from bench.rows import Chain, Paper, Row, Setting
+from bench.rows import STUDY, Chain, Paper, Row, Setting
 from bench.steps import Step
 from bench.zoo import resnet56
 from reproductions.channel_pruning import PROTOCOLS, ChannelPruning, chain, error_driven, inner_uniform
@@ -234,7 +234,7 @@ def paper() -> Paper:
     rows = [*(row for speedup in SPEEDUPS for row in at(speedup)), *what_each_part_is_worth(), *readings()]
     rows = [replace(row, seeds_at={"clutter": seeds_on_clutter(row)}) for row in rows]
     title = "What selection, widths and reconstruction are worth"
-    return Paper("selection_study", title, "a study of ours", rows, DEVIATIONS, answers=ANSWERS)
+    return Paper("selection_study", title, STUDY, rows, DEVIATIONS, answers=ANSWERS)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,8 @@ def test_findings_are_three_sentences_without_what_nobody_verified() -> None:
     ]
     assert findings.sentences(lines, {"exact": 13, "wrong": 1}) == [
         "Reproduced: dense (T); printed sizes: 13 come out exactly, 1 come out otherwise.",
-        "Claim that holds: A beats B.",
+        "Claim that holds: A beats B. On what nobody could check in the publication, and so in no count: values: "
+        "1 [not reproduced]; claims: 1 [does not hold].",
         "Largest effect: top-1 difference +3.60 [+2.80, +4.40] pp, A against B (T, cifar10).",
     ]
     assert findings.sentences(lines[4:], {}) == [
@@ -191,7 +192,7 @@ def test_a_study_answers_its_question_first() -> None:
 @pytest.mark.parametrize("paper", planning.papers().values(), ids=lambda paper: paper.key)
 def test_the_answers_are_rows(paper: Paper) -> None:
     assert set(paper.answers) <= {(row.table, row.name) for row in paper.rows}
-    assert bool(paper.answers) == paper.key.endswith("_study")
+    assert paper.answers or not paper.key.endswith("_study")
 
 
 def test_one_value_is_the_same_in_every_format() -> None:

@@ -569,6 +569,10 @@ def test_curves_are_drawn_and_written(runs: Runs, tmp_path: Path) -> None:
     assert found["conv1_2", "lasso", 1.25] == (0.125, -0.375)
     assert {row["metric"] for row in rows} == {"top1_err_increase"}
     assert text_of(runs.table(), "conv1_2", "curve") == "6 points"
+    told = {
+        (one["row"], one["curve"], one["at"]): (one["value"], one["low"]) for one in long(runs.table()) if one["curve"]
+    }
+    assert told == found
 
 
 def test_labels_of_curves_do_not_overlap() -> None:

@@ -69,8 +69,9 @@ def write(results: Path) -> list[Path]:
         "",
         "Each network is timed in turns with its dense one, in fresh processes: as it is, and in its best form (batch "
         "norm folded, channels-last, compiled where that was asked for). *Share of the saving*: the speed-up over the "
-        "dense network, both in their best forms, in per cent of what the MACs promise. A dash: the interval was "
-        "wider than 5 %, or the difference smaller than that of one network from itself in the same run.",
+        "dense network, both in their best forms, in per cent of what the MACs (of convolutions and fully connected "
+        "layers) promise. A dash: the interval was wider than 5 %, or the difference smaller than that of one network "
+        "from itself in the same run; where no speed-up is said, nothing is of the layers.",
         "",
     ]
     for machine in dict.fromkeys(map(_machine, values)):
@@ -132,7 +133,10 @@ def _section(value: Mapping[str, Any]) -> list[str]:
     if value["not_measured"]:
         text += [f"Not measured: {markdown_text(value['not_measured'])}.", ""]
     text += [*(f"- {markdown_text(note)}" for note in value["notes"]), ""]
-    text += [line for reason in value["why"] for line in (markdown_text(reason), "")]
+    told = [row["network"] for row in value["rows"] if row.get("best_over_dense_best") or row.get("over_dense")]
+    # where the whole network's speed-up is not said, its layers' times are noise too
+    reasons = [reason for reason in value["why"] if any(reason.startswith(f"{name}: ") for name in told)]
+    text += [line for reason in reasons for line in (markdown_text(reason), "")]
     code, date = value["code"], value["date"][:10]
     versions = ", ".join(f"{name} {version}" for name, version in (value["device"] or {}).get("versions", {}).items())
     return [*text, f"Code {code}, {date}; {versions}; processes: {value.get('launched', 'fresh interpreter')}.", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from bench.report.ending import answered, largest_effect
@@ -16,8 +17,8 @@ _SIZES = {"exact": "come out exactly", "wrong": "come out otherwise"}
 def sentences(lines: Sequence[Line], sizes: Mapping[str, int], answers: Sequence[tuple[str, str]] = ()) -> list[str]:
     """On published values, on claims, and the largest effect, measured on the paper's own data where anything was.
 
-    ``sizes`` are the verdicts on printed sizes that could be verified, with their numbers.  Where rows that answer a
-    study's question (``answers``: their tables and names) were measured, they stand in the largest effect's place.
+    ``sizes`` are the verdicts on printed sizes that could be verified, with their numbers.  Where rows that answer the
+    paper's question (``answers``: their tables and names) were measured, they stand in the largest effect's place.
     """
     own = [line for line in lines if line.ran and not line.analogue]
     ran = own or [line for line in lines if line.ran]
@@ -28,6 +29,7 @@ def sentences(lines: Sequence[Line], sizes: Mapping[str, int], answers: Sequence
         claims = claims if any(line.claim is not None for line in lines) else "No claim is tied to it."
     else:
         printed = _values(own, sizes, unread=_unread(lines))
+    claims += _brackets(own)
     found = [line for answer in answers for line in ran if (line.table, line.name) == answer]
     last = answered(found) or largest_effect(ran)
     return [printed, claims, f"{where}{last}" if ran else "Nothing was run."]
@@ -74,6 +76,24 @@ def _claims(lines: Sequence[Line]) -> str:
         return "None of its claims that could be verified has been decided on its own data yet."
     return " ".join(f"{'Claim' if len(names) == 1 else 'Claims'} that {_verb(word, names)}: {_named(names)}."
                     for word, names in found.items())  # fmt: skip
+
+
+def _brackets(lines: Sequence[Line]) -> str:
+    """How many verdicts of each kind count nowhere, because nobody could check what they are on."""
+    claims = Counter(line.decision.word for line in lines if line.decision is not None and not line.decision.verified)
+    values = Counter(
+        verdict.word
+        for line in lines
+        if line.decision is None
+        for verdict in line.verdicts.values()
+        if not verdict.verified and not verdict.word.startswith("check")
+    )
+    parts = [
+        f"{what}: {', '.join(f'{count} [{word}]' for word, count in counts.items())}"
+        for what, counts in (("values", values), ("claims", claims))
+        if counts
+    ]
+    return f" On what nobody could check in the publication, and so in no count: {'; '.join(parts)}." if parts else ""
 
 
 def _verb(word: str, names: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ _LEAST_LAYERS = 3
 # names of rows with the same widths that are written out
 _NAMED = 2
 _WRAP = 55
+_MANY = 40
 # one order of brightness for every eye
 _COLOURS = "cividis"
 # a layer whose channels all stay is rebuilt but for rounding; on a logarithmic axis that would be all there is to see
@@ -156,7 +157,9 @@ def _strips(names: Sequence[str], curves: Curves, title: str) -> Figure:
     image = axes.imshow(values, norm=LogNorm(), cmap=_COLOURS, interpolation="none", aspect="auto")
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=_letters(names))
+    # of many layers every other one's name has room
+    apart = 2 if len(names) > _MANY else 1
+    axes.set_xticks(range(0, len(names), apart), names[::apart], rotation=90, fontsize=_letters(names[::apart]))
     axes.set_yticks(range(len(curves)), list(curves), fontsize=8)
     if np.isnan(values).any():
         axes.set_title("white: the row leaves the layer as it is", loc="left", fontsize=8, color="#333333")

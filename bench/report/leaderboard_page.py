@@ -29,6 +29,9 @@ _ABOUT = (
 )
 
 
+_CHANGE = ("top1_change", "change_low", "change_high")
+
+
 def write(root: Path, found: Mapping[str, Sequence[Line]], names: Mapping[str, str]) -> tuple[list[Path], list[str]]:
     """Writes the page with its pictures and values into ``root``; returns the files and the index's lines."""
     here = groups(line for lines in found.values() for line in lines)
@@ -79,11 +82,14 @@ def csv_text(group: Group) -> str:
     """Every entry unrounded."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["paper", "row", "method", "speedup", "macs", "top1_acc", "low", "high", "n", "seeds", "front"])
+    top1 = ("top1_acc", "low", "high", "n", "seeds")
+    writer.writerow(["paper", "row", "name", "speedup", "macs", *top1, *_CHANGE, "front"])
     best = front(group.entries)
     for entry in group.entries:
         cell = entry.top1
         macs = None if entry.macs is None else entry.macs.value
-        values = (entry.speedup, macs, cell.value, cell.low, cell.high, cell.n, cell.seeds, entry in best)
-        writer.writerow([entry.line.paper, entry.line.id, entry.method, *values])
+        values = (entry.speedup, macs, cell.value, cell.low, cell.high, cell.n, cell.seeds)
+        change = entry.line.cells.get("top1_change")
+        changes = ("", "", "") if change is None else (change.value, change.low, change.high)
+        writer.writerow([entry.line.paper, entry.line.id, group.name(entry), *values, *changes, entry in best])
     return file.getvalue()

@@ -18,6 +18,7 @@ from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
 from bench.report.readable import DAGGER
 from bench.report.tables import Table, build_all
+from bench.rows import STUDY
 from bench.store import disk_errors, write_text
 
 _FORMATS = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
@@ -39,7 +40,7 @@ _GENERATED = "This page is generated from the row files; edits are overwritten."
 class About:
     """What a page says of its paper: title, reference, the deviations from it, which the page numbers, and its rows.
 
-    ``answers`` are the tables and names of the rows that answer a study's question.
+    ``answers`` are the tables and names of the rows that answer its question, where no printed value does.
     """
 
     title: str
@@ -129,7 +130,7 @@ def _paper(
     text += [*sized, *networks.markdown(folder)]
     files += of_sizes
     if about.deviations:
-        text += ["## Deviations from the paper", ""]
+        text += ["## How it was done" if about.reference == STUDY else "## Deviations from the paper", ""]
         text += [f"{number}. {deviation}" for number, deviation in enumerate(about.deviations, start=1)]
         text.append("")
     text += _commands(tables)

@@ -327,10 +327,12 @@ def long(table: Table) -> list[dict[str, Any]]:
     """Every measured value of the table, unrounded, one a row: with its interval, counts, setting, what was published.
 
     An analogue's published value is in a column of its own, ``quoted``, never in ``published``.  A row that did not run
-    has one line with its status; the sizes at the paper's own shape are metrics that begin with ``own_shape_``, those
-    among them that are printed, as the paper counts them and with their verdicts, with ``printed_``.
+    has one line with its status, a point its ``curve`` and the speed-up ``at`` which it lies; the sizes at the paper's
+    own shape are metrics that begin with ``own_shape_``, those among them that are printed, as the paper counts them
+    and with their verdicts, with ``printed_``.
     """
     rows = []
+    curved = ("curve", "at") if any(line.points for line in table.lines) else ()
     for line in table.lines:
         seeds = line.setting.get("seeds", [])
         about = {
@@ -352,7 +354,8 @@ def long(table: Table) -> list[dict[str, Any]]:
                 "second": "" if claim is None else claim.second,
                 "smallest_of_interest": None if claim is None else claim.smallest,
             }
-        empty = dict.fromkeys(("metric", *_OF_A_CELL, "published", "quoted", "published_unit", "verified", "verdict"))
+        columns = ("metric", *curved, *_OF_A_CELL, "published", "quoted", "published_unit", "verified", "verdict")
+        empty = dict.fromkeys(columns)
         found = []
         for name in sorted({*line.cells, *line.links}, key=position):
             cell, entry = line.cells.get(name), line.links.get(name)
@@ -364,6 +367,9 @@ def long(table: Table) -> list[dict[str, Any]]:
             if name in line.verdicts:
                 value["verdict"] = str(line.verdicts[name])
             found.append(value)
+        for point in line.points:
+            value = {**empty, "metric": point.cell.metric, "curve": point.series, "at": point.x}
+            found.append(value | {part: getattr(point.cell, part, None) for part in _OF_A_CELL})
         if line.decision is not None and line.claim is not None:
             # of the contrast that decides it; the others stand beside it
             for value in found:
