@@ -186,6 +186,11 @@ def test_a_study_answers_its_question_first() -> None:
     change = cell_text(CHANGE)
     second = "second: top-1 difference +0.04 [-0.23, +0.31] pp"
     assert last == f"Measured: {second}; first: top-1 change {change} pp (cifar10)."
+    both = [lines[1], line("second", [cell("top1_difference", 1.0, "pp", 0.5)], "elsewhere", ours=True)]
+    assert findings.sentences(both, {}, [("T", "second")])[2] == f"Measured: {second} (cifar10)."
+    both = [replace(one, analogue=True) for one in both]
+    told = findings.sentences(both, {}, [("T", "second")])[2]
+    assert told.endswith(f"Measured: {second} (cifar10). second: top-1 difference +1.00 [+0.50, +1.50] pp (elsewhere).")
     assert "Largest effect: top-1 difference +9.00" in findings.sentences(lines, {}, [("T", "not measured")])[2]
 
 

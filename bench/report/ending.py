@@ -68,14 +68,16 @@ def largest_effect(lines: Iterable[Line]) -> str:
 
 
 def answered(lines: Sequence[Line]) -> str:
-    """The first difference (in points) of each row, in the lines' order; empty where none was measured."""
-    said = []
+    """The first difference (in points) of each row, by scale, in the lines' order; empty where none was measured."""
+    found: dict[str, list[str]] = {}
     for line in lines:
         shown = [line.cells[name] for name in _effects() if name in line.cells]
         if shown:
             heading = metric(shown[0].metric, shown[0].unit)
-            said.append(f"{line.name}: {heading.heading} {cell_text(shown[0])} {heading.unit}")
-    return f"Measured: {'; '.join(said)} ({lines[0].scale})." if said else ""
+            said = f"{line.name}: {heading.heading} {cell_text(shown[0])} {heading.unit}"
+            found[line.scale] = [*found.get(line.scale, []), said]
+    parts = [f"{'; '.join(said)} ({scale})" for scale, said in found.items()]
+    return f"Measured: {'. '.join(parts)}." if parts else ""
 
 
 def _effects() -> list[str]:

@@ -89,7 +89,7 @@ def _brackets(lines: Sequence[Line]) -> str:
         if not verdict.verified and not verdict.word.startswith("check")
     )
     parts = [
-        f"{what}: {', '.join(f'{count} [{word}]' for word, count in counts.items())}"
+        f"{what}: {', '.join(f'{count} [{word}]' for word, count in sorted(counts.items()))}"
         for what, counts in (("values", values), ("claims", claims))
         if counts
     ]
