@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -15,18 +16,20 @@ from paper_rows import chain_of, path, schedules
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bench import sizes
+from bench import planning, runner, sizes, zoo
 from bench.claims import load as load_claims
 from bench.contrasts import claim_row
 from bench.data.images import MemorySplit
 from bench.models.checkpoint import checkpoint, network
 from bench.models.recipe import Recipe
 from bench.models.vgg19 import CONVS
+from bench.planning import Job
 from bench.pruning import discrimination_steps as steps
 from bench.pruning.greedy import Greedy
 from bench.pruning.steps import calibration_images
 from bench.registry import find, load
 from bench.steps import Context
+from bench.store import Store
 from bench.train import steps as training
 from bench.train.schedule import Schedule
 from reproductions import discrimination_aware as dcp
@@ -381,3 +384,28 @@ def test_a_segment_from_data_to_a_smaller_network(tmp_path: Path) -> None:
     assert small.facts["layers"][0]["first_loss"] == pytest.approx(total, rel=1e-4)
     assert [len(layer["order"]) for layer in small.facts["layers"]] == [2, 3]
     assert net(torch.zeros(1, 3, 8, 8)).shape == (1, 4)
+
+
+@pytest.mark.slow
+def test_rows_of_both_selections_reach_their_row_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From data to row files and a page, with an epoch for each stage: what each row keeps, layer by layer."""
+    once = Schedule(1, 0.05, 64)
+    short = dcp.Protocol(once, replace(once, epochs=5), images=20, each=once, batch=20, walk=80)
+    monkeypatch.setattr(dcp, "PROTOCOLS", {(zoo.ANY, zoo.ANY): short})
+    job = Job(out=tmp_path, scale="digits", device="cpu", seed=0, progress=False)
+    names = ("DCP", "DCP-Adapt", "ThiNet")
+    chosen = [ROWS[T1, f"ResNet-56, {name}"] for name in names]
+    outcomes = runner.run(planning.plan(PAPER, chosen, job), job, Store(tmp_path))
+    assert {outcome.status for outcome in outcomes} == {runner.OK}, outcomes
+    for name, outcome in zip(names, outcomes, strict=True):
+        assert outcome.file is not None
+        found = json.loads(outcome.file.read_text())
+        (widths,) = found["widths"].values()
+        inner = [count for layer, count in widths.items() if layer.endswith("conv1")]
+        if name != "DCP-Adapt":  # of ResNet-20 at half of its width (8, 16, 32) half is left
+            assert Counter(inner) == {4: 3, 8: 3, 16: 3}, name
+        # errors of a reconstruction: the choice by gradients has none
+        kept = [len(reports) for reports in found["layers"].values()]
+        assert kept == ([9] if name == "ThiNet" else []), name
+        measured = {record["metric"] for record in found["records"]}
+        assert {"top1_acc", "top1_change", "speedup"} <= measured, name
