@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from bench import planning, saved
 from bench.errors import UserError
 from bench.latency.contestants import FORWARD, LAYOUTS, MODES, Subject, check_dtype
@@ -45,9 +47,19 @@ class Where:
 
 
 def recipe_of_model(name: str, size: int | None) -> Recipe:
-    """A model by the name of its builder, or MODULE:FACTORY."""
+    """A model by the name of its builder, or MODULE:FACTORY.
+
+    Raises :class:`UserError` for a ``size`` of images that the model does not take.
+    """
     side = size or next((side for known, side in SIDES.items() if name.startswith(known)), 224)
-    return Recipe(name, {}, (3, side, side))
+    recipe = Recipe(name, {}, (3, side, side))
+    if size is not None:
+        model = recipe.build("meta").eval()
+        try:
+            model(torch.empty(1, *recipe.input_shape, device="meta"))
+        except RuntimeError as error:
+            raise UserError(f"{name} takes no images of {side}x{side} ({error}): give another --size") from error
+    return recipe
 
 
 def subjects(name: str, size: int | None = None, weights: str | None = None) -> list[Subject]:

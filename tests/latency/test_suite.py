@@ -125,3 +125,10 @@ def test_mistakes() -> None:
     ):
         with pytest.raises(UserError, match=text):
             suite.check(where)
+
+
+def test_a_size_that_a_model_does_not_take_is_refused_before_anything_is_timed() -> None:
+    with pytest.raises(UserError, match=r"vgg16 takes no images of 2x2 .* give another --size"):
+        suite.subjects("vgg16", 2)
+    (subject,) = suite.subjects("vgg16", 64)
+    assert subject.recipe.input_shape == (3, 64, 64)
