@@ -401,3 +401,13 @@ def test_pictures_of_an_equal_table_are_not_drawn_again(tmp_path: Path, monkeypa
     first[0][1].unlink()
     figures.draw(build(rows, []), folder)
     assert len(drawn) == 5 and first[0][1].exists()
+
+
+def test_trainings_without_an_accuracy_have_one_panel() -> None:
+    epochs = [{"epoch": n, "loss": 2.0 / n} for n in (1, 2, 3)]
+    history = {"one": {"step": "dense()", "seed": 0, "epochs": epochs}}
+    rows = [line("a", widths={"one": {}}, history=history)]
+    made = training.figure(build(rows, []))
+    assert made is not None
+    (axes,) = made.axes
+    assert axes.get_ylabel() == "training loss" and axes.lines[0].get_xydata().tolist() == [[1, 2], [2, 1], [3, 2 / 3]]  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from bench import rounded
 from bench.report.drawing import COLOURS, legend
 from bench.report.tables import Table
 
-_ACROSS, _WRAP = 3, 46
+_ACROSS, _WRAP = 3, 36
 # by the names of the row file: colour and dashes
 _LOOKS: dict[str, tuple[str, Any]] = {"dense": (COLOURS[0], "-"), "pruned": (COLOURS[1], (0, (5, 1.5)))}
 

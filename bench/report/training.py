@@ -55,15 +55,20 @@ def _step(name: str) -> str:
 
 
 def figure(table: Table) -> Figure | None:
-    """Loss and accuracy side by side; None where no row of the table ends in a training of more than an epoch."""
+    """Loss and, where it is known, accuracy side by side.
+
+    None where no row of the table ends in a training of more than an epoch.
+    """
     found = histories(table.lines)
     curves = {name: told for name, told in found.items() if len(told["loss"]) > 1}
     if not any(line.name in curves for line in table.lines):
         return None
     shown = dict(list(curves.items())[: len(COLOURS)])
     figure = Figure(figsize=(7.5, 3.9))
-    panels = figure.subplots(1, 2)
-    for axes, (what, title) in zip(panels, PANELS, strict=True):
+    # detectors have no accuracy while they are trained
+    known = [(what, title) for what, title in PANELS if any(told[what] for told in shown.values())]
+    panels = figure.subplots(1, len(known), squeeze=False)[0]
+    for axes, (what, title) in zip(panels, known, strict=True):
         for number, (name, told) in enumerate(shown.items()):
             xs, values = zip(*told[what], strict=True) if told[what] else ((), ())
             label = textwrap.fill(name, _WRAP)
