@@ -105,8 +105,8 @@ def shape(row: Row) -> Recipe | None:
 def grouped(networks: Sequence[Subject], where: Where, multiple: int | None = None) -> list[list[Point]]:
     """The points of some networks, in chunks of one dense network each: what the networks were pruned from.
 
-    ``multiple`` adds each pruned network with its widths rounded to that.  Raises :class:`UserError` for a number
-    format or mode that cannot be timed there.
+    ``multiple`` adds each pruned network with its widths rounded to that, with fresh weights: they take as long.
+    Raises :class:`UserError` for a number format or mode that cannot be timed there.
     """
     check(where)
     groups: dict[str, tuple[Subject, list[Subject]]] = {}
@@ -118,10 +118,10 @@ def grouped(networks: Sequence[Subject], where: Where, multiple: int | None = No
             groups[key] = (replace(one, name=dense.name if one.weights is None else one.name), members)
             continue
         members.append(one)
-        if multiple is not None and one.weights is None:
+        if multiple is not None:
             small = rounded(one.recipe, multiple)
             if small != one.recipe:
-                members.append(replace(one, name=f"{one.name}, rounded to {multiple}", recipe=small))
+                members.append(Subject(f"{one.name}, rounded to {multiple}", small))
     return [
         [
             Point(

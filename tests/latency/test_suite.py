@@ -94,6 +94,18 @@ def test_a_saved_network_brings_its_weights(tmp_path: Path) -> None:
     assert found == Subject("net", recipe, str(tmp_path / "net"))
     ((point,),) = suite.grouped([found], Where((1,), ("fp32",), "cpu"))
     assert point.dense.recipe == recipe.base and point.networks == (found,)
+    # 4 of 8 filters stay: 8 is no smaller
+    ((point,),) = suite.grouped([found], Where((1,), ("fp32",), "cpu"), 8)
+    assert point.networks == (found,)
+
+
+def test_a_saved_network_is_timed_rounded_too(tmp_path: Path) -> None:
+    recipe = Recipe("cifar_resnet20", {"num_classes": 10}, (3, 16, 16)).removed({"layer2.0.conv1": 13})
+    saved.save(recipe.build(), recipe, tmp_path / "net")
+    ((point,),) = suite.grouped(suite.subjects(str(tmp_path / "net")), Where((1,), ("fp32",), "cpu"), 8)
+    plain, small = point.networks
+    assert plain.weights == str(tmp_path / "net")
+    assert small == Subject("net, rounded to 8", recipe.base.removed({"layer2.0.conv1": 16}))
 
 
 def test_networks_of_one_dense_network_share_its_points() -> None:
