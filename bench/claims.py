@@ -57,6 +57,11 @@ class Claim:
     source: str
     verified: bool
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is claimed of another network or of other data: its source says what is ``here`` instead."""
+        return re.search(r"\bhere\b", self.source) is not None
+
 
 def _claim(cells: dict[str, str]) -> Claim:
     """One checked row; raises ValueError with what is wrong and what to do."""

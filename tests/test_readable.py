@@ -176,6 +176,16 @@ def test_a_study_says_that_it_is_one() -> None:
     assert findings.sentences(lines[:1], {})[1] == "No claim is tied to it."
 
 
+def test_claims_of_other_networks_are_told() -> None:
+    away = replace(claim("C beats D"), source="Figure 4; there VGG-GAP on CUB-200, here ResNet-56")
+    near = replace(claim("A beats B"), source="Table 1: where 2 is printed")
+    lines = [line(one.statement, claim=one, decision=Verdict("holds")) for one in (near, away)]
+    other = " claimed of another network or other data)"
+    assert findings.sentences(lines, {})[1] == f"Claims that hold: A beats B; C beats D (1 of them{other}."
+    assert findings.sentences(lines[1:], {})[1] == f"Claim that holds: C beats D ({other.strip()}."
+    assert findings.sentences(lines[:1], {})[1] == "Claim that holds: A beats B."
+
+
 def test_a_study_answers_its_question_first() -> None:
     lines = [
         line("first", [TOP1, CHANGE], ours=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from bench.claims import Claim
 from bench.report.ending import answered, largest_effect
 from bench.report.load import Line
 from bench.report.render import markdown_text
@@ -68,14 +69,20 @@ def _values(lines: Sequence[Line], sizes: Mapping[str, int], unread: bool) -> st
 
 def _claims(lines: Sequence[Line]) -> str:
     """Which of the paper's claims hold on its own data."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Claim]] = {}
     for line in lines:
         if line.claim is not None and line.decision is not None and line.decision.verified:
-            found.setdefault(line.decision.word, []).append(line.claim.statement)
+            found.setdefault(line.decision.word, []).append(line.claim)
     if not found:
         return "None of its claims that could be verified has been decided on its own data yet."
-    return " ".join(f"{'Claim' if len(names) == 1 else 'Claims'} that {_verb(word, names)}: {_named(names)}."
-                    for word, names in found.items())  # fmt: skip
+    said = []
+    for word, claims in found.items():
+        names = [claim.statement for claim in claims]
+        said.append(f"{'Claim' if len(names) == 1 else 'Claims'} that {_verb(word, names)}: {_named(names)}")
+        if others := sum(claim.elsewhere for claim in claims):
+            of = "" if len(claims) == 1 else "all " if others == len(claims) else f"{others} of them "
+            said[-1] += f" ({of}claimed of another network or other data)"
+    return " ".join(f"{text}." for text in said)
 
 
 def _brackets(lines: Sequence[Line]) -> str:
