@@ -37,7 +37,7 @@ from bench.report import load as loading
 from bench.report import power as powering
 from bench.report import tables as building
 from bench.report.load import Declared
-from bench.rows import Paper, Row
+from bench.rows import STUDY, Paper, Row
 from bench.steps import Kind
 from bench.store import Store, disk_errors, write_json
 from bench.tracking import mirror, mirrored, modes
@@ -86,7 +86,14 @@ def _sizes(paper: Paper, row: Row, published: Sequence[Published]) -> list[sizin
 def abouts() -> dict[str, pages.About]:
     """Titles, references, deviations and rows of all papers, for their pages."""
     return {
-        key: pages.About(paper.title, paper.reference, paper.deviations, _declared(paper), paper.answers)
+        key: pages.About(
+            paper.title,
+            paper.reference,
+            paper.deviations,
+            _declared(paper),
+            paper.answers,
+            study=paper.reference == STUDY,
+        )
         for key, paper in planning.papers().items()
     }
 

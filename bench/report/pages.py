@@ -18,7 +18,6 @@ from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
 from bench.report.readable import DAGGER
 from bench.report.tables import Table, build_all
-from bench.rows import STUDY
 from bench.store import disk_errors, write_text
 
 _FORMATS = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
@@ -40,7 +39,8 @@ _GENERATED = "This page is generated from the row files; edits are overwritten."
 class About:
     """What a page says of its paper: title, reference, the deviations from it, which the page numbers, and its rows.
 
-    ``answers`` are the tables and names of the rows that answer its question, where no printed value does.
+    ``answers`` are the tables and names of the rows that answer its question, where no printed value does; a
+    ``study`` of ours has no paper to deviate from.
     """
 
     title: str
@@ -48,6 +48,7 @@ class About:
     deviations: list[str]
     rows: Mapping[str, Declared] = field(default_factory=dict)
     answers: Sequence[tuple[str, str]] = ()
+    study: bool = False
 
 
 def write(
@@ -130,7 +131,7 @@ def _paper(
     text += [*sized, *networks.markdown(folder)]
     files += of_sizes
     if about.deviations:
-        text += ["## How it was done" if about.reference == STUDY else "## Deviations from the paper", ""]
+        text += ["## How it was done" if about.study else "## Deviations from the paper", ""]
         text += [f"{number}. {deviation}" for number, deviation in enumerate(about.deviations, start=1)]
         text.append("")
     text += _commands(tables)
