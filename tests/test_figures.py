@@ -299,7 +299,32 @@ def test_networks_of_one_name_are_told_apart_by_their_tables() -> None:
     (group,) = leaderboard.groups([*ROWS, half])
     named = [group.name(entry) for entry in group.entries]
     assert named == ["dense", "A at 2x (T)", "A at 2x (Half precision)", "2x B", "cliff", "4x B", "A at 4x"]
-    assert "| A at 2x (Half precision) |" in leaderboard_page._markdown(group, {})[4]
+    assert "| A at 2x (Half precision) |" in leaderboard_page._markdown(group, {})[6]
+
+
+def test_what_was_trained_longer_beats_nothing_that_was_not() -> None:
+    """Epochs after the dense network: its own and those of a dense network tuned beside it are not counted."""
+    dense, beside = history("dense(net, seed 0)", 0, 4.0, 3.0), history("fine-tuned(dense(net, seed 0))", 0, 2.0, 1.0)
+    sparse = history("sparse(dense(net, seed 0))", 0, 3.0)
+    tuned, again = (history("tuned(slimmed(2x, dense(net, seed 0)))", seed, 2.0, 1.5) for seed in (0, 1))
+    told = {str(n): one for n, one in enumerate([dense, beside, sparse, tuned, again])}
+    rows = [
+        *ROWS,
+        pruned("dense (tuned)", 1.0, 93.5, history={"0": dense, "1": beside}),
+        pruned("slim", 2.0, 92.5, history=told),
+        pruned("slim, shorter", 2.01, 92.4, history={"0": dense, "3": tuned}),
+        pruned("C", 1.99, 91.9),
+    ]
+    (group,) = leaderboard.groups(rows)
+    epochs = {entry.line.name: entry.epochs for entry in group.entries}
+    assert epochs["slim"] == 3 and epochs["slim, shorter"] == 2 and epochs["A at 2x"] == 0
+    assert epochs["dense"] == 0 and epochs["dense (tuned)"] == 2
+    # C has a hundredth more MACs than A and less accuracy; A is behind both tuned ones, which had epochs it had not
+    best = [entry.line.name for entry in leaderboard.front(group.entries)]
+    assert best == ["slim", "slim, shorter", "A at 2x", "4x B"]
+    text = "\n".join(leaderboard_page._markdown(group, {}))
+    assert [part.split("\n")[0] for part in text.split("### ")[1:]] == ["2.0x to 2.1x fewer MACs", "4.0x fewer MACs"]
+    assert "| 62.5 M | 2.00x | 3 | 1 | 92.50 [91.50, 93.50] |" in text
 
 
 def test_the_picture_and_the_page_of_a_network(tmp_path: Path) -> None:
@@ -313,10 +338,8 @@ def test_the_picture_and_the_page_of_a_network(tmp_path: Path) -> None:
     assert [file.suffix for file in files] == [".png", ".svg", ".csv", ".md"]
     assert any("same-network/README.md" in text for text in index)
     page = files[-1].read_text()
-    assert (
-        "| **A at 2x** | [toy](../toy/README.md) | 62.5 M | 2.00x | 92.00 [91.00, 93.00] | -1.00 [-1.50, -0.50] |"
-        in page
-    )
+    best = "| **A at 2x** | [toy](../toy/README.md) | 62.5 M | 2.00x | 0 | 1 | 92.00 [91.00, 93.00] |"
+    assert f"{best} -1.00 [-1.50, -0.50] |" in page
     assert "| 2x B |" in page
     rows = list(csv.DictReader(io.StringIO(files[2].read_text())))
     assert [(row["paper"], float(row["top1_acc"]), row["front"]) for row in rows[:3]] == [
@@ -330,7 +353,7 @@ def test_the_picture_and_the_page_of_a_network(tmp_path: Path) -> None:
 def test_where_many_share_a_speed_up_the_best_of_each_are_drawn_in_a_row() -> None:
     crowd = [pruned(f"method {n}", 2.0 + n / 100, 60.0 + n, "toy" if n % 2 else "other") for n in range(14)]
     (group,) = leaderboard.groups([pruned("dense", 1.0, 93.0), *crowd, pruned("steep", 4.0, 50.0)])
-    parts = leaderboard_figure.standings(group.entries)
+    parts = leaderboard.standings(group.entries)
     # 2.0x to 2.13x are one standing, the best first; 4x is another
     assert [[entry.line.name for entry in part] for part in parts] == [
         [f"method {n}" for n in reversed(range(14))],

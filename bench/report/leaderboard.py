@@ -15,6 +15,12 @@ from bench.report.tables import slug
 _EMBEDDED = ("digits", "clutter", "scenes")
 _SPEEDUPS, _COUNTS = ("dynamic_speedup", "speedup"), ("dynamic_macs", "macs")
 _LEAST = 4
+# speed-ups no further apart than this are one standing
+_ALIKE = 1.15
+# a network with a hundredth more MACs than another has as many
+_AS_FEW = 0.99
+# of the trainings in a row's history these are other networks': what it comes from, and dense ones tuned as long
+_FROM, _BESIDE = "dense", "fine-tuned(dense"
 _SPEED = re.compile(r",? ?\bat .*$|\b\d+(\.\d+)?x\b,? ?")
 
 
@@ -36,6 +42,18 @@ class Entry:
     def dense(self) -> bool:
         """Whether it is the network that the others are pruned from, or that one trained longer."""
         return "dense" in self.line.name
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that its first seed was trained for after the dense network: fine-tuning, and sparse training too."""
+        trainings = list(self.line.history.values())
+        return sum(
+            len(training["epochs"])
+            for training in trainings
+            if training["seed"] == trainings[0]["seed"]
+            and not training["step"].startswith(_FROM)
+            and (self.dense or not training["step"].startswith(_BESIDE))
+        )
 
 
 @dataclass(frozen=True)
@@ -93,26 +111,41 @@ def groups(lines: Iterable[Line]) -> list[Group]:
         macs = next((line.cells[name] for name in _COUNTS if name in line.cells), None)
         found.setdefault(key, []).append(Entry(line, speedup.value, top1, macs))
     return [
-        Group(
-            key[0],
-            entries[0].line.scale,
-            sorted(entries, key=lambda one: (round(one.speedup, 2), -one.top1.value)),
-        )
+        Group(key[0], entries[0].line.scale, [*_dense(entries), *(one for part in standings(entries) for one in part)])
         for key, entries in sorted(found.items())
         if sum(not entry.dense for entry in entries) >= _LEAST
     ]
 
 
+def _dense(entries: Iterable[Entry]) -> list[Entry]:
+    return sorted((entry for entry in entries if entry.dense), key=lambda one: (one.speedup, one.epochs))
+
+
+def standings(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The pruned networks by speed-up, from the smallest: those within 15 % of a part's first together, best first."""
+    parts: list[list[Entry]] = []
+    for entry in sorted((entry for entry in entries if not entry.dense), key=lambda entry: entry.speedup):
+        if parts and entry.speedup <= _ALIKE * parts[-1][0].speedup:
+            parts[-1].append(entry)
+        else:
+            parts.append([entry])
+    return [sorted(part, key=lambda entry: (-entry.top1.value, -entry.speedup)) for part in parts]
+
+
+def speeds(part: Sequence[Entry]) -> str:
+    """A standing in words: ``2.0x`` or ``1.9x to 2.1x``, and what of."""
+    least, most = (f"{of(entry.speedup for entry in part):.1f}" for of in (min, max))
+    return f"{f'{least}x' if least == most else f'{least}x to {most}x'} fewer MACs"
+
+
 def front(entries: Sequence[Entry]) -> list[Entry]:
-    """The pruned entries that no other beats, dense ones among them: none has more accuracy at as few MACs."""
-    return [
-        entry
-        for entry in entries
-        if not entry.dense
-        and not any(
-            other.speedup >= entry.speedup
-            and other.top1.value >= entry.top1.value
-            and (other.speedup, other.top1.value) != (entry.speedup, entry.top1.value)
-            for other in entries
-        )
-    ]
+    """The pruned entries that no other beats: none trained no longer is more accurate at as few MACs (to a hundredth).
+
+    By the values themselves: their intervals may lie on each other.  A dense network counts as not trained.
+    """
+
+    def beats(other: Entry, entry: Entry) -> bool:
+        alike = other.dense or other.epochs <= entry.epochs
+        return alike and other.speedup >= _AS_FEW * entry.speedup and other.top1.value > entry.top1.value
+
+    return [entry for entry in entries if not entry.dense and not any(beats(other, entry) for other in entries)]

@@ -12,10 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bench.report.cells import Cell
 from bench.report.drawing import COLOURS, GREY, MARKERS, legend, limits
-from bench.report.leaderboard import Entry, Group, front
+from bench.report.leaderboard import Entry, Group, front, speeds, standings
 
-# speed-ups no further apart than this are one standing
-_ALIKE = 1.15
 # with more networks at one speed-up than that, points lie on each other
 _CROWD = 6
 # of a standing the best are drawn, of what lies beyond the axis so many are named
@@ -31,17 +29,6 @@ def draw(group: Group, names: Mapping[str, str]) -> Figure:
     figure = _standings(group, found, names) if any(len(part) > _CROWD for part in found) else _curves(group, names)
     figure.suptitle(textwrap.fill(f"{group.title}; bars: 95 % intervals", 90), fontsize=11)
     return figure
-
-
-def standings(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """The pruned networks by speed-up, from the smallest: those within 15 % of a part's first together, best first."""
-    parts: list[list[Entry]] = []
-    for entry in sorted((entry for entry in entries if not entry.dense), key=lambda entry: entry.speedup):
-        if parts and entry.speedup <= _ALIKE * parts[-1][0].speedup:
-            parts[-1].append(entry)
-        else:
-            parts.append([entry])
-    return [sorted(part, key=lambda entry: -entry.top1.value) for part in parts]
 
 
 def _trained_on(entry: Entry) -> bool:
@@ -88,11 +75,9 @@ def _standings(group: Group, parts: Sequence[Sequence[Entry]], names: Mapping[st
 
 def _said(part: Sequence[Entry], best: Sequence[Entry]) -> str:
     """``2.0x fewer MACs: the best 10 of 27, the rest down to 10 %``."""
-    least, most = (f"{of(entry.speedup for entry in part):.1f}" for of in (min, max))
-    where = f"{least}x" if least == most else f"{least}x to {most}x"
     if len(part) == len(best):
-        return f"{where} fewer MACs"
-    return f"{where} fewer MACs: the best {len(best)} of {len(part)}, the rest down to {part[-1].top1.value:.0f} %"
+        return speeds(part)
+    return f"{speeds(part)}: the best {len(best)} of {len(part)}, the rest down to {part[-1].top1.value:.0f} %"
 
 
 def _curves(group: Group, names: Mapping[str, str]) -> Figure:
