@@ -222,6 +222,48 @@ def test_trainings_are_drawn_once_under_the_names_of_their_rows() -> None:
     assert training.figure(build([line("curve", history={"d": dense})], [])) is None
 
 
+def test_trainings_between_prunings_are_one_curve_with_the_last() -> None:
+    dense = history("dense(net, seed 0)", 0, 9.0, 8.0)
+    first = history("tuned(pruned(a, seed 0, dense(net, seed 0)))", 0, 5.0)
+    last = history(f"tuned(pruned(b, seed 0, {first['step']}))", 0, 4.0)
+    beside = history("fine-tuned(dense(net, seed 0))", 0, 7.0, 6.0)
+    other = history("fine-tuned(dense(net))", 0, 3.0, 2.0)
+    told = {str(n): one for n, one in enumerate([dense, first, last, beside, other])}
+    found = training.histories([line("each", widths={"2": {"f": 1}}, history=told)])
+    losses = {name: curves["loss"] for name, curves in found.items()}
+    assert losses == {
+        "dense": [(1.0, 9.0), (2.0, 8.0)],
+        "each": [(1.0, 5.0), (2.0, 4.0)],
+        "dense, fine-tuned": [(1.0, 7.0), (2.0, 6.0)],
+        "dense, fine-tuned (2)": [(1.0, 3.0), (2.0, 2.0)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("dense(vgg16_bn, seed 0)", "dense"),
+        ("fine-tuned(dense(vgg16_bn, seed 0))", "dense, fine-tuned"),
+        ("thinet tuned at the end (dense(vgg16, seed 0))", "dense, thinet tuned at the end"),
+        ("tuned(pruned(lasso, 2x, seed 0, dense(net)))", "dense, pruned, tuned"),
+        ("from scratch (20 epochs)(net, seed 0)", "from scratch"),
+        ("elsewhere", "elsewhere"),
+    ],
+)
+def test_a_step_in_words(step: str, words: str) -> None:
+    assert training.done(step) == words
+
+
+def test_where_trainings_are_more_than_colours_those_of_rows_are_drawn() -> None:
+    stages = {f"s{n}": history(f"stage {n}(net)", 0, 2.0, 1.0) for n in range(9)}
+    rows = [line(f"row {n}", widths={f"r{n}": {}}, history={f"r{n}": history(f"r{n}", 0, 3.0, 1.0)}) for n in range(3)]
+    made = training.figure(build([replace(rows[0], history={**stages, **rows[0].history}), *rows[1:]], []))
+    assert made is not None
+    labels = [curve.get_label() for curve in made.axes[0].lines]
+    assert {"row 0", "row 1", "row 2"} <= set(labels) and len(labels) == len(training.COLOURS)
+    assert made.axes[0].get_title() == f"{12 - len(labels)} trainings more are not drawn"
+
+
 def test_the_way_down_is_drawn_epoch_after_epoch() -> None:
     dense, name = history("dense(net, seed 0)", 0, 4.0, 3.0), "dense(net, seed 0)"
     steps = [dense, *(history(f"gated(d={d}, {name})", 0, 2.0 * float(d), float(d)) for d in ("1", "0.9", "0.8"))]

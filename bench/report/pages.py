@@ -259,7 +259,8 @@ def _index(
     text = ["# Results", "", _GENERATED, ""]
     if coverages:
         titles = {name: render.markdown_text(about.title) for name, about in papers.items()}
-        text += ["## What of the published values is decided", "", f"![Values decided, by paper]({_COVERAGE})", ""]
+        picture = f"[![Values decided, by paper]({_COVERAGE})]({Path(_COVERAGE).with_suffix('.svg')})"
+        text += ["## What of the published values is decided", "", picture, ""]
         text += [*covering.markdown(coverages, titles), ""]
     paged = [paper for paper in papers if paper in found or coverages.get(paper, EMPTY).decided("size")]
     text += ["## Findings", ""] if paged else []
