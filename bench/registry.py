@@ -242,6 +242,15 @@ def load(paper: str, folder: Path) -> list[Published]:
     return entries
 
 
+def origins(folder: Path) -> dict[str, str]:
+    """Where weight files come from, by their SHA-256: ``folder/weights/origins.csv``, empty where there is none."""
+    path = folder / "weights" / "origins.csv"
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["sha256"]: row["origin"] for row in csv.DictReader(file)}
+
+
 def find(entries: Iterable[Published], table: str, row: str, metric: str, **where: str) -> Published | None:
     """The one entry of that table, row and metric, or None.
 

@@ -28,6 +28,7 @@ from torch import nn
 
 from bench import protocols, zoo
 from bench.chains import Prune, dense, filters, gmacs, measured_chain, pruned_by, shape_of, trained
+from bench.claims import TABLE
 from bench.cli import main
 from bench.gating import steps as gating
 from bench.models.recipe import Recipe
@@ -491,7 +492,10 @@ def paper() -> Paper:
     """The paper as the harness sees it."""
     rows = [*table1(), *imagenet(), *ablations(), *complexity(), *not_run()]
     title = "Discrimination-aware Channel Pruning for Deep Neural Networks"
-    return Paper("discrimination_aware", title, "Zhuang et al.; NeurIPS 2018; arXiv 1810.11809", rows, DEVIATIONS)
+    rivals = ("thinet", "cp", "weight-magnitude", "random")
+    answers = [(TABLE, f"dcp-beats-{rival}-{model}") for model in ("resnet56", "vggnet") for rival in rivals]
+    reference = "Zhuang et al.; NeurIPS 2018; arXiv 1810.11809"
+    return Paper("discrimination_aware", title, reference, rows, DEVIATIONS, answers=answers)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 from bench import zoo
 from bench.chains import Prune, filters, gmacs, measured_chain, shape_of, trained
+from bench.claims import TABLE
 from bench.cli import main
 from bench.models.recipe import Recipe
 from bench.protocols import ANY, Protocol, cosine, protocol
@@ -344,7 +345,10 @@ def paper() -> Paper:
     rows = [*readme(), *neurips(), *drnet(), *coco(), *narrowed_networks(), *learned_masks(), *precursor()]
     title = "Learning Versatile Filters for Efficient Convolutional Neural Networks"
     reference = "Wang, Xu, Xu, Xu, Tao; NeurIPS 2018; arXiv 2109.09310"
-    return Paper("versatile_filters", title, reference, rows, DEVIATIONS, training.METRICS)
+    worth = ("spatial-beats-narrowed-parameters", "both-beats-narrowed-parameters")
+    masks = ("own-masks-beat-shared", "learned-masks-help", "orthogonality-helps")
+    answers = [(TABLE, f"versatile-{what}") for what in (*worth, *masks)]
+    return Paper("versatile_filters", title, reference, rows, DEVIATIONS, training.METRICS, answers)
 
 
 if __name__ == "__main__":

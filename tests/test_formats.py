@@ -21,6 +21,9 @@ CELLS = {
     "channel_pruning": (
         *("cifar10/table-8--resnet-56-dense--*", "top1_acc", "cifar10*/Table_8*", "ResNet-56 dense", 2, "92.8"),
     ),
+    "discrimination_aware": (
+        *("clutter/table-1--resnet-56-dcp--*", "top1_change", "clutter/Table_1*", "ResNet-56, DCP", 2, None),
+    ),
     "fine_tuning_study": (
         *("cifar10/what-brings-a-pruned-network-back--rate-0.03--*", "held_out_change", "cifar10/What_brings*"),
         *("rate 0.03", 2, None),

@@ -204,6 +204,13 @@ def test_a_study_answers_its_question_first() -> None:
     assert "Largest effect: top-1 difference +9.00" in findings.sentences(lines, {}, [("T", "not measured")])[2]
 
 
+def test_a_claim_that_answers_goes_by_the_rows_that_it_compares() -> None:
+    one = line("a-beats-b", [cell("top1_difference", 0.04, "pp", 0.27)], claim=claim("A beats B"), analogue=True)
+    told = findings.sentences([one], {}, [("T", "a-beats-b")])[2]
+    first, second = claim("A beats B").first, claim("A beats B").second
+    assert told.endswith(f"Measured: {first} against {second}: top-1 difference +0.04 [-0.23, +0.31] pp (cifar10).")
+
+
 @pytest.mark.parametrize("paper", planning.papers().values(), ids=lambda paper: paper.key)
 def test_the_answers_are_rows(paper: Paper) -> None:
     assert set(paper.answers) <= {(row.table, row.name) for row in paper.rows}

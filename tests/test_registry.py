@@ -24,6 +24,7 @@ from bench.registry import (
     converted,
     find,
     load,
+    origins,
 )
 
 FOLDER = Path(__file__).parents[1] / "reproductions" / "registry"
@@ -546,3 +547,12 @@ def test_conventions_are_converted_where_that_is_exact_and_never_mixed() -> None
         converted(vgg16, "unstated", "unstated")
     with pytest.raises(ValueError, match="unknown convention"):
         converted(vgg16, "flops", "conv")
+
+
+def test_weight_files_have_an_origin_by_their_digest(tmp_path: Path) -> None:
+    """The released ResNet-56 by the digest that its name begins with; every origin by a whole one."""
+    found = origins(FOLDER)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) and origin for digest, origin in found.items())
+    (released,) = [origin for digest, origin in found.items() if digest.startswith("4bfd9763")]
+    assert "akamaster/pytorch_resnet_cifar10" in released
+    assert origins(tmp_path) == {}

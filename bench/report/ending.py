@@ -50,8 +50,7 @@ def largest_effect(lines: Iterable[Line]) -> str:
         return "Largest effect: none, every interval of a difference holds zero."
     if found:
         line, cell = max(found, key=lambda pair: abs(pair[1].value))
-        name = line.name if line.claim is None else f"{line.claim.first} against {line.claim.second}"
-        return f"Largest effect: {_told(line, cell, name)}."
+        return f"Largest effect: {_told(line, cell, _name(line))}."
     line, cell = max(clear, key=lambda pair: abs(pair[1].value))
     beside = [(other, other.cells[cell.metric]) for other in told
               if (other.table, other.scale) == (line.table, line.scale) and cell.metric in other.cells]  # fmt: skip
@@ -74,10 +73,15 @@ def answered(lines: Sequence[Line]) -> str:
         shown = [line.cells[name] for name in _effects() if name in line.cells]
         if shown:
             heading = metric(shown[0].metric, shown[0].unit)
-            said = f"{line.name}: {heading.heading} {cell_text(shown[0])} {heading.unit}"
+            said = f"{_name(line)}: {heading.heading} {cell_text(shown[0])} {heading.unit}"
             found[line.scale] = [*found.get(line.scale, []), said]
     parts = [f"{'; '.join(said)} ({scale})" for scale, said in found.items()]
     return f"Measured: {'. '.join(parts)}." if parts else ""
+
+
+def _name(line: Line) -> str:
+    """The row's; of a claim the two rows that it compares."""
+    return line.name if line.claim is None else f"{line.claim.first} against {line.claim.second}"
 
 
 def _effects() -> list[str]:

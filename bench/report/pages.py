@@ -68,7 +68,8 @@ def write(
         if paper in found or coverage.decided("size"):
             published = registry.load(paper, registry_folder)
             tables = build_all(found.get(paper, []), published)
-            files = _paper(root / paper, papers[paper], tables, published, coverage, statements)
+            told = statements, registry.origins(registry_folder)
+            files = _paper(root / paper, papers[paper], tables, published, coverage, *told)
             _remove_stale(root / paper, set(files))
             written += files
     if coverages:
@@ -100,8 +101,9 @@ def _paper(
     published: Sequence[registry.Published],
     coverage: Coverage,
     statements: Mapping[str, str],
+    origins: Mapping[str, str],
 ) -> list[Path]:
-    """Writes all files of one paper, whose claims have these ``statements``; returns them."""
+    """Writes all files of one paper, whose claims have these ``statements``; ``origins`` are weight files'."""
     files: list[Path] = []
     drawn: set[str] = set()
     lines = [line for table in tables for line in table.lines]
@@ -136,7 +138,7 @@ def _paper(
         text.append("")
     text += _commands(tables)
     for scale in dict.fromkeys(table.scale for table in tables):
-        text += _provenance(scale, [line for line in lines if line.scale == scale])
+        text += _provenance(scale, [line for line in lines if line.scale == scale], origins)
     used = {name for line in lines for name in line.cells}
     used |= {point.cell.metric for line in lines for point in line.points}
     if used:
@@ -195,14 +197,23 @@ def _section(folder: Path, table: Table, left: str, files: list[Path], trainings
 def _commands(tables: Sequence[Table]) -> list[str]:
     """What measures the tables again."""
     commands = dict.fromkeys(line.table_command for table in tables for line in table.lines if line.ran)
-    return ["## Commands", "", "```sh", *commands, "```", ""] if commands else []
+    if not commands:
+        return []
+    text = ["## Commands", "", "```sh", *commands, "```", ""]
+    if any("--networks" in command for command in commands):
+        text += [
+            "`--networks FOLDER` measures here what another machine trained: run the same rows there first, with "
+            "`--out FOLDER` and the device that its part below names, and bring the folder here.",
+            "",
+        ]
+    return text
 
 
 def _link(path: Path, folder: Path) -> str:
     return quote(path.relative_to(folder).as_posix())
 
 
-def _provenance(scale: str, lines: Sequence[Line]) -> list[str]:
+def _provenance(scale: str, lines: Sequence[Line], origins: Mapping[str, str]) -> list[str]:
     """What made the lines' numbers: data, hardware, versions, code, dates; empty where nothing ran."""
     sources = [step["provenance"] for line in lines for step in line.steps.values()]
     if not sources:
@@ -215,7 +226,11 @@ def _provenance(scale: str, lines: Sequence[Line]) -> list[str]:
             versions.setdefault(name, set()).add(version)
     given = [line.setting["weights"] for line in lines if line.setting.get("weights")]
     facts = {
-        "Weights": (f"{one['file']} (SHA-256 {str(one['sha256'])[:12]}...)" for one in given),
+        "Weights": (
+            f"{one['file']} (SHA-256 {str(one['sha256'])[:12]}...)"
+            + (f": {origins[one['sha256']]}" if one["sha256"] in origins else "")
+            for one in given
+        ),
         "Data": (f"{d['name']} (fingerprint {d['fingerprint'][:12]}, {d['protocol']}{_problems(d)})" for d in data),
         "Hardware": (_machine(source["hardware"]) for source in sources),
         "Versions": [", ".join(f"{name} {' / '.join(sorted(found))}" for name, found in versions.items())],
