@@ -178,15 +178,16 @@ def test_prune_a_network_of_the_user_s_own(
 ) -> None:
     """A module in the user's folder, its weights, the user's images: pruned, measured, saved, and loadable."""
     (tmp_path / "mine.py").write_text(
-        "import torchvision\ndef net():\n    return torchvision.models.resnet18(num_classes=2)\n"
+        "from torchvision.models.resnet import BasicBlock, ResNet\n"
+        "def net():\n    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=2)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     root = folder(tmp_path / "set")
     torch.manual_seed(0)
-    import torchvision
+    from torchvision.models.resnet import BasicBlock, ResNet
 
-    torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), tmp_path / "weights.pth")
+    torch.save(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=2).state_dict(), tmp_path / "weights.pth")
     text = success(
         [
             "prune",

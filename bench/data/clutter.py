@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,6 +56,8 @@ def clutter_images(size: int = SIDE, apart: bool = False) -> ImageSet:
     """
     if size != SIDE:
         raise UserError(f"clutter has images of {SIDE}x{SIDE}, not {size}x{size}: choose another --scale")
+    from sklearn.datasets import load_digits  # a second and more, which most commands have no use for
+
     data = load_digits()
     scans = torch.from_numpy(data.images).float() / 16.0
     labels = torch.from_numpy(data.target).long()

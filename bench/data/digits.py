@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from bench.data.images import ImageSet, MemorySplit
@@ -16,6 +15,8 @@ SPLIT_SEED = 0
 
 def digits_images(size: int) -> ImageSet:
     """1,437 training and 360 test images, upscaled to 3 x ``size`` x ``size``, always the same split."""
+    from sklearn.datasets import load_digits  # a second and more, which most commands have no use for
+
     data = load_digits()
     raw = torch.from_numpy(data.images).float()[:, None] * (255.0 / 16.0)
     images = F.interpolate(raw, size=(size, size), mode="bilinear", align_corners=False)

@@ -22,7 +22,6 @@ import numpy.typing as npt
 import PIL
 import torch
 from PIL import Image, ImageDraw
-from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from bench.data import digits
@@ -113,6 +112,8 @@ def write_scenes(
     The boxes are the same whole pixels in both: a box of ``width`` pixels from ``left`` is xmin = left + 1, xmax = left
     + width in VOC (counted from 1, both inside), and x = left with that width in COCO.
     """
+    from sklearn.datasets import load_digits  # a second and more, which most commands have no use for
+
     scans = load_digits()
     order = torch.randperm(len(scans.target), generator=torch.Generator().manual_seed(digits.SPLIT_SEED)).numpy()
     parts = {"trainval": (order[: digits.TRAIN], train), "test": (order[digits.TRAIN :], test)}

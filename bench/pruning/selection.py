@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lars_path_gram
 from torch import Tensor
 
 from bench.errors import UserError
@@ -89,6 +87,10 @@ def lasso(layer: Layer, keep: int) -> list[int]:
     ``intercept=scalar`` the authors' form is used: one intercept for all outputs (G - N n m m').  Where the path ends
     early (dead or collinear channels), the channels with the largest energy G_ii fill up.
     """
+    # a second and more to import, which commands that select nothing have no use for
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lars_path_gram
+
     if layer.options.get("intercept", "per-output") == "scalar" and not layer.others:
         raw = layer.moments.raw()
         gram, target = channel_gram(raw, layer.weight)

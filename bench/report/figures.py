@@ -55,7 +55,9 @@ def draw(table: Table, folder: Path, trainings: bool = True) -> tuple[list[Path]
         files, said = made[0]
         return [[[path.name, digest_of(path)] for path in files if path.suffix == ".png"], said]
 
-    given = hashlib.sha256(f"{mpl.__version__} {trainings} {table!r}".encode()).hexdigest()
+    # the frames follow from the lines
+    facts = f"{mpl.__version__} {trainings} {table.paper} {table.name} {table.scale} {table.lines!r} {table.notes!r}"
+    given = hashlib.sha256(facts.encode()).hexdigest()
     pictures, said = cache.remembered("figures", given, told, _REMEMBERED)
     if not made:
         there = [(folder / name, digest) for name, digest in pictures]
