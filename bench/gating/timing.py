@@ -101,7 +101,6 @@ METRICS = (
         2,
         "Runnable processes for each processor around the timing (one minute's mean, this one included): above 1 the "
         "times are disturbed.",
-        "lower",
         minor=True,
     ),
 )
