@@ -60,7 +60,7 @@ class Tolerance:
 # everything else that has an interval
 _POINTS, _TIMES, _OTHERS = Tolerance(0.1, 1.0), Tolerance(0.1, 0.15, True), Tolerance(0.02, 0.2, True)
 _IN_POINTS, _IN_TIME = ("%", "pp", "points"), ("ms", "s", "us", "x")
-_ABSOLUTE = ("ms", "s", "us")
+_ABSOLUTE, _REALISED = ("ms", "s", "us"), "realised"
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _metric(before: Cell, now: Cell | None, paired: tuple[float, float, int] | N
     else:
         noise = math.hypot(_half(before), _half(now))
     exact = paired is None and _half(before) == 0.0 == _half(now)
-    tolerance = _tolerance(before.unit)
+    tolerance = _tolerance(before)
     scale = abs(before.value) if tolerance.relative else 1.0
     threshold = 0.0 if exact else max(tolerance.least * scale, noise)
     if difference == 0.0 and not changed:
@@ -215,8 +215,11 @@ def _metric(before: Cell, now: Cell | None, paired: tuple[float, float, int] | N
     return Compared(before.metric, before.value, now.value, threshold, word, changed)
 
 
-def _tolerance(unit: str) -> Tolerance:
-    return _POINTS if unit in _IN_POINTS else _TIMES if unit in _IN_TIME else _OTHERS
+def _tolerance(cell: Cell) -> Tolerance:
+    """That of times for what is made from them too, whatever its unit: the share of a saving that was realised."""
+    if cell.unit in _IN_TIME or cell.metric.startswith(_REALISED):
+        return _TIMES
+    return _POINTS if cell.unit in _IN_POINTS else _OTHERS
 
 
 def _half(cell: Cell) -> float:
