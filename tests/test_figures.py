@@ -247,6 +247,8 @@ def test_trainings_between_prunings_are_one_curve_with_the_last() -> None:
         ("thinet tuned at the end (dense(vgg16, seed 0))", "dense, thinet tuned at the end"),
         ("tuned(pruned(lasso, 2x, seed 0, dense(net)))", "dense, pruned, tuned"),
         ("from scratch (20 epochs)(net, seed 0)", "from scratch"),
+        ("dense, longer(net, seed 0)", "dense, longer"),
+        ("gated(d=0.9, dense(net, seed 0))", "dense, gated d=0.9"),
         ("elsewhere", "elsewhere"),
     ],
 )

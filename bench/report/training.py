@@ -71,9 +71,14 @@ def _free(name: str, taken: Collection[str]) -> str:
 
 def done(step: str) -> str:
     """A step's name in words: ``dense, fine-tuned`` of ``fine-tuned(dense(vgg16_bn, seed 0))``."""
-    # what was done stands in front of each bracket, what it is known by behind it; the last done is the outermost
+    # what was done stands in front of each bracket, with what it is known by behind it; the last done is the outermost
     names = re.sub(r"\([^()]*\)(?=\()", "", step)  # of "from scratch (20 epochs)(net, seed 0)" the number
-    words = [part.rpartition(",")[2].strip() for part in names.split("(")[:-1]] if "(" in names else [names]
+    outer, *inner = names.split("(")[:-1] or [names]
+    words = [outer.strip()]
+    for part in inner:
+        *known, word = (text.strip() for text in part.split(","))
+        words[-1] = " ".join([words[-1], *(text for text in known if "=" in text)])  # a density
+        words.append(word)
     return ", ".join(word for word in reversed(words) if word)
 
 
