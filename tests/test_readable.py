@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from bench import commands, planning
 from bench.claims import Claim
 from bench.registry import Published
-from bench.report import drawing, figures, findings, render
+from bench.report import drawing, figures, findings, pages, render
 from bench.report.cells import Cell, Point
 from bench.report.load import Line
 from bench.report.readable import cell_text, difference, macs_text, readable
@@ -202,6 +203,26 @@ def test_a_study_answers_its_question_first() -> None:
     told = findings.sentences(both, {}, [("T", "second")])[2]
     assert told.endswith(f"Measured: {second} (cifar10). second: top-1 difference +1.00 [+0.50, +1.50] pp (elsewhere).")
     assert "Largest effect: top-1 difference +9.00" in findings.sentences(lines, {}, [("T", "not measured")])[2]
+
+
+def test_a_page_says_where_weights_and_networks_of_other_machines_come_from() -> None:
+    made = {"data": None, "date": "2026-01-01", "versions": {}, "code": "c",
+            "hardware": {"name": "CPU", "device": "cpu", "threads": 1, "system": "Linux"}}  # fmt: skip
+    known, unknown = ({"file": f"{digit}.pth", "sha256": digit * 64} for digit in "ab")
+    lines = [
+        line(name, steps={"s": {"provenance": made}}, setting={"weights": given})
+        for name, given in (("x", known), ("y", unknown))
+    ]
+    told = pages._provenance("cifar10", lines, {"a" * 64: "trained by somebody"})
+    weights = "- Weights: a.pth (SHA-256 aaaaaaaaaaaa...): trained by somebody; b.pth (SHA-256 bbbbbbbbbbbb...)"
+    assert told[2] == weights
+
+    def commands(command: str) -> str:
+        table = SimpleNamespace(lines=[line("x", table_command=command)])
+        return "\n".join(pages._commands([table]))  # type: ignore[list-item]
+
+    assert "another machine trained" in commands("bench run fbs --networks runs_gpu")
+    assert "another machine trained" not in commands("bench run fbs")
 
 
 def test_a_claim_that_answers_goes_by_the_rows_that_it_compares() -> None:

@@ -67,6 +67,7 @@ _ABSOLUTE, _REALISED = ("ms", "s", "us"), "realised"
 class Compared:
     """One metric of one row: before, now, the threshold in its unit, and what it comes to.
 
+    Of a time that is compared in units of the dense network's, ``before`` is what it would have been in this run.
     ``changed`` counts the test images whose prediction differs (None: not compared image by image).
     """
 
