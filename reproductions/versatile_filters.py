@@ -60,7 +60,7 @@ DEVIATIONS = [
     "FLOPs of learned masks are those of full filters (a mask saves nothing by itself); the precursor counts each "
     "product that several masks share once.",
     "On CIFAR-10 VGG-16 is the CIFAR form with batch norm at half of its width (the precursor's rows: at full width), "
-    "10 epochs; at the embedded scale an eighth of the width, 4 epochs of AdamW. All networks of a table train equally "
+    "5 epochs; at the embedded scale an eighth of the width, 4 epochs of AdamW. All networks of a table train equally "
     "long.",
 ]
 
@@ -124,7 +124,7 @@ PROTOCOLS = {
         for scale in zoo.EMBEDDED
     },
     # ours: neither the paper's schedule on CIFAR-10 nor its precursor's could be read, none can stand beside it
-    ("cifar10", ANY): alike(cosine(10, 0.1, 128)),
+    ("cifar10", ANY): alike(cosine(5, 0.1, 128)),
     # the released code, on ImageNet; AlexNet's rate is ours
     (ANY, "alexnet"): alike(released(130, 0.01)),
     (ANY, ANY): alike(released(130, 0.1)),

@@ -175,7 +175,7 @@ HALF = Recipe("vgg16_bn", {"num_classes": 10, "form": "cifar", "width": 0.5}, (3
 FULL = Recipe("vgg16_bn", {"num_classes": 10, "form": "cifar", "width": 1.0}, (3, 32, 32))
 SCHEDULES = {
     "clutter": Schedule(4, 0.003, 64, weight_decay=0.01, shape="cosine", clip=1.0, optimizer="AdamW"),
-    "cifar10": Schedule(10, 0.1, 128, weight_decay=5e-4, shape="cosine"),
+    "cifar10": Schedule(5, 0.1, 128, weight_decay=5e-4, shape="cosine"),
 }
 SIGNS = "{-1,+1}"
 # table, row: the edit, or None for an ordinary network; for learned masks the weight of orthogonality
