@@ -341,7 +341,7 @@ def run_isolated(
                 if outcome.status == FAILED:
                     say(f"{outcome.id}: failed: {outcome.reason}")
     if jobs > 1:
-        _tidied(planned, job)
+        tidied(planned, job)
     return [found[place] for place in range(len(planned))]
 
 
@@ -358,7 +358,7 @@ def _received(receiver: Any, process: Any, name: str) -> Outcome:
     return outcome
 
 
-def _tidied(planned: Sequence[Planned], job: Job) -> None:
+def tidied(planned: Sequence[Planned], job: Job) -> None:
     """The weights of steps on the way go now: while rows ran at once, another might have needed them."""
     engine = Engine(job, Store(job.out))
     engine.uses(planned)

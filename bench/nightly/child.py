@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+import torch
+
 from bench import memory, planning, runner
 from bench.nightly.order import FRESH
 from bench.planning import Job, Planned
@@ -49,53 +51,79 @@ def context(papers: Iterable[str]) -> ForkServerContext:
     return found
 
 
-def run(
-    server: ForkServerContext, entry: Planned, job: Job, measured: Iterable[str], limit: float, where: str = ""
-) -> Report:
-    """Runs a row at ``entry.scale``, at most ``limit`` seconds; ``measured`` are steps that this night has measured.
+class Running:
+    """A row at ``entry.scale`` in a process of its own, on ``threads`` threads, from now on.
 
-    On an interrupt the process is stopped too, and the interrupt goes on.
+    ``measured`` are steps that this night has measured; the row may take ``limit`` seconds.  ``keeps``: the weights of
+    steps on the way stay, because rows that run beside this one may need them.
     """
-    receiver, sender = server.Pipe(duplex=False)
-    bare = replace(job, images={}, values={}, fitting=set(), scale=entry.scale, fresh=FRESH)
-    process = server.Process(target=_work, args=(sender, entry.id, bare, tuple(measured), where))
-    begin = time.monotonic()
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(limit):
-            return Report(entry.id, HUNG, f"no end after {limit / 60:.0f} minutes", (time.monotonic() - begin) / 60.0)
-        report: Report = receiver.recv()
-    except EOFError:
-        process.join()
-        code = process.exitcode or 0
+
+    def __init__(
+        self,
+        server: ForkServerContext,
+        entry: Planned,
+        job: Job,
+        measured: Iterable[str],
+        limit: float,
+        threads: int,
+        keeps: bool = False,
+        where: str = "",
+    ) -> None:
+        self.id, self.begin, self.limit = entry.id, time.monotonic(), limit
+        self.receiver, sender = server.Pipe(duplex=False)
+        bare = replace(job, images={}, values={}, fitting=set(), scale=entry.scale, fresh=FRESH)
+        work = (sender, entry.id, bare, tuple(measured), threads, keeps, where)
+        self.process: Any = server.Process(target=_work, args=work)
+        self.process.start()
+        sender.close()
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is taken for hanging; at least 0."""
+        return max(0.0, self.begin + self.limit - time.monotonic())
+
+    def report(self) -> Report | None:
+        """How it ended, after which there is no process any more; None while it runs within its limit."""
+        if not self.receiver.poll():
+            if self.left:
+                return None
+            found = Report(self.id, HUNG, f"no end after {self.limit / 60:.0f} minutes")
+        else:
+            try:
+                found = self.receiver.recv()
+            except EOFError:
+                found = self._crashed()
+        self.stop()
+        return replace(found, minutes=(time.monotonic() - self.begin) / 60.0)
+
+    def _crashed(self) -> Report:
+        self.process.join()
+        code = self.process.exitcode or 0
         reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
         if code == -signal.SIGKILL:
             reason += ", as where memory runs out"
-        report = Report(entry.id, CRASHED, reason)
-    finally:
-        _stop(process)
-        receiver.close()
-    return replace(report, minutes=(time.monotonic() - begin) / 60.0)
+        return Report(self.id, CRASHED, reason)
+
+    def stop(self) -> None:
+        """The process has ended afterwards: by itself, else by SIGTERM, else by SIGKILL."""
+        self.process.join(0.5)
+        for end in (self.process.terminate, self.process.kill):
+            if self.process.is_alive():
+                end()
+                self.process.join(_GRACE)
+        self.receiver.close()
 
 
-def _stop(process: Any) -> None:
-    """The process has ended afterwards: by itself, else by SIGTERM, else by SIGKILL."""
-    process.join(0.5)
-    for end in (process.terminate, process.kill):
-        if process.is_alive():
-            end()
-            process.join(_GRACE)
-
-
-def _work(sender: Any, name: str, job: Job, measured: tuple[str, ...], where: str) -> None:
+def _work(sender: Any, name: str, job: Job, measured: tuple[str, ...], threads: int, keeps: bool, where: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is stored is whole at any moment
+    torch.set_num_threads(threads)
     paper = planning.papers()[name.partition("/")[0]]
     (entry,) = planning.plan(paper, [paper.ids[name]], job)
     memory.settle()
     say: Callable[[str], None] = lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True)  # noqa: E731
     engine = runner.Engine(job, Store(job.out), say)
     engine.there.update(measured)
+    engine.keeps = keeps
     outcome = engine.run_row(entry)
     steps = [] if entry.chain is None else in_order([*entry.chain.networks, *entry.chain.records])
     checkpoints = [step for step in steps if step.kind in _CHECKPOINTS]

@@ -31,13 +31,15 @@ def nightly(options: argparse.Namespace) -> Output:
     job = job_of(options)
     if options.budget is not None and not options.budget > 0:
         raise UserError(f"--budget {options.budget:g} leaves no time: give minutes")
+    if options.jobs < 1:
+        raise UserError("--jobs needs 1 or more")
     chosen = planning.choose(options.paper, None, None)
     planned = order.planned(chosen, job)
     keys = dict.fromkeys(entry.paper.key for entry in planned)
     published = {key: load_registry(key, registry_folder()) for key in keys}
     worths = {entry.id: order.worth(entry, published[entry.paper.key]) for entry in planned}
     if options.plan:
-        return _plan(planned, worths, job, options.budget)
+        return _plan(planned, worths, job, options.budget, options.jobs)
     base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
     if base is not None and not base.is_dir():
         raise UserError(f"no baseline {base}: make one by `bench accept --baseline {base}`")
@@ -49,7 +51,7 @@ def nightly(options: argparse.Namespace) -> Output:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        night.run(begun, planned, worths, job, options.budget, RESULTS, say)
+        night.run(begun, planned, worths, job, options.budget, RESULTS, say, options.jobs)
     finally:
         value, text, status = _told(begun, options.out, base, say)
     value["pages"] = [str(path) for path in write_pages(options.out)]
@@ -95,13 +97,15 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     return value, page, status
 
 
-def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget: float | None) -> Output:
+def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget: float | None, jobs: int) -> Output:
     store = Store(job.out) if job.out.exists() else None
     able = [order.Candidate(entry, worths[entry.id]) for entry in planned if entry.chain is not None]
-    ordered, total, lines, rows = order.in_order(able, store), 0.0, [], []
+    with order.sharing(jobs):
+        ordered = order.in_order(able, store)
+    total, lines, rows = 0.0, [], []
     for one in ordered:
         fits = budget is None or total + one.minutes <= budget
-        total += one.minutes if fits else 0.0
+        total += one.minutes / jobs if fits else 0.0
         lines.append(f"{one.minutes:7.1f} min  {one.entry.id}{'' if fits else '  (no time)'}")
         rows.append({"row": one.entry.id, "minutes": one.minutes, "worth": one.worth, "fits": fits})
     absent = [entry for entry in planned if entry.chain is None]

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from bench.store import Store, write_json
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
 _ATTEMPTS = 2
+# seconds
+_LOOK = 5.0
 _BAD = (runner.FAILED, child.CRASHED, child.HUNG)
 
 
@@ -99,8 +102,9 @@ def run(
     budget: float | None,
     results: Path,
     say: Callable[[str], None],
+    jobs: int = 1,
 ) -> Night:
-    """Runs the rows that the night has not behind it; returns the same night.
+    """Runs the rows that the night has not behind it, ``jobs`` at once; returns the same night.
 
     ``budget`` (minutes) holds what earlier parts of the night took too: a row that would not end within it is left, the
     next ones are tried.  The released networks in ``results`` are evaluated last.  Whatever ends it, the state is kept.
@@ -110,44 +114,105 @@ def run(
     night.not_run = {entry.id: str(entry.reason) for entry in candidates if entry.chain is None}
     able = [Candidate(entry, worths[entry.id]) for entry in candidates if entry.chain is not None]
     able = [one for one in able if one.entry.id not in night.rows]
-    todo = order.in_order(able, store, night.measured)
+    with order.sharing(jobs):
+        todo = order.in_order(able, store, night.measured)
     night.planned.update({one.entry.id: round(one.minutes, 2) for one in todo})
     night.left = {one.entry.id: round(one.minutes, 2) for one in todo}
-    server = child.context(dict.fromkeys(one.entry.paper.key for one in todo))
+
+    def spent() -> float:
+        return before + (time.monotonic() - begun) / 60.0
+
+    def ended(report: Report, tries: int) -> None:
+        night.rows[report.id], night.attempts[report.id] = report, tries
+        night.left.pop(report.id)
+        night.minutes = spent()
+        keep(job.out, night)
+        file = None if report.file is None or report.status != runner.OK else Path(report.file)
+        line = history.entry(night.number, report.id, report.status, report.minutes, provenance.now(), file)
+        history.append(job.out, line)
+
+    rows = _Rows(todo, job, store, night, jobs, say)
     try:
-        for place, one in enumerate(todo, start=1):
-            spent = before + (time.monotonic() - begun) / 60.0
-            if budget is not None and spent + one.minutes > budget:
-                continue
-            where = f"[row {place}/{len(todo)}] "
-            report, tries = _tried(server, one, job, night.measured, where, say)
-            night.rows[one.entry.id], night.attempts[one.entry.id] = report, tries
-            night.left.pop(one.entry.id)
-            night.minutes = before + (time.monotonic() - begun) / 60.0
-            keep(job.out, night)
-            file = None if report.file is None or report.status != runner.OK else Path(report.file)
-            line = history.entry(night.number, report.id, report.status, report.minutes, provenance.now(), file)
-            history.append(job.out, line)
+        while rows.some_left(None if budget is None else budget - spent()):
+            for report, tries in rows.wait():
+                ended(report, tries)
+        if jobs > 1:
+            runner.tidied([one.entry for one in todo], job)
         night.networks = released(results, job, say)
         night.ended = True
     finally:
-        night.minutes = before + (time.monotonic() - begun) / 60.0
+        rows.stop()
+        night.minutes = spent()
         keep(job.out, night)
     return night
 
 
-def _tried(
-    server: Any, one: Candidate, job: Job, measured: set[str], where: str, say: Callable[[str], None]
-) -> tuple[Report, int]:
-    """The row's report and the number of attempts: what ends badly is tried once more."""
-    limit = max(_AT_LEAST, _PATIENCE * 60.0 * one.minutes)
-    for attempt in range(1, _ATTEMPTS + 1):
-        report = child.run(server, one.entry, job, measured, limit, where)
-        if report.status not in _BAD:
-            break
-        again = "trying once more" if attempt < _ATTEMPTS else "given up"
-        say(f"{where}{one.entry.id}: {report.status}: {report.reason}; {again}")
-    return report, attempt
+class _Rows:
+    """The rows of a night, ``jobs`` at once in their order; what ends badly is tried once more.
+
+    Rows that need the same step do not run at once: one would wait for the other, or measure what that measures.  A row
+    that takes times runs alone.
+    """
+
+    def __init__(
+        self, todo: Sequence[Candidate], job: Job, store: Store, night: Night, jobs: int, say: Callable[[str], None]
+    ) -> None:
+        self.queue, self.job, self.store, self.night, self.jobs, self.say = list(todo), job, store, night, jobs, say
+        self.place = {one.entry.id: f"[row {place}/{len(todo)}] " for place, one in enumerate(todo, start=1)}
+        self.server = child.context(dict.fromkeys(one.entry.paper.key for one in todo))
+        self.running: dict[str, tuple[Candidate, int, child.Running]] = {}
+
+    def some_left(self, minutes: float | None) -> bool:
+        """Starts what can start and would end within ``minutes``; whether any row runs."""
+        if minutes is not None:
+            self.queue = [one for one in self.queue if one.minutes <= minutes]
+        while len(self.running) < self.jobs and (one := self._next()) is not None:
+            self.queue.remove(one)
+            self._start(one, 1)
+        return bool(self.running)
+
+    def _next(self) -> Candidate | None:
+        """The first row that needs no step at which another is; None while what is first must wait."""
+        beside = [one for one, _, _ in self.running.values()]
+        if any(one.timed for one in beside):
+            return None
+        busy = set[str]().union(*(one.missing(self.store, self.night.measured) for one in beside))
+        found = next((one for one in self.queue if not one.needed & busy), None)
+        return None if found is not None and found.timed and beside else found
+
+    def _start(self, one: Candidate, attempt: int) -> None:
+        name = one.entry.id
+        limit = max(_AT_LEAST, _PATIENCE * 60.0 * one.minutes)
+        threads = order.threads(1 if one.timed else self.jobs)
+        more = threads, self.jobs > 1, self.place[name]
+        row = child.Running(self.server, one.entry, self.job, self.night.measured, limit, *more)
+        self.running[name] = one, attempt, row
+
+    def wait(self) -> list[tuple[Report, int]]:
+        """The reports, with the number of attempts, of rows that ended within a few seconds."""
+        rows = [row for _, _, row in self.running.values()]
+        # what the others wait for may be stored before its row ends
+        patience = min(_LOOK, *(row.left for row in rows))
+        connection.wait([row.receiver for row in rows], patience)
+        found = []
+        for name, (one, attempt, row) in list(self.running.items()):
+            report = row.report()
+            if report is None:
+                continue
+            del self.running[name]
+            if report.status in _BAD:
+                again = "trying once more" if attempt < _ATTEMPTS else "given up"
+                self.say(f"{self.place[name]}{name}: {report.status}: {report.reason}; {again}")
+                if attempt < _ATTEMPTS:
+                    self._start(one, attempt + 1)
+                    continue
+            found.append((report, attempt))
+        return found
+
+    def stop(self) -> None:
+        """No row runs any more."""
+        for _, _, row in self.running.values():
+            row.stop()
 
 
 def released(results: Path, job: Job, say: Callable[[str], None]) -> list[dict[str, Any]]:

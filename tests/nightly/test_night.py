@@ -55,9 +55,12 @@ def measured(out: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_nights(tmp_path: Path) -> None:
-    """Two rows end badly and cost themselves alone; the second night trains nothing and measures everything anew."""
+    """Two rows end badly and cost themselves alone; the second night trains nothing and measures everything anew.
+
+    Two rows at once: what they share is made, and measured, by one of them.
+    """
     out, step = tmp_path / "runs", tmp_path / "step.md"
-    first, status = night(out, GITHUB_STEP_SUMMARY=str(step))
+    first, status = night(out, "--jobs", "2", GITHUB_STEP_SUMMARY=str(step))
     rows = first["night"]["rows"]
     assert status == 1
     assert {name: rows[name]["status"] for name in BAD} == BAD
@@ -76,7 +79,7 @@ def test_two_nights(tmp_path: Path) -> None:
     chosen = [(path, json.loads(path.read_text())) for path in (base / "toy" / "rows").rglob("*.json")]
     assert len(baseline.write(base, chosen, Store(out))) == 3
 
-    second, status = night(out, "--baseline", str(base))
+    second, status = night(out, "--baseline", str(base), "--jobs", "2")
     rows = second["night"]["rows"]
     assert second["night"]["number"] == 2 and status == 1  # the two bad rows, and nothing else
     assert {row["word"] for row in second["check"] if row["row"] in IDS} == {"SAME"}
@@ -137,3 +140,4 @@ def test_a_budget_leaves_the_rest_and_says_so(tmp_path: Path) -> None:
     minutes = sum(row["minutes"] for row in plan["rows"] if row["fits"])
     assert plan["minutes"] == pytest.approx(minutes) and minutes <= 0.35
     assert bench("nightly", "toy", "--budget", "0", "--out", out).returncode == 2
+    assert bench("nightly", "toy", "--jobs", "0", "--out", out).returncode == 2

@@ -1,0 +1,178 @@
+"""Rows of a night that run at once: simulated rows, which end when a timer says so, against the rules."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.models.recipe import Recipe
+from bench.nightly import night, order
+from bench.nightly.child import HUNG, Report
+from bench.planning import Job, Planned
+from bench.rows import Chain, Paper, Row
+from bench.steps import Context, Kind, Step, make_step
+from bench.store import Result, Store
+
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Named:
+    """What tells the steps of this test apart."""
+
+    name: str
+
+
+def run_named(context: Context, parents: list[Result], params: Named) -> Result:
+    """Never run here."""
+    return Result()
+
+
+def step(name: str, kind: Kind = Kind.TRAIN) -> Step:
+    return make_step(kind, name, run_named, Named(name), [], device="cpu", work=60.0, rate=1.0)
+
+
+def planned(name: str, *steps: Step) -> Planned:
+    row = Row("Table 1", name, "clutter")
+    return Planned(Paper("toy", "", "", [row], []), row, "clutter", Recipe("x", {}, (3, 8, 8)), Chain([], list(steps)))
+
+
+class Simulated:
+    """A row that stores its steps after a while, then reports; it keeps a diary of who ran beside whom."""
+
+    diary: list[tuple[str, int, frozenset[str]]]  # a row that begins, its threads, the rows beside it
+    alive: set[str]
+    ends: dict[str, list[str]]  # by row: the status of each attempt, "ok" without one
+    longest = 0.04  # seconds
+
+    def __init__(
+        self,
+        server: Any,
+        entry: Planned,
+        job: Job,
+        measured: Iterable[str],
+        limit: float,
+        threads: int,
+        keeps: bool,
+        where: str,
+    ) -> None:
+        self.receiver, self.sender = multiprocessing.Pipe(duplex=False)
+        self.entry, self.job, self.left, self.measured = entry, job, limit, set(measured)
+        self.diary.append((entry.id, threads, frozenset(self.alive)))
+        self.alive.add(entry.id)
+        self.timer = threading.Timer(random.Random(entry.id).uniform(0.0, self.longest), self.sender.send, ["end"])
+        self.timer.start()
+
+    def report(self) -> Report | None:
+        if not self.receiver.poll():
+            return None
+        attempts = self.ends.setdefault(self.entry.id, [])
+        status = attempts.pop(0) if attempts else OK
+        assert self.entry.chain is not None
+        done = [one for one in self.entry.chain.records if one.key not in self.measured]
+        store = Store(self.job.out)
+        for one in done:
+            store.save(one.key, Result(), {})
+        self.stop()
+        fresh = tuple(one.key for one in done if one.kind in order.FRESH) if status == OK else ()
+        return Report(self.entry.id, status, measured=fresh)
+
+    def stop(self) -> None:
+        self.timer.cancel()
+        self.alive.discard(self.entry.id)
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
+    Simulated.diary, Simulated.alive, Simulated.ends = [], set(), {}
+    monkeypatch.setattr("bench.nightly.child.Running", Simulated)
+    monkeypatch.setattr("bench.nightly.night._LOOK", 0.01)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    return Simulated
+
+
+def run(out: Path, entries: list[Planned], jobs: int, budget: float | None = None) -> night.Night:
+    job = Job(out, device="cpu")
+    begun = night.begin(out, {})
+    worths = {entry.id: float(len(entries) - place) for place, entry in enumerate(entries)}
+    return night.run(begun, entries, worths, job, budget, out / "results", lambda text: None, jobs)
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rules_hold(tmp_path: Path, simulated: type[Simulated], seed: int, jobs: int) -> None:
+    """At most so many at once; none beside one that has a step of its own to do; what takes times runs alone."""
+    draw = random.Random(seed)
+    pool = [step(f"s{place}", Kind.TRAIN if place % 2 else Kind.EVALUATE) for place in range(10)]
+    entries = []
+    for place in range(12):
+        timed = [step(f"time {place}", Kind.TIME)] if draw.random() < 0.2 else []
+        entries.append(planned(f"r{place}", *draw.sample(pool, 2), step(f"own {place}"), *timed))
+    done = run(tmp_path, entries, jobs)
+    assert done.ended and not done.left and {report.status for report in done.rows.values()} == {OK}
+    assert sorted(done.rows) == sorted(name for name, _, _ in simulated.diary) == sorted(one.id for one in entries)
+    # each step that is measured anew is measured by one row
+    keys = [key for report in done.rows.values() for key in report.measured]
+    assert len(keys) == len(set(keys))
+    steps = {entry.id: {one.key: one for one in entry.chain.records} for entry in entries if entry.chain}
+    for place, (name, threads, beside) in enumerate(simulated.diary):
+        assert len(beside) < jobs
+        alone = any(one.kind is Kind.TIME for one in steps[name].values())
+        assert threads == (8 if alone else 8 // jobs)
+        assert not (alone and beside)
+        assert not any(one.kind is Kind.TIME for other in beside for one in steps[other].values())
+        # of the rows that run, one at most needs a step that none had made which has ended
+        ended = {other for other, _, _ in simulated.diary[:place]} - beside
+        made = {key for other in ended for key in steps[other]}
+        for other in beside:
+            assert not (set(steps[name]) & set(steps[other])) - made
+    if jobs > 1:
+        assert any(beside for _, _, beside in simulated.diary)
+
+
+def test_one_at_a_time_is_the_order(tmp_path: Path, simulated: type[Simulated]) -> None:
+    entries = [planned(f"r{place}", step(f"s{place}")) for place in range(5)]
+    run(tmp_path, entries, 1)
+    assert [name for name, _, _ in simulated.diary] == [entry.id for entry in entries]
+
+
+def test_what_ends_badly_is_tried_once_more_beside_the_others(tmp_path: Path, simulated: type[Simulated]) -> None:
+    entries = [planned(f"r{place}", step(f"s{place}")) for place in range(4)]
+    names = [entry.id for entry in entries]
+    simulated.ends = {names[0]: [HUNG], names[1]: ["crashed", "failed"]}
+    done = run(tmp_path, entries, 2)
+    assert [done.rows[name].status for name in names] == [OK, "failed", OK, OK]
+    assert [done.attempts[name] for name in names] == [2, 2, 1, 1]
+    assert done.failed == [done.rows[names[1]]]
+
+
+def test_the_budget_counts_what_is_left_of_it(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """A step of 60 GMACs on 4 threads at 1 GMAC/s each takes 15 seconds, which do not fit into 0.11 minutes."""
+    long, short = step("long"), make_step(Kind.TRAIN, "short", run_named, Named("short"), [], device="cpu", work=0.0)
+    entries = [planned("r0", long), planned("r1", short)]
+    done = run(tmp_path, entries, 2, budget=0.11)
+    assert set(done.rows) == {entries[1].id} and set(done.left) == {entries[0].id}
+
+
+def test_an_interrupt_stops_all(tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [planned(f"r{place}", step(f"s{place}")) for place in range(3)]
+    monkeypatch.setattr(simulated, "longest", 60.0)
+    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, entries, 2)
+    assert time.monotonic() - begin < 10.0 and not simulated.alive
+    assert len(simulated.diary) == 2
+    kept = night.begin(tmp_path, {})
+    assert not kept.ended and kept.number == 1
