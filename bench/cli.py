@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs",
         type=_natural,
         default=1,
-        help="so many rows at once, each in a process of its own (for a GPU: about 8)",
+        help="so many rows at once, each in a process of its own, sharing the threads (for a GPU: about 8)",
     )
     sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
     where(sub)
@@ -229,7 +229,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("paper", nargs="*", help="papers (default: all)")
     sub.add_argument("--scale", help="as of `bench run`, or embedded (default: each row's own)")
     sub.add_argument("--budget", type=float, help="minutes: the most valuable rows that fit; the others are listed")
-    sub.add_argument("--jobs", type=_natural, default=1, help="so many rows at once, which share the threads")
+    sub.add_argument(
+        "--jobs", type=_natural, default=1, help="so many rows at once, which share the threads (default 1)"
+    )
     sub.add_argument("--baseline", type=Path, help="compare with this (default results/baseline where it exists)")
     sub.add_argument("--protocol", default="short256", choices=["short256", "squash256"], help="ImageNet evaluation")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="where results go (default runs/)")

@@ -13,14 +13,19 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 import bench.data
 from bench import memory, processes, provenance, rowfile
 from bench.data.annotations import DetectionSet
 from bench.errors import UserError
 from bench.planning import Job, Planned, default_device, images_of, images_read, papers, plan, steps_of
+from bench.side_by_side import Needs, free, threads
 from bench.steps import OWN, Context, Kind, Source, Step, canonical, in_order
 from bench.store import Result, Store
 
+# seconds between two looks at what rows that run at once have stored
+LOOK = 5.0
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 Say = Callable[[str], None]
 
@@ -313,33 +318,47 @@ def run_isolated(
 ) -> list[Outcome]:
     """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once.
 
-    ``jobs`` rows run at once, the first ones first; a step that two of them need is made by one, the other waits.
+    ``jobs`` rows run at once and share the threads, the first ones first as far as they need nothing of each other;
+    rows that take times run alone.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["bench.runner", *(f"reproductions.{key}" for key in _keys(planned))])
-    bare = replace(job, images={}, values={}, fitting=set())
+    bare, store = replace(job, images={}, values={}, fitting=set()), Store(job.out)
+    # times are taken anew in every run
+    fresh = job.fresh if job.reuse_times else job.fresh | {Kind.TIME}
+    needs = [Needs(entry) for entry in planned]
     found: dict[int, Outcome] = {}
+    queue = list(range(len(planned)))
     running: dict[Any, tuple[int, Any, contextlib.ExitStack, list[Outcome]]] = {}
-    for number, entry in enumerate(planned):
-        receiver, sender = context.Pipe(duplex=False)
-        where = f"[row {number + 1}/{len(planned)}] "
-        process = context.Process(target=_in_child, args=(sender, entry.id, bare, where, jobs > 1))
-        watched = contextlib.ExitStack()
-        # who watches is told of one row at a time: of rows that run at once when they have ended
-        done = watched.enter_context(_watched(watch, entry, job)) if jobs == 1 else []
-        process.start()
-        sender.close()
-        running[receiver] = (number, process, watched, done)
-        while running and (len(running) == jobs or number + 1 == len(planned)):
-            for ready in connection.wait(list(running)):
-                place, process, watched, done = running.pop(ready)
-                outcome = found[place] = _received(ready, process, planned[place].id)
-                if jobs > 1:
-                    done = watched.enter_context(_watched(watch, planned[place], job))
-                done.append(outcome)
-                watched.close()
-                if outcome.status == FAILED:
-                    say(f"{outcome.id}: failed: {outcome.reason}")
+    while queue or running:
+        beside = [needs[place] for place, *_ in running.values()]
+        first = None
+        if len(running) < jobs:
+            first = free([needs[place] for place in queue], beside, store, fresh)
+        if first is not None:
+            place = queue.pop(first)
+            entry = planned[place]
+            receiver, sender = context.Pipe(duplex=False)
+            where = f"[row {place + 1}/{len(planned)}] "
+            count = threads(1 if needs[place].timed else jobs)
+            process = context.Process(target=_in_child, args=(sender, entry.id, bare, where, count, jobs > 1))
+            watched = contextlib.ExitStack()
+            # who watches is told of one row at a time: of rows that run at once when they have ended
+            done = watched.enter_context(_watched(watch, entry, job)) if jobs == 1 else []
+            process.start()
+            sender.close()
+            running[receiver] = (place, process, watched, done)
+            continue
+        # what a row in the queue waits for may be stored before the row that makes it ends
+        for ready in connection.wait(list(running), None if jobs == 1 else LOOK):
+            place, process, watched, done = running.pop(ready)
+            outcome = found[place] = _received(ready, process, planned[place].id)
+            if jobs > 1:
+                done = watched.enter_context(_watched(watch, planned[place], job))
+            done.append(outcome)
+            watched.close()
+            if outcome.status == FAILED:
+                say(f"{outcome.id}: failed: {outcome.reason}")
     if jobs > 1:
         tidied(planned, job)
     return [found[place] for place in range(len(planned))]
@@ -371,7 +390,8 @@ def _keys(planned: Sequence[Planned]) -> list[str]:
     return list(dict.fromkeys(entry.paper.key for entry in planned))
 
 
-def _in_child(sender: Any, name: str, job: Job, where: str, beside_others: bool) -> None:
+def _in_child(sender: Any, name: str, job: Job, where: str, count: int, beside_others: bool) -> None:
+    torch.set_num_threads(count)
     paper = papers()[name.partition("/")[0]]
     (entry,) = plan(paper, [paper.ids[name]], job)
     store = Store(job.out)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import metrics, planning
+from bench import metrics, planning, side_by_side
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
 from bench.nightly import baseline, night, order, summary
@@ -100,7 +100,7 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
 def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget: float | None, jobs: int) -> Output:
     store = Store(job.out) if job.out.exists() else None
     able = [order.Candidate(entry, worths[entry.id]) for entry in planned if entry.chain is not None]
-    with order.sharing(jobs):
+    with side_by_side.sharing(jobs):
         ordered = order.in_order(able, store)
     total, lines, rows = 0.0, [], []
     for one in ordered:

@@ -10,19 +10,18 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from bench import evaluate, provenance, runner
+from bench import evaluate, provenance, runner, side_by_side
 from bench.errors import UserError
 from bench.nightly import child, history, order
 from bench.nightly.child import Report
 from bench.nightly.order import Candidate
 from bench.planning import Job, Planned
+from bench.side_by_side import Needs
 from bench.store import Store, write_json
 
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
 _ATTEMPTS = 2
-# seconds
-_LOOK = 5.0
 _BAD = (runner.FAILED, child.CRASHED, child.HUNG)
 
 
@@ -114,7 +113,7 @@ def run(
     night.not_run = {entry.id: str(entry.reason) for entry in candidates if entry.chain is None}
     able = [Candidate(entry, worths[entry.id]) for entry in candidates if entry.chain is not None]
     able = [one for one in able if one.entry.id not in night.rows]
-    with order.sharing(jobs):
+    with side_by_side.sharing(jobs):
         todo = order.in_order(able, store, night.measured)
     night.planned.update({one.entry.id: round(one.minutes, 2) for one in todo})
     night.left = {one.entry.id: round(one.minutes, 2) for one in todo}
@@ -148,17 +147,14 @@ def run(
 
 
 class _Rows:
-    """The rows of a night, ``jobs`` at once in their order; what ends badly is tried once more.
-
-    Rows that need the same step do not run at once: one would wait for the other, or measure what that measures.  A row
-    that takes times runs alone.
-    """
+    """The rows of a night, ``jobs`` at once in their order; what ends badly is tried once more."""
 
     def __init__(
         self, todo: Sequence[Candidate], job: Job, store: Store, night: Night, jobs: int, say: Callable[[str], None]
     ) -> None:
         self.queue, self.job, self.store, self.night, self.jobs, self.say = list(todo), job, store, night, jobs, say
         self.place = {one.entry.id: f"[row {place}/{len(todo)}] " for place, one in enumerate(todo, start=1)}
+        self.needs = {one.entry.id: Needs(one.entry) for one in todo}
         self.server = child.context(dict.fromkeys(one.entry.paper.key for one in todo))
         self.running: dict[str, tuple[Candidate, int, child.Running]] = {}
 
@@ -172,18 +168,16 @@ class _Rows:
         return bool(self.running)
 
     def _next(self) -> Candidate | None:
-        """The first row that needs no step at which another is; None while what is first must wait."""
-        beside = [one for one, _, _ in self.running.values()]
-        if any(one.timed for one in beside):
-            return None
-        busy = set[str]().union(*(one.missing(self.store, self.night.measured) for one in beside))
-        found = next((one for one in self.queue if not one.needed & busy), None)
-        return None if found is not None and found.timed and beside else found
+        """The first row that can run beside the others; None while there is none."""
+        queue = [self.needs[one.entry.id] for one in self.queue]
+        beside = [self.needs[name] for name in self.running]
+        place = side_by_side.free(queue, beside, self.store, order.FRESH, self.night.measured)
+        return None if place is None else self.queue[place]
 
     def _start(self, one: Candidate, attempt: int) -> None:
         name = one.entry.id
         limit = max(_AT_LEAST, _PATIENCE * 60.0 * one.minutes)
-        threads = order.threads(1 if one.timed else self.jobs)
+        threads = side_by_side.threads(1 if self.needs[name].timed else self.jobs)
         more = threads, self.jobs > 1, self.place[name]
         row = child.Running(self.server, one.entry, self.job, self.night.measured, limit, *more)
         self.running[name] = one, attempt, row
@@ -192,7 +186,7 @@ class _Rows:
         """The reports, with the number of attempts, of rows that ended within a few seconds."""
         rows = [row for _, _, row in self.running.values()]
         # what the others wait for may be stored before its row ends
-        patience = min(_LOOK, *(row.left for row in rows))
+        patience = min(runner.LOOK, *(row.left for row in rows))
         connection.wait([row.receiver for row in rows], patience)
         found = []
         for name, (one, attempt, row) in list(self.running.items()):

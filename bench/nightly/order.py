@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
-
-import torch
 
 from bench import planning, registry
 from bench.data import EMBEDDED, LABELS
@@ -37,24 +33,6 @@ class Candidate:
     entry: Planned
     worth: float
     minutes: float = 0.0
-
-    @functools.cached_property
-    def needed(self) -> frozenset[str]:
-        """The keys of all steps that it is made of."""
-        return frozenset(step.key for step in _needed(self.entry))
-
-    @functools.cached_property
-    def timed(self) -> bool:
-        """Whether it takes times, beside which nothing else may compute."""
-        return any(step.kind is Kind.TIME for step in _needed(self.entry))
-
-    def missing(self, store: Store, done: Set[str]) -> set[str]:
-        """The keys of its steps that are not stored, or measured anew and not ``done`` by this night."""
-        return {
-            step.key
-            for step in _needed(self.entry)
-            if step.key not in done and (step.kind in FRESH or store.header(step.key) is None)
-        }
 
 
 def planned(chosen: Iterable[tuple[Paper, Sequence[Row]]], job: Job) -> list[Planned]:
@@ -98,22 +76,6 @@ def worth(entry: Planned, published: Sequence[Published]) -> float:
     decided = sum(link is not None and link.verified for link in links) if entry.scale not in EMBEDDED else 0
     claim = row.table == "Claims"
     return _VALUE * decided + _CLAIM * claim + _RELEASE * row.release + _ROW
-
-
-def threads(jobs: int) -> int:
-    """The threads of each of ``jobs`` rows that run at once: together as many as this process has."""
-    return max(1, torch.get_num_threads() // jobs)
-
-
-@contextlib.contextmanager
-def sharing(jobs: int) -> Iterator[None]:
-    """Within, minutes are those of a row beside ``jobs`` - 1 others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads(jobs))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def in_order(candidates: Sequence[Candidate], store: Store | None, done: Set[str] = frozenset()) -> list[Candidate]:

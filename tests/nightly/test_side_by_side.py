@@ -96,7 +96,7 @@ class Simulated:
 def simulated(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
     Simulated.diary, Simulated.alive, Simulated.ends = [], set(), {}
     monkeypatch.setattr("bench.nightly.child.Running", Simulated)
-    monkeypatch.setattr("bench.nightly.night._LOOK", 0.01)
+    monkeypatch.setattr("bench.runner.LOOK", 0.01)
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     return Simulated
