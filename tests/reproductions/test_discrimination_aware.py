@@ -133,6 +133,7 @@ def test_a_layer_keeps_c_minus_the_floor_of_eta_c(eta: str, filters: dict[int, i
 # What is printed for each row
 
 ROWS = {(row.table, row.name): row for row in PAPER.rows}
+GIVEN = "Methods at 2x (ResNet-56 of He et al. 2016, CIFAR-10)"
 T5, T6 = "Table 5 (pruning rates)", "Table 6 (lambda, ResNet-56, prune 30%, no fine-tuning)"
 S1, S2 = "Table S1 (number of losses, ResNet-56 2x)", "Table S2 (pre-trained quality, ResNet-56 2x)"
 ACCURACIES = {
@@ -174,8 +175,8 @@ def test_every_row_is_judged_by_what_is_printed_for_it() -> None:
 
 def test_every_claim_of_the_paper_has_rows_that_can_run() -> None:
     claims = [claim for claim in load_claims(Path(dcp.__file__).parent / "registry") if claim.paper == PAPER.key]
-    assert len(claims) == 14
-    assert [claim_row(claim, PAPER.rows).missing for claim in claims] == [None] * 14
+    assert len(claims) == 18
+    assert [claim_row(claim, PAPER.rows).missing for claim in claims] == [None] * 18
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -218,6 +219,24 @@ def test_resnet_56_is_tuned_and_pruned_segment_by_segment() -> None:
     assert [step.params for step in found] == [*expected, training.Training(final, 0)]
     for tuned, selected in zip(found[0:8:2], found[1:8:2], strict=True):
         assert selected.parents == (tuned, tuned, dense)
+
+
+def test_resnet_56_with_given_weights() -> None:
+    """He et al.'s network: the same segments and rate, five epochs in all, the dense network untouched."""
+    weights = "0" * 64
+    for name in ("baseline", "tuned as long", "ThiNet", "CP", "WM", "WM+", "Random DCP", "DCP"):
+        (last,) = chain_of(ROWS[GIVEN, name], "cifar10", weights=weights).networks
+        dense, *found = path(last)
+        assert dense.params == training.Loading(Recipe("cifar_resnet56", {"num_classes": 10}, (3, 32, 32)), weights)
+        epochs = [step.params.schedule.epochs for step in found if hasattr(step.params, "schedule")]
+        assert epochs == {"baseline": [], "tuned as long": [5], "ThiNet": [5], "CP": [5], "WM": [5]}.get(name, [1] * 5)
+        rates = {step.params.schedule.lr for step in found if hasattr(step.params, "schedule")}
+        assert rates == ({0.01} if found else set())
+    (last,) = chain_of(ROWS[GIVEN, "DCP"], "cifar10", weights=weights).networks
+    chosen = [step.params for step in path(last) if isinstance(step.params, steps.Selecting)]
+    assert [params.position for params in chosen] == ["layer1.6", "layer2.4", "layer3.2", ""]
+    kept = {name: count for params in chosen for name, count in params.keep.items()}
+    assert kept == {f"layer{stage}.{block}.conv1": 4 * 2**stage for stage in (1, 2, 3) for block in range(9)}
 
 
 def test_the_released_code_tunes_once() -> None:
