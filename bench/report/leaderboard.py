@@ -89,7 +89,9 @@ def _called(entry: Entry) -> tuple[str, str, float]:
 def groups(lines: Iterable[Line]) -> list[Group]:
     """The networks on which at least four pruned ones were measured, by name; a network that several rows show is one.
 
-    Embedded data are left out, rows that are curves or contrasts, and those without top-1 or speed-up.
+    Embedded data are left out, rows that are curves or contrasts, and those without top-1 or speed-up; and networks
+    that were trained in the place of a dense one, for as long as their own ordinary network and not longer: how long
+    both were trained would decide against those pruned from a network trained otherwise.
     """
     found: dict[tuple[str, ...], list[Entry]] = {}
     seen: dict[tuple[str, ...], set[Any]] = {}
@@ -99,6 +101,8 @@ def groups(lines: Iterable[Line]) -> list[Group]:
         if not line.ran or top1 is None or speedup is None or line.setting.get("scale") in _EMBEDDED:
             continue
         weights = (line.setting.get("weights") or {}).get("sha256", "")
+        if not weights and not any(one["step"].startswith(_FROM) for one in line.history.values()):
+            continue
         key = line.recipe, str(data.get("fingerprint")), str(data.get("protocol")), str(weights)
         evaluated: set[Any] = {name for name, step in line.steps.items() if step.get("kind") == "evaluate"}
         # measured twice, by two runs, it is still the same network: its outputs are as far from the dense one's
