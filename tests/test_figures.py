@@ -338,6 +338,16 @@ def test_a_network_that_two_papers_show_stands_once_and_other_data_apart() -> No
     assert leaderboard.groups(ROWS[:4]) == []  # three pruned networks are read in their table
 
 
+def test_what_was_trained_in_a_dense_network_s_place_stands_apart() -> None:
+    """It starts from no network that the others start from: its own ordinary one was trained otherwise."""
+    own = {"o": history("ordinary(net, seed 0)", 0, 2.0), "s": history("spatial(net, seed 0)", 0, 2.0)}
+    from_dense = {"d": history("dense(net, seed 0)", 0, 2.0), "s": history("from scratch(net, seed 0)", 0, 2.0)}
+    rows = [*ROWS, pruned("spatial", 2.0, 91.0, history=own), pruned("from scratch", 2.0, 91.5, history=from_dense)]
+    (group,) = leaderboard.groups(rows)
+    assert "spatial" not in [entry.line.name for entry in group.entries]
+    assert "from scratch" in [entry.line.name for entry in group.entries]
+
+
 def test_networks_of_one_name_are_told_apart_by_their_tables() -> None:
     half = replace(pruned("A at 2x", 2.0, 91.9), table="Half precision (net)", steps={"half": {"kind": "evaluate"}})
     (group,) = leaderboard.groups([*ROWS, half])

@@ -101,7 +101,8 @@ def groups(lines: Iterable[Line]) -> list[Group]:
         if not line.ran or top1 is None or speedup is None or line.setting.get("scale") in _EMBEDDED:
             continue
         weights = (line.setting.get("weights") or {}).get("sha256", "")
-        if not weights and not any(one["step"].startswith(_FROM) for one in line.history.values()):
+        trained = [one["step"] for one in line.history.values()]
+        if trained and not weights and not any(step.startswith(_FROM) for step in trained):
             continue
         key = line.recipe, str(data.get("fingerprint")), str(data.get("protocol")), str(weights)
         evaluated: set[Any] = {name for name, step in line.steps.items() if step.get("kind") == "evaluate"}
