@@ -369,12 +369,16 @@ def _received(receiver: Any, process: Any, name: str) -> Outcome:
     try:
         outcome: Outcome = receiver.recv()
     except EOFError:
-        process.join()
-        code = process.exitcode or 0
-        reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
-        outcome = Outcome(name, FAILED, reason)
+        outcome = Outcome(name, FAILED, death(process))
     process.join()
     return outcome
+
+
+def death(process: Any) -> str:
+    """How a row's process ended that said nothing, in words."""
+    process.join()
+    code = process.exitcode or 0
+    return f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
 
 
 def tidied(planned: Sequence[Planned], job: Job) -> None:

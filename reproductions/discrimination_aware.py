@@ -210,7 +210,7 @@ PROTOCOLS = {
         )
         for scale in zoo.EMBEDDED
     },
-    # weights that were given: the rate that brought pruned networks back best in the study of fine-tuning
+    # weights that were given: of the rates in the study of fine-tuning no other is told apart from it but a worse one
     ("cifar10", "cifar_resnet56"): Protocol(
         cosine(40, 0.1, 128, nesterov=True),
         cosine(5, 0.01, 128, nesterov=True),

@@ -97,10 +97,8 @@ class Running:
         return replace(found, minutes=(time.monotonic() - self.begin) / 60.0)
 
     def _crashed(self) -> Report:
-        self.process.join()
-        code = self.process.exitcode or 0
-        reason = f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
-        if code == -signal.SIGKILL:
+        reason = runner.death(self.process)
+        if self.process.exitcode == -signal.SIGKILL:
             reason += ", as where memory runs out"
         return Report(self.id, CRASHED, reason)
 
