@@ -25,7 +25,7 @@ from bench.data.images import ImageSet
 from bench.errors import UserError
 from bench.measure import accuracy, macs
 from bench.models import weights as weight_files
-from bench.models.recipe import Recipe, find_builder
+from bench.models.recipe import Recipe, network_of
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, Sampling, because, calibrate, error_curves
 from bench.pruning.faithful import copied
@@ -36,7 +36,7 @@ from bench.pruning.steps import ELIMINATION_RIDGE, calibration_images
 from bench.pruning.widths import MacModel, error_driven, scaled
 from bench.saved import load
 from bench.stages import Stage, Stages, Stopped
-from bench.store import Record, digest, disk_errors
+from bench.store import Record, check_writable, digest
 
 __all__ = ["METHODS", "WIDTHS", "Inputs", "Pruned", "load", "prune"]
 
@@ -240,17 +240,6 @@ def in_words(record: Record) -> str:
     return f"{record.metric}: {record.value:.2f} {record.unit}{interval}"
 
 
-def check_writable(folder: Path) -> None:
-    """Raises :class:`UserError` unless files can be made in ``folder``, which is made where it is missing."""
-    try:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"\0" * 4096)
-    except FileNotFoundError as error:  # a file system that makes no folders, as /proc
-        raise UserError(f"cannot write to {folder}: choose another folder with --out") from error
-
-
 def _network(model: nn.Module | str, weights: Path | str | None, size: int) -> tuple[nn.Module, Recipe]:
     """A network of our own to work on, and the recipe of the dense network (no builder where it came as an object)."""
     shape = (3, size, size)
@@ -259,20 +248,12 @@ def _network(model: nn.Module | str, weights: Path | str | None, size: int) -> t
         if weights is not None:
             raise UserError("a network that is given comes with its weights: leave out `weights`")
         return _same_weights(model), Recipe("", {}, shape)
-    factory = find_builder(model)
     if folder is not None and saved.is_saved(folder):
         before = saved.recipe_of(folder)
         if before.builder and before.builder != model:
             raise UserError(f"{folder} holds a network of {before.builder}, not of {model}: give that name")
-        return load(folder, None if before.builder else factory()), replace(before, builder=model)
-    try:
-        network = factory()
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise UserError(f"{model} cannot be called without arguments ({error}): give a factory that can") from error
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{model} returns a {type(network).__name__}, not an nn.Module")
+        return load(folder, None if before.builder else network_of(model)), replace(before, builder=model)
+    network = network_of(model)
     if folder is not None:
         weight_files.load(network, folder)
     return network, Recipe(model, {}, shape)

@@ -62,7 +62,8 @@ class Inputs:
                 continue
             if len(values) != 3 or not all(np.isfinite(values)):
                 raise UserError(f"--{what} needs three numbers, for red, green and blue (or one for all)")
-            if max(values) > 2.0 or min(values) < (0.0 if what == "mean" else 1e-6):
+            least, most = (0.0, 1.0) if what == "mean" else (1e-6, 2.0)
+            if max(values) > most or min(values) < least:
                 raise UserError(
                     f"--{what} is in units of 0 to 1 (divide by 255 what is in grey levels), and std above 0"
                 )

@@ -26,6 +26,7 @@ PLUMBING = (
     "bench.code",
     "bench.commands",
     "bench.errors",
+    "bench.isolated",
     "bench.models.builders",
     "bench.planning",
     "bench.processes",

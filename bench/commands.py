@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import adopted, api, collecting, planning, processes, provenance, released, runner
+from bench import adopted, api, collecting, planning, processes, provenance, released, runner, side_by_side
 from bench import evaluate as evaluating
 from bench import sizes as sizing
 from bench.data import cifar10
@@ -25,7 +25,7 @@ from bench.latency import page as times
 from bench.measure import macs as counting
 from bench.mmcv_ops import install as install_ops
 from bench.models.builders import BUILDERS
-from bench.models.recipe import Recipe
+from bench.models.recipe import Recipe, network_of
 from bench.planning import Job
 from bench.registry import Published, linked
 from bench.registry import load as load_registry
@@ -102,12 +102,13 @@ def run(options: argparse.Namespace) -> Output:
     """Runs rows, or prints the plan."""
     job = job_of(options)
     processes.start(job.device)
-    chosen = planning.choose(options.paper, options.table, options.row)
-    if options.plan:
-        return _plan(chosen, job)
-    mode = modes.chosen(options.wandb)
     if options.jobs < 1:
         raise UserError("--jobs needs 1 or more")
+    chosen = planning.choose(options.paper, options.table, options.row)
+    if options.plan:
+        with side_by_side.sharing(options.jobs):
+            return _plan(chosen, job, options.jobs)
+    mode = modes.chosen(options.wandb)
     isolated = options.isolate or options.jobs > 1
     if isolated and processes.launched() > 1:
         raise UserError("--isolate and --jobs give each row one process: leave out torchrun")
@@ -152,6 +153,8 @@ def run(options: argparse.Namespace) -> Output:
             {"id": o.id, "status": o.status, "reason": o.reason, "file": None if o.file is None else str(o.file)}
             for o in outcomes
         ],
+        "tables": [_table_json(table) for table in shown],
+        **ending.to_json(shown),
         "pages": [str(p) for p in written],
     }
     return value, ending.text(shown, page, _failed(outcomes)), status
@@ -207,7 +210,8 @@ def job_of(options: argparse.Namespace) -> Job:
     )
 
 
-def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job) -> Output:
+def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job, jobs: int) -> Output:
+    """The steps with their minutes, and together as if ``jobs`` rows always ran at once."""
     value, lines, total = [], [], 0.0
     stored = Store(job.out) if job.out.exists() else None
     learned = planning.learned_costs(stored)
@@ -236,7 +240,8 @@ def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job) -> Output:
         for entry in planned:
             if entry.chain is None:
                 lines.append(f"  not run  {entry.row.table}: {entry.row.name} ({entry.reason})")
-    lines.append(f"about {total:.0f} minutes on this {job.device}; nothing was run")
+    total /= jobs
+    lines.append(f"{planning.minutes(total)} on this {job.device}; nothing was run")
     return {"steps": value, "minutes": total}, "\n".join(lines), 0
 
 
@@ -251,8 +256,12 @@ def tables(options: argparse.Namespace) -> Output:
     if not found:
         raise UserError(f"no measured rows in {source}: run `bench run` first, or name a folder with --from")
     forms = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
-    value = [{"paper": t.paper, "table": t.name, "scale": t.scale, "rows": building.long(t)} for t in found]
+    value = [_table_json(table) for table in found]
     return value, "\n\n".join(forms[options.format](table) for table in found), 0
+
+
+def _table_json(table: building.Table) -> dict[str, Any]:
+    return {"paper": table.paper, "table": table.name, "scale": table.scale, "rows": building.long(table)}
 
 
 def _results() -> Path:
@@ -336,10 +345,14 @@ def coverages(
 
 def macs(options: argparse.Namespace) -> Output:
     """MACs and parameters of a model, or of a row at the paper's own shape."""
+    if options.size == 0:
+        raise UserError("--size 0 is no image: give 1 or more")
     if options.model in BUILDERS or ":" in options.model:
         sides = {"cifar": 32, "mcifar": 32, "ssd300": 300, "narrow_ssd": 160}
         known = (side for name, side in sides.items() if options.model.startswith(name))
         side = options.size or next(known, 224)
+        if options.model not in BUILDERS:
+            network_of(options.model)
         recipe = Recipe(options.model, {}, (3, side, side))
         shapes = [(options.model, recipe)]
     else:
@@ -356,7 +369,8 @@ def macs(options: argparse.Namespace) -> Output:
         device = "meta" if shape.builder in BUILDERS else "cpu"
         count = counting.count(shape.build(device), shape.input_shape)
         dense = counting.count(shape.base.build(device), shape.input_shape)
-        total, speedup = count.total(options.convention), dense.total("conv") / count.total("conv")
+        total, convolutions = count.total(options.convention), count.total("conv")
+        speedup = dense.total("conv") / convolutions if convolutions else None
         value.append(
             {
                 "name": name,
@@ -366,9 +380,8 @@ def macs(options: argparse.Namespace) -> Output:
                 "conv_speedup": speedup,
             }
         )
-        lines.append(
-            f"{name}: {total:,} MACs ({options.convention}), {count.params:,} parameters, {speedup:.3f}x in conv MACs"
-        )
+        faster = "no convolutions" if speedup is None else f"{speedup:.3f}x in conv MACs"
+        lines.append(f"{name}: {total:,} MACs ({options.convention}), {count.params:,} parameters, {faster}")
     return value, "\n".join(lines), 0
 
 
@@ -561,4 +574,8 @@ def gc(options: argparse.Namespace) -> Output:
     needed = {key for path in loading.row_files(options.out) for key in loading.content(path)["steps"]}
     removed, size = collecting.collect(Store(options.out), needed, options.dry_run)
     verb = "would be removed" if options.dry_run else "removed"
-    return {"removed": removed, "bytes": size}, f"{len(removed)} steps and leftovers {verb}, {size / 1e6:,.1f} MB", 0
+    return (
+        {verb.replace(" ", "_"): removed, "bytes": size},
+        f"{len(removed)} steps and leftovers {verb}, {size / 1e6:,.1f} MB",
+        0,
+    )

@@ -129,7 +129,7 @@ def choose(
     if row is not None:
         found = match(row, {i: r.name for rows in chosen.values() for i, r in rows.items()})
         if not found:
-            raise UserError(f"unknown row {row!r}: see `bench list {' '.join(names)}`".replace(" `", " `").rstrip())
+            raise UserError(f"unknown row {row!r}: see `{' '.join(['bench list', *names])}`")
         if len(found) > 1 and not several:
             raise UserError(f"{row!r} names {len(found)} rows, choose one: {', '.join(found)}")
         chosen = {key: {i: r for i, r in rows.items() if i in found} for key, rows in chosen.items()}
@@ -277,6 +277,11 @@ def steps_of(planned: Sequence[Planned]) -> list[tuple[Step, Planned]]:
 
 # how many threads' work a GPU does: rough, until the store knows better
 _GPU_THREADS = 100
+
+
+def minutes(total: float) -> str:
+    """A plan's minutes in words."""
+    return f"about {total:.0f} minutes" if total >= 1.0 else "less than a minute"
 
 
 def expected_seconds(step: Step, learned: Mapping[tuple[str, str], float]) -> float:

@@ -170,4 +170,6 @@ def match(text: str, names: Mapping[str, str]) -> list[str]:
     wanted = text.lower().strip("/")
     known = {key: (key, key.partition("/")[2], key.rpartition("/")[2], name.lower()) for key, name in names.items()}
     exact = [key for key, forms in known.items() if wanted in forms]
+    if not wanted:  # with which every name begins
+        return []
     return exact or [key for key, forms in known.items() if any(form.startswith(wanted) for form in forms)]

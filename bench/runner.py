@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import sys
 import time
 import traceback
@@ -13,10 +12,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 import bench.data
-from bench import memory, processes, provenance, rowfile
+from bench import isolated, memory, processes, provenance, rowfile
 from bench.data.annotations import DetectionSet
 from bench.errors import UserError
 from bench.planning import Job, Planned, default_device, images_of, images_read, papers, plan, steps_of
@@ -321,8 +318,7 @@ def run_isolated(
     ``jobs`` rows run at once and share the threads, the first ones first as far as they need nothing of each other;
     rows that take times run alone.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.runner", *(f"reproductions.{key}" for key in _keys(planned))])
+    context = isolated.server("bench.runner", [entry.paper.key for entry in planned])
     bare, store = replace(job, images={}, values={}, fitting=set()), Store(job.out)
     # times are taken anew in every run
     fresh = job.fresh if job.reuse_times else job.fresh | {Kind.TIME}
@@ -330,35 +326,40 @@ def run_isolated(
     found: dict[int, Outcome] = {}
     queue = list(range(len(planned)))
     running: dict[Any, tuple[int, Any, contextlib.ExitStack, list[Outcome]]] = {}
-    while queue or running:
-        beside = [needs[place] for place, *_ in running.values()]
-        first = None
-        if len(running) < jobs:
-            first = free([needs[place] for place in queue], beside, store, fresh)
-        if first is not None:
-            place = queue.pop(first)
-            entry = planned[place]
-            receiver, sender = context.Pipe(duplex=False)
-            where = f"[row {place + 1}/{len(planned)}] "
-            count = threads(1 if needs[place].timed else jobs)
-            process = context.Process(target=_in_child, args=(sender, entry.id, bare, where, count, jobs > 1))
-            watched = contextlib.ExitStack()
-            # who watches is told of one row at a time: of rows that run at once when they have ended
-            done = watched.enter_context(_watched(watch, entry, job)) if jobs == 1 else []
-            process.start()
-            sender.close()
-            running[receiver] = (place, process, watched, done)
-            continue
-        # what a row in the queue waits for may be stored before the row that makes it ends
-        for ready in connection.wait(list(running), None if jobs == 1 else LOOK):
-            place, process, watched, done = running.pop(ready)
-            outcome = found[place] = _received(ready, process, planned[place].id)
-            if jobs > 1:
-                done = watched.enter_context(_watched(watch, planned[place], job))
-            done.append(outcome)
+    try:
+        while queue or running:
+            beside = [needs[place] for place, *_ in running.values()]
+            first = None
+            if len(running) < jobs:
+                first = free([needs[place] for place in queue], beside, store, fresh)
+            if first is not None:
+                place = queue.pop(first)
+                entry = planned[place]
+                receiver, sender = context.Pipe(duplex=False)
+                where = f"[row {place + 1}/{len(planned)}] "
+                count = threads(1 if needs[place].timed else jobs)
+                process = context.Process(target=_in_child, args=(sender, entry.id, bare, where, count, jobs > 1))
+                watched = contextlib.ExitStack()
+                # who watches is told of one row at a time: of rows that run at once when they have ended
+                done = watched.enter_context(_watched(watch, entry, job)) if jobs == 1 else []
+                process.start()
+                sender.close()
+                running[receiver] = (place, process, watched, done)
+                continue
+            # what a row in the queue waits for may be stored before the row that makes it ends
+            for ready in connection.wait(list(running), None if jobs == 1 else LOOK):
+                place, process, watched, done = running.pop(ready)
+                outcome = found[place] = _received(ready, process, planned[place].id)
+                if jobs > 1:
+                    done = watched.enter_context(_watched(watch, planned[place], job))
+                done.append(outcome)
+                watched.close()
+                if outcome.status == FAILED:
+                    say(f"{outcome.id}: failed: {outcome.reason}")
+    finally:
+        for _, process, watched, _ in running.values():
+            isolated.stop(process)
             watched.close()
-            if outcome.status == FAILED:
-                say(f"{outcome.id}: failed: {outcome.reason}")
     if jobs > 1:
         tidied(planned, job)
     return [found[place] for place in range(len(planned))]
@@ -369,16 +370,9 @@ def _received(receiver: Any, process: Any, name: str) -> Outcome:
     try:
         outcome: Outcome = receiver.recv()
     except EOFError:
-        outcome = Outcome(name, FAILED, death(process))
+        outcome = Outcome(name, FAILED, isolated.death(process))
     process.join()
     return outcome
-
-
-def death(process: Any) -> str:
-    """How a row's process ended that said nothing, in words."""
-    process.join()
-    code = process.exitcode or 0
-    return f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
 
 
 def tidied(planned: Sequence[Planned], job: Job) -> None:
@@ -390,16 +384,11 @@ def tidied(planned: Sequence[Planned], job: Job) -> None:
             engine.shed(step)
 
 
-def _keys(planned: Sequence[Planned]) -> list[str]:
-    return list(dict.fromkeys(entry.paper.key for entry in planned))
-
-
 def _in_child(sender: Any, name: str, job: Job, where: str, count: int, beside_others: bool) -> None:
-    torch.set_num_threads(count)
+    isolated.begin(count)
     paper = papers()[name.partition("/")[0]]
     (entry,) = plan(paper, [paper.ids[name]], job)
     store = Store(job.out)
-    memory.settle()
     engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
     engine.keeps = beside_others
     sender.send(engine.run_row(entry))

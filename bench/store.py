@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bench.errors import UserError
 
-_UNWRITABLE = "cannot write to {}: choose another folder with --out"
+_UNWRITABLE = "cannot write to {}: choose another folder"
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,9 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        try:
-            with disk_errors(root):
-                (root / "steps").mkdir(parents=True, exist_ok=True)
-                (root / "work").mkdir(exist_ok=True)
-        except FileNotFoundError as error:  # a file system that makes no folders, as /proc
-            raise UserError(_UNWRITABLE.format(root)) from error
+        with disk_errors(root):
+            (root / "steps").mkdir(parents=True, exist_ok=True)
+            (root / "work").mkdir(exist_ok=True)
 
     def folder(self, key: str) -> Path:
         """Where the step ``key`` is, or would be."""
@@ -137,7 +134,7 @@ class Store:
     def load(self, key: str) -> Result | None:
         """A stored result; None where it is absent or where its files are not those that were written."""
         header, folder = self.header(key), self.folder(key)
-        if header is None or header.get("shed"):
+        if header is None or header.get("shed") or header.get("seal", _seal(header)) != _seal(header):
             return None
         try:
             for name, digest in header["files"].items():
@@ -155,7 +152,7 @@ class Store:
         header = self.header(key)
         if header is not None:
             if not header.get("shed"):
-                write_json(self.folder(key) / "step.json", {**header, "shed": True})
+                write_json(self.folder(key) / "step.json", _sealed({**header, "shed": True}))
             # also where it was done before: who was killed in between left the files
             for name in header["files"]:
                 (self.folder(key) / name).unlink(missing_ok=True)
@@ -179,7 +176,7 @@ class Store:
                     "records": [record.to_json() for record in result.records],
                     "facts": result.facts,
                 }
-                _write_synced(temporary / "step.json", json.dumps(header, indent=1, allow_nan=False))
+                _write_synced(temporary / "step.json", json.dumps(_sealed(header), indent=1, allow_nan=False))
                 target = self.folder(key)
                 if target.exists():  # a corrupt predecessor
                     shutil.rmtree(target)
@@ -188,6 +185,16 @@ class Store:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(self.work(key), ignore_errors=True)
+
+
+def _sealed(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The header with its digest, by which :meth:`Store.load` sees that nobody has written in it."""
+    plain = json.loads(json.dumps(header, allow_nan=False))  # as it is read: keys are words
+    return {**plain, "seal": _seal(plain)}
+
+
+def _seal(header: Mapping[str, Any]) -> str:
+    return digest({name: value for name, value in header.items() if name != "seal"})
 
 
 def _locked(path: Path, waiting: Callable[[], None] | None) -> int:
@@ -264,6 +271,15 @@ def _write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def check_writable(folder: Path) -> None:
+    """Raises :class:`UserError` unless files can be made in ``folder``, which is made where it is missing."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+
+
 @contextlib.contextmanager
 def disk_errors(place: Path) -> Iterator[None]:
     """Turns the disk's refusals into one line that says what to do; what was stored before stays."""
@@ -277,6 +293,7 @@ def disk_errors(place: Path) -> Iterator[None]:
             raise UserError(
                 f"no space left on the disk of {place}: free some and run the same command again"
             ) from error
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        # ENOENT: a file system that makes no folders, as /proc
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise UserError(_UNWRITABLE.format(place)) from error
         raise

@@ -78,7 +78,19 @@ def folder(root: Path, images: int = 30, side: int = 32) -> Path:
         (["tables", "--from", "nowhere"], "nowhere"),
         (["tables", "nobody"], "unknown paper"),
         (["macs", "VGG-17"], "unknown row"),
+        (["macs", ""], "unknown row ''"),
         (["macs", "nothing:here"], "cannot import 'nothing'"),
+        (["macs", "os:getcwd"], "returns a str, not an nn.Module"),
+        (["macs", "vgg16", "--size", "0"], "--size 0"),
+        (["latency", "os:getcwd"], "returns a str, not an nn.Module"),
+        (["latency", "vgg16", "--seconds", "nan"], "--seconds nan is no time"),
+        (["latency", "vgg16", "--seconds", "-1"], "--seconds -1 is no time"),
+        (["latency", "vgg16", "--minutes", "0"], "--minutes 0 is no time"),
+        (["coverage", "--from", "nowhere"], "no folder nowhere"),
+        (["nightly", "--baseline", "nowhere", "--scale", "digits"], "no measured rows in nowhere"),
+        (["nightly", "--baseline", "nowhere", "--plan", "--scale", "digits"], "no measured rows in nowhere"),
+        (["nightly", "fbs", "--scale", "digits", "--budget", "0.01"], "no row ends within --budget 0.01"),
+        (["prune", "torchvision.models:resnet18", "--data", "x", "--mean", "2,2,2", "--std", "1,1,1"], "0 to 1"),
         (["prune", "vgg16", "--data", "x"], "MODULE:FACTORY"),
         (["prune", "torchvision.models:resnet18"], "--data"),
         (["prune", "torchvision.models:resnet18", "--data", "nowhere"], "no folder nowhere"),
@@ -94,6 +106,17 @@ def test_mistakes_get_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert named in failure(arguments, capsys)
+
+
+def test_a_network_without_convolutions_has_no_speed_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "0 MACs (conv+fc), 0 parameters, no convolutions" in success(["macs", "torch.nn:Identity"], capsys)
+    assert json.loads(success(["macs", "torch.nn:Identity", "--json"], capsys))[0]["conv_speedup"] is None
+
+
+def test_words_for_numbers_are_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["macs", "vgg16", "--size", "nan"])
+    assert ended.value.code == 2 and "'nan' is no whole number" in capsys.readouterr().err
 
 
 def test_json_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +135,7 @@ def test_a_wrong_checkpoint_names_its_keys(tmp_path: Path, capsys: pytest.Captur
 def test_an_output_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "runs")
-    assert "--out" in failure(
+    assert "choose another folder" in failure(
         ["run", "channel_pruning", "--table", "Table 8", "--scale", "digits", "--out", out], capsys
     )
 

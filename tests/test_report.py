@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 import shlex
 from dataclasses import replace
@@ -531,7 +532,25 @@ def test_a_row_in_another_scale_s_folder_is_refused(runs: Runs) -> None:
     """Otherwise renaming a folder would turn an analogue into a reproduction."""
     path = runs.row("a", accuracies(90.0), scale="digits")
     path.parent.rename(path.parent.with_name("imagenet"))
-    with pytest.raises(UserError, match="belongs to toy at digits"):
+    with pytest.raises(UserError, match="belongs into toy/rows/digits/"):
+        runs.lines()
+
+
+def test_a_row_in_another_row_s_place_is_refused(runs: Runs) -> None:
+    path = runs.row("a", accuracies(90.0))
+    other = runs.row("b", accuracies(80.0))
+    other.write_text(path.read_text())
+    with pytest.raises(UserError, match="belongs into toy/rows/imagenet/table-1--a--"):
+        runs.lines()
+
+
+@pytest.mark.parametrize(
+    "change", [{"value": math.nan}, {"value": math.inf}, {"value": "abc"}, {"value": True}, {"high": "x"}, {"unit": 1}]
+)
+def test_what_is_no_number_is_told(runs: Runs, change: dict[str, Any]) -> None:
+    """It was printed as nan, and called AMBIGUOUS beside a baseline."""
+    runs.row("a", [{**accuracies(90.0)[0], **change}])
+    with pytest.raises(UserError, match="is not a readable row file"):
         runs.lines()
 
 

@@ -71,6 +71,29 @@ def test_damaged_files_are_noticed_and_replaced(tmp_path: Path, damage: str) -> 
     assert store.load("key") is not None
 
 
+@pytest.mark.parametrize("part", ["records", "facts", "seconds"])
+def test_an_edited_description_is_no_result(tmp_path: Path, part: str) -> None:
+    """Records and facts stand in step.json, not in a file with a digest there."""
+    store = Store(tmp_path)
+    store.save("key", Result(records=[Record("top1_acc", 90.0, "%")], facts={"a": {1: 2.0}}), {"seconds": 1.0})
+    assert store.load("key") is not None
+    path = store.folder("key") / "step.json"
+    value = json.loads(path.read_text())
+    value[part] = {"records": [{"metric": "top1_acc", "value": 99.0, "unit": "%"}], "facts": {}, "seconds": 2.0}[part]
+    path.write_text(json.dumps(value))
+    assert store.load("key") is None
+
+
+def test_a_description_of_before_there_were_seals_is_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save("key", Result(facts={"a": 1}), {})
+    path = store.folder("key") / "step.json"
+    value = json.loads(path.read_text())
+    del value["seal"]
+    path.write_text(json.dumps(value))
+    assert store.load("key") is not None
+
+
 def test_nothing_is_left_behind_when_saving_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
 
@@ -97,8 +120,8 @@ def test_a_second_writer_of_the_same_step_does_no_harm(tmp_path: Path) -> None:
     [
         (OSError(errno.ENOSPC, "x"), "free some"),
         (OSError(errno.EDQUOT, "x"), "free some"),
-        (PermissionError(errno.EACCES, "x"), "--out"),
-        (OSError(errno.EROFS, "x"), "--out"),
+        (PermissionError(errno.EACCES, "x"), "another folder"),
+        (OSError(errno.EROFS, "x"), "another folder"),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/1"), "free some"),
     ],
 )
@@ -115,13 +138,13 @@ def test_other_errors_stay_what_they_are() -> None:
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match="another folder"):
         Store(tmp_path / "runs")
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
 def test_a_place_where_no_folder_can_be_made_is_refused() -> None:
-    with pytest.raises(UserError, match="--out"):
+    with pytest.raises(UserError, match="another folder"):
         Store(Path("/proc/runs"))
 
 

@@ -99,6 +99,9 @@ def _check(request: Request) -> None:
         raise UserError("name a paper, a row, a model or a saved network, or give --suite, or --sensitivity")
     if request.processes is not None and request.processes < 2:
         raise UserError("an interval needs at least two processes: give --processes 3 or more")
+    for option, number in (("seconds", request.seconds), ("minutes", request.minutes)):
+        if number is not None and not 0.0 < number < math.inf:
+            raise UserError(f"--{option} {number:g} is no time: give a number above 0")
     if request.seconds is not None and request.device == "cpu" and request.seconds > MOST_SECONDS["cpu"]:
         raise UserError(f"a point takes at most {MOST_SECONDS['cpu']:.0f} s on the CPU: give --seconds up to that")
     if request.multiple is not None and request.multiple not in (8, 16, 32):

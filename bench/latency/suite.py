@@ -21,7 +21,7 @@ from bench.latency.contestants import FORWARD, LAYOUTS, MODES, Subject, check_dt
 from bench.latency.point import Point
 from bench.latency.report import Quoted
 from bench.models.builders import BUILDERS
-from bench.models.recipe import Recipe
+from bench.models.recipe import Recipe, network_of
 from bench.pruning.rounding import rounded
 from bench.registry import find, load
 from bench.rows import Paper, Row, match
@@ -51,6 +51,8 @@ def recipe_of_model(name: str, size: int | None) -> Recipe:
 
     Raises :class:`UserError` for a ``size`` of images that the model does not take.
     """
+    if name not in BUILDERS:
+        network_of(name)
     side = size or next((side for known, side in SIDES.items() if name.startswith(known)), 224)
     recipe = Recipe(name, {}, (3, side, side))
     if size is not None:

@@ -164,6 +164,20 @@ def _from_older(value: Mapping[str, Any]) -> Recipe:
     return recipe.sampled(value["samplers"]).removed(value["widths"]).biased(value.get("biases", ()))
 
 
+def network_of(name: str) -> nn.Module:
+    """The network that MODULE:FACTORY returns.  Raises :class:`UserError` where it returns another thing or cannot."""
+    factory = find_builder(name)
+    try:
+        network = factory()
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"{name} cannot be called without arguments ({error}): give a factory that can") from error
+    if not isinstance(network, nn.Module):
+        raise UserError(f"{name} returns a {type(network).__name__}, not an nn.Module")
+    return network
+
+
 def find_builder(name: str) -> Callable[..., nn.Module]:
     """The factory behind a builder's name; ``package.module:factory`` is imported.  Raises :class:`UserError`."""
     if name in BUILDERS:

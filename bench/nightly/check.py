@@ -109,14 +109,23 @@ class RowCheck:
         return self.word in FAILING
 
 
+def measured(base: Path) -> dict[Path, dict[str, Any]]:
+    """The measured rows of a baseline by their files.
+
+    Raises :class:`UserError` where it holds none, or an unreadable one.
+    """
+    files = {path: value for path in row_files(base) if (value := content(path))["status"] == RAN}
+    if not files:
+        raise UserError(f"no measured rows in {base}: make a baseline by `bench accept --baseline {base}`")
+    return files
+
+
 def check(runs: Path, base: Path, rows: Iterable[str] | None = None) -> list[RowCheck]:
     """Each row of the baseline ``base`` against the same row and setting in ``runs``; of all, or of the ids ``rows``.
 
     Raises :class:`UserError` where the baseline holds no measured row, or an unreadable one.
     """
-    files = {path: value for path in row_files(base) if (value := content(path))["status"] == RAN}
-    if not files:
-        raise UserError(f"no measured rows in {base}: make a baseline by `bench accept --baseline {base}`")
+    files = measured(base)
     wanted = None if rows is None else set(rows)
     store = Store(runs) if (runs / "steps").is_dir() else None
     found = []

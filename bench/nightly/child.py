@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import sys
 import time
@@ -11,9 +10,7 @@ from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-import torch
-
-from bench import memory, planning, runner
+from bench import isolated, planning, runner
 from bench.nightly.order import FRESH
 from bench.planning import Job, Planned
 from bench.steps import Kind, in_order
@@ -22,8 +19,6 @@ from bench.store import Store
 CRASHED, HUNG = "crashed", "hung"
 # the kinds of step whose results are checkpoints
 _CHECKPOINTS = (Kind.LOAD, Kind.TRAIN, Kind.PRUNE)
-# seconds that a process gets between the polite signal and the other one
-_GRACE = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +37,6 @@ class Report:
     reused: int = 0
     made: int = 0
     measured: tuple[str, ...] = ()
-
-
-def context(papers: Iterable[str]) -> ForkServerContext:
-    """A server that imports everything once and forks a clean process for each row."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["bench.nightly.child", *(f"reproductions.{key}" for key in papers)])
-    return found
 
 
 class Running:
@@ -97,27 +85,21 @@ class Running:
         return replace(found, minutes=(time.monotonic() - self.begin) / 60.0)
 
     def _crashed(self) -> Report:
-        reason = runner.death(self.process)
+        reason = isolated.death(self.process)
         if self.process.exitcode == -signal.SIGKILL:
             reason += ", as where memory runs out"
         return Report(self.id, CRASHED, reason)
 
     def stop(self) -> None:
         """The process has ended afterwards: by itself, else by SIGTERM, else by SIGKILL."""
-        self.process.join(0.5)
-        for end in (self.process.terminate, self.process.kill):
-            if self.process.is_alive():
-                end()
-                self.process.join(_GRACE)
+        isolated.stop(self.process)
         self.receiver.close()
 
 
 def _work(sender: Any, name: str, job: Job, measured: tuple[str, ...], threads: int, keeps: bool, where: str) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is stored is whole at any moment
-    torch.set_num_threads(threads)
+    isolated.begin(threads)
     paper = planning.papers()[name.partition("/")[0]]
     (entry,) = planning.plan(paper, [paper.ids[name]], job)
-    memory.settle()
     say: Callable[[str], None] = lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True)  # noqa: E731
     engine = runner.Engine(job, Store(job.out), say)
     engine.there.update(measured)

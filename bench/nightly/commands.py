@@ -38,14 +38,16 @@ def nightly(options: argparse.Namespace) -> Output:
     keys = dict.fromkeys(entry.paper.key for entry in planned)
     published = {key: load_registry(key, registry_folder()) for key in keys}
     worths = {entry.id: order.worth(entry, published[entry.paper.key]) for entry in planned}
+    base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
+    if base is not None:
+        checking.measured(base)
     if options.plan:
         return _plan(planned, worths, job, options.budget, options.jobs)
-    base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
-    if base is not None and not base.is_dir():
-        raise UserError(f"no baseline {base}: make one by `bench accept --baseline {base}`")
     arguments = {"papers": list(options.paper), "scale": options.scale, "seed": options.seed, "device": job.device}
     mode = modes.chosen(options.wandb)
     begun = night.begin(options.out, arguments)
+    if options.budget is not None and not begun.rows:
+        _check_budget(planned, job, options.budget, options.jobs)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -69,11 +71,16 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
 
     Where they cannot be written, on a full disk, the summary is still said.
     """
-    checked = [] if base is None else checking.check(out, base, done.rows)
+    checked: list[checking.RowCheck] = []
+    problem = ""
+    try:
+        checked = [] if base is None else checking.check(out, base, done.rows)
+    except UserError as error:  # what the night found is kept whatever became of the baseline
+        problem = str(error)
     entries = remembering.read(out)
     drifts = remembering.drifts([one for one in entries if one.row in done.rows], judged())
     changes = night.data_changes(entries, done.number)
-    page = summary.markdown(done, checked, drifts, changes, str(base))
+    page = summary.markdown(done, checked, drifts, changes, str(base), problem)
     place = night.folder(out, done.number)
     try:
         if step := os.environ.get("GITHUB_STEP_SUMMARY"):
@@ -84,10 +91,11 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     except UserError:
         say(page)
         raise
-    status = summary.status(done, checked)
+    status = summary.status(done, checked, problem)
     value = {
         "night": asdict(done),
         "check": checking.to_json(checked),
+        "not_compared": problem,
         "drifts": [{"row": row, "metric": metric, "since": since} for row, metric, since, _ in drifts],
         "data_changes": changes,
         "status": status,
@@ -97,20 +105,29 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     return value, page, status
 
 
+def _check_budget(planned: Sequence[Planned], job: Job, budget: float, jobs: int) -> None:
+    """Raises :class:`UserError` where no row would end within the budget (minutes)."""
+    able = [entry for entry in planned if entry.chain is not None]
+    with side_by_side.sharing(jobs):
+        costs = order.Costs(able, Store(job.out))
+    least = min(costs.minutes(entry) for entry in able)
+    if least > budget:
+        raise UserError(f"no row ends within --budget {budget:g}: the shortest takes about {least:.1f} minutes")
+
+
 def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget: float | None, jobs: int) -> Output:
     store = Store(job.out) if job.out.exists() else None
     able = [order.Candidate(entry, worths[entry.id]) for entry in planned if entry.chain is not None]
     with side_by_side.sharing(jobs):
-        ordered = order.in_order(able, store)
-    total, lines, rows = 0.0, [], []
-    for one in ordered:
-        fits = budget is None or total + one.minutes <= budget
-        total += one.minutes / jobs if fits else 0.0
+        costs = order.Costs([one.entry for one in able], store)
+        taken, left = order.within(order.in_order(able, store), costs, budget, jobs)
+    total, lines, rows = sum(one.minutes for one in taken) / jobs, [], []
+    for fits, one in [*((True, one) for one in taken), *((False, one) for one in left)]:
         lines.append(f"{one.minutes:7.1f} min  {one.entry.id}{'' if fits else '  (no time)'}")
         rows.append({"row": one.entry.id, "minutes": one.minutes, "worth": one.worth, "fits": fits})
     absent = [entry for entry in planned if entry.chain is None]
     lines += [f"    not run  {entry.id} ({entry.reason})" for entry in absent]
-    lines.append(f"about {total:.0f} minutes on this {job.device}; nothing was run")
+    lines.append(f"{planning.minutes(total)} on this {job.device}; nothing was run")
     return {"rows": rows, "minutes": total}, "\n".join(lines), 0
 
 
@@ -119,8 +136,6 @@ def check(options: argparse.Namespace) -> Output:
     if not options.out.is_dir():
         raise UserError(f"no runs in {options.out}: name their folder with --out")
     base = options.baseline or BASELINE
-    if not base.is_dir():
-        raise UserError(f"no baseline {base}: make one by `bench accept --baseline {base}`")
     found = checking.check(options.out, base)
     return checking.to_json(found), checking.text(found), int(any(row.failed for row in found))
 

@@ -10,19 +10,20 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from bench import evaluate, provenance, runner, side_by_side
+from bench import evaluate, isolated, provenance, runner, side_by_side
 from bench.errors import UserError
 from bench.nightly import child, history, order
 from bench.nightly.child import Report
-from bench.nightly.order import Candidate
+from bench.nightly.order import Candidate, Costs
 from bench.planning import Job, Planned
 from bench.side_by_side import Needs
-from bench.store import Store, write_json
+from bench.store import Store, check_writable, write_json
 
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
 _ATTEMPTS = 2
 _BAD = (runner.FAILED, child.CRASHED, child.HUNG)
+STATE = "night.json"
 
 
 @dataclass
@@ -70,16 +71,19 @@ def begin(out: Path, arguments: Mapping[str, Any]) -> Night:
     """
     numbers = [int(path.name) for path in (out / "nightly").glob("[0-9]*") if path.name.isdigit()]
     commit = provenance.git_state()
+    number = max(numbers, default=0) + 1
     if numbers:
         last = _read(out, max(numbers))
         if last is not None and not last.ended and (last.arguments, last.commit) == (arguments, commit):
             return replace(last, left={}, not_run={})
-    return Night(max(numbers, default=0) + 1, arguments, commit, provenance.now())
+        if not (folder(out, max(numbers)) / STATE).exists():
+            number = max(numbers)  # its first row did not end, or the disk was full
+    return Night(number, arguments, commit, provenance.now())
 
 
 def _read(out: Path, number: int) -> Night | None:
     try:
-        value = json.loads((folder(out, number) / "night.json").read_text())
+        value = json.loads((folder(out, number) / STATE).read_text())
         rows = {
             name: Report(**{**report, "measured": tuple(report["measured"])}) for name, report in value["rows"].items()
         }
@@ -90,7 +94,7 @@ def _read(out: Path, number: int) -> Night | None:
 
 def keep(out: Path, night: Night) -> None:
     """Writes the night's state."""
-    write_json(folder(out, night.number) / "night.json", asdict(night))
+    write_json(folder(out, night.number) / STATE, asdict(night))
 
 
 def run(
@@ -115,7 +119,7 @@ def run(
     able = [one for one in able if one.entry.id not in night.rows]
     with side_by_side.sharing(jobs):
         todo = order.in_order(able, store, night.measured)
-    night.planned.update({one.entry.id: round(one.minutes, 2) for one in todo})
+        costs = Costs([one.entry for one in todo], store, night.measured)
     night.left = {one.entry.id: round(one.minutes, 2) for one in todo}
 
     def spent() -> float:
@@ -130,7 +134,7 @@ def run(
         line = history.entry(night.number, report.id, report.status, report.minutes, provenance.now(), file)
         history.append(job.out, line)
 
-    rows = _Rows(todo, job, store, night, jobs, say)
+    rows = _Rows(todo, costs, job, store, night, jobs, say)
     try:
         while rows.some_left(None if budget is None else budget - spent()):
             for report, tries in rows.wait():
@@ -142,6 +146,7 @@ def run(
     finally:
         rows.stop()
         night.minutes = spent()
+        night.left = {one.entry.id: round(costs.minutes(one.entry), 2) for one in todo if one.entry.id in night.left}
         keep(job.out, night)
     return night
 
@@ -150,33 +155,44 @@ class _Rows:
     """The rows of a night, ``jobs`` at once in their order; what ends badly is tried once more."""
 
     def __init__(
-        self, todo: Sequence[Candidate], job: Job, store: Store, night: Night, jobs: int, say: Callable[[str], None]
+        self,
+        todo: Sequence[Candidate],
+        costs: Costs,
+        job: Job,
+        store: Store,
+        night: Night,
+        jobs: int,
+        say: Callable[[str], None],
     ) -> None:
-        self.queue, self.job, self.store, self.night, self.jobs, self.say = list(todo), job, store, night, jobs, say
+        self.queue, self.costs, self.job, self.store = list(todo), costs, job, store
+        self.night, self.jobs, self.say = night, jobs, say
         self.place = {one.entry.id: f"[row {place}/{len(todo)}] " for place, one in enumerate(todo, start=1)}
         self.needs = {one.entry.id: Needs(one.entry) for one in todo}
-        self.server = child.context(dict.fromkeys(one.entry.paper.key for one in todo))
+        self.server = isolated.server("bench.nightly.child", [one.entry.paper.key for one in todo])
         self.running: dict[str, tuple[Candidate, int, child.Running]] = {}
 
     def some_left(self, minutes: float | None) -> bool:
         """Starts what can start and would end within ``minutes``; whether any row runs."""
-        if minutes is not None:
-            self.queue = [one for one in self.queue if one.minutes <= minutes]
-        while len(self.running) < self.jobs and (one := self._next()) is not None:
+        while len(self.running) < self.jobs and (one := self._next(minutes)) is not None:
             self.queue.remove(one)
             self._start(one, 1)
         return bool(self.running)
 
-    def _next(self) -> Candidate | None:
-        """The first row that can run beside the others; None while there is none."""
-        queue = [self.needs[one.entry.id] for one in self.queue]
+    def _next(self, minutes: float | None) -> Candidate | None:
+        """The first row that fits and can run beside the others; None while there is none.
+
+        What does not fit now may later, when another row has made what both need.
+        """
+        fitting = [one for one in self.queue if minutes is None or self.costs.minutes(one.entry) <= minutes]
+        queue = [self.needs[one.entry.id] for one in fitting]
         beside = [self.needs[name] for name in self.running]
         place = side_by_side.free(queue, beside, self.store, order.FRESH, self.night.measured)
-        return None if place is None else self.queue[place]
+        return None if place is None else fitting[place]
 
     def _start(self, one: Candidate, attempt: int) -> None:
-        name = one.entry.id
-        limit = max(_AT_LEAST, _PATIENCE * 60.0 * one.minutes)
+        name, minutes = one.entry.id, self.costs.minutes(one.entry)
+        self.night.planned[name] = round(minutes, 2)
+        limit = max(_AT_LEAST, _PATIENCE * 60.0 * minutes)
         threads = side_by_side.threads(1 if self.needs[name].timed else self.jobs)
         more = threads, self.jobs > 1, self.place[name]
         row = child.Running(self.server, one.entry, self.job, self.night.measured, limit, *more)
@@ -194,7 +210,9 @@ class _Rows:
             if report is None:
                 continue
             del self.running[name]
+            self.costs.look(one.entry, self.night.measured | set(report.measured))
             if report.status in _BAD:
+                check_writable(self.job.out)  # a full disk fails every row
                 again = "trying once more" if attempt < _ATTEMPTS else "given up"
                 self.say(f"{self.place[name]}{name}: {report.status}: {report.reason}; {again}")
                 if attempt < _ATTEMPTS:

@@ -11,7 +11,7 @@ from bench.errors import UserError
 from bench.planning import Job, Planned
 from bench.registry import Published
 from bench.rows import Paper, Row
-from bench.steps import Kind, Step
+from bench.steps import Kind
 from bench.store import Store
 
 # a scale that is no data set: each row on the embedded data of its kind, the first that its paper is meant for
@@ -78,38 +78,80 @@ def worth(entry: Planned, published: Sequence[Published]) -> float:
     return _VALUE * decided + _CLAIM * claim + _RELEASE * row.release + _ROW
 
 
+class Costs:
+    """What each row adds to those before it, in minutes: its steps that are neither stored nor run before it.
+
+    ``done`` are steps that this night has behind it.  The threads are those of the moment that this is made.
+    """
+
+    def __init__(self, entries: Iterable[Planned], store: Store | None, done: Set[str] = frozenset()) -> None:
+        learned = planning.learned_costs(store)
+        self._store = store
+        self._steps = {entry.id: [step for step, _ in planning.steps_of([entry])] for entry in entries}
+        every = {step.key: step for steps in self._steps.values() for step in steps}
+        self._seconds = {key: planning.expected_seconds(step, learned) for key, step in every.items()}
+        self._stored = {key for key in every if self._is_stored(key)}
+        self._behind = set(done)
+
+    def minutes(self, entry: Planned) -> float:
+        """What the row takes now, with the start of its process."""
+        seconds = sum(
+            self._seconds[step.key]
+            for step in self._steps[entry.id]
+            if step.key not in self._behind and (step.kind in FRESH or step.key not in self._stored)
+        )
+        return seconds / 60.0 + _START
+
+    def assume(self, entry: Planned) -> None:
+        """From now on as if the row had run."""
+        self._behind.update(step.key for step in self._steps[entry.id])
+
+    def look(self, entry: Planned, measured: Set[str]) -> None:
+        """After the row has ended, well or not: what of it is stored, and ``measured`` this night, costs no more."""
+        keys = {step.key for step in self._steps[entry.id]}
+        self._stored |= {key for key in keys if self._is_stored(key)}
+        self._behind |= keys & measured
+
+    def _is_stored(self, key: str) -> bool:
+        return self._store is not None and self._store.header(key) is not None
+
+
 def in_order(candidates: Sequence[Candidate], store: Store | None, done: Set[str] = frozenset()) -> list[Candidate]:
-    """The candidates by worth for each minute that they add; minutes count what is neither stored nor run before them.
+    """The candidates by worth for each minute that they add to those before them.
 
     ``done`` are the steps that this night has behind it.
     """
-    learned = planning.learned_costs(store)
-    here = {step.key for entry in candidates for step in _needed(entry.entry)}
-    stored = {key for key in here if store is not None and store.header(key) is not None}
-    behind, seen, found, left = set(done), set[str](), list[Candidate](), list(candidates)
+    costs = Costs([one.entry for one in candidates], store, done)
+    seen, found, left = set[str](), list[Candidate](), list(candidates)
     while left:
-        costs = [
-            sum(
-                planning.expected_seconds(step, learned)
-                for step in _needed(one.entry)
-                if step.key not in behind and (step.kind in FRESH or step.key not in stored)
-            )
-            / 60.0
-            + _START
-            for one in left
-        ]
+        minutes = [costs.minutes(one.entry) for one in left]
 
-        def density(place: int, costs: Sequence[float] = costs) -> float:
+        def density(place: int, minutes: Sequence[float] = minutes) -> float:
             first = _FIRST if left[place].entry.row.table not in seen else 1.0
-            return first * left[place].worth / costs[place]
+            return first * left[place].worth / minutes[place]
 
         best = max(range(len(left)), key=density)
-        chosen = replace(left.pop(best), minutes=costs[best])
-        behind.update(step.key for step in _needed(chosen.entry))
+        chosen = replace(left.pop(best), minutes=minutes[best])
+        costs.assume(chosen.entry)
         seen.add(chosen.entry.row.table)
         found.append(chosen)
     return found
 
 
-def _needed(entry: Planned) -> list[Step]:
-    return [step for step, _ in planning.steps_of([entry])]
+def within(
+    ordered: Sequence[Candidate], costs: Costs, budget: float | None, jobs: int
+) -> tuple[list[Candidate], list[Candidate]]:
+    """The rows that a night of ``budget`` minutes runs, ``jobs`` at once, in their order, and those that it leaves.
+
+    As the night does, the first row that still fits is taken; a row pays for what those that were left would have made.
+    """
+    taken, left, spent = list[Candidate](), list(ordered), 0.0
+    while left:
+        now = [replace(one, minutes=costs.minutes(one.entry)) for one in left]
+        place = next((k for k, one in enumerate(now) if budget is None or spent + one.minutes <= budget), None)
+        if place is None:
+            return taken, now
+        taken.append(now[place])
+        spent += now[place].minutes / jobs
+        costs.assume(left.pop(place).entry)
+    return taken, []

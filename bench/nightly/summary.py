@@ -16,21 +16,29 @@ from bench.nightly.night import Night
 Drifts = Sequence[tuple[str, str, int, drift.Drift]]
 
 
-def status(night: Night, checked: Sequence[checking.RowCheck]) -> int:
-    """The exit status: 1 where a row failed or a value got worse or is missing, else 0."""
+def status(night: Night, checked: Sequence[checking.RowCheck], problem: str = "") -> int:
+    """The exit status: 1 where a row failed, a value got worse, is missing or could not be compared, else 0."""
     different = any(one["verdict"] == evaluate.DIFFERENT for one in night.networks)
-    return int(bool(night.failed) or any(row.failed for row in checked) or different)
+    return int(bool(night.failed) or any(row.failed for row in checked) or different or bool(problem))
 
 
 def markdown(
-    night: Night, checked: Sequence[checking.RowCheck], drifts: Drifts, changes: Sequence[str], baseline: str
+    night: Night,
+    checked: Sequence[checking.RowCheck],
+    drifts: Drifts,
+    changes: Sequence[str],
+    baseline: str,
+    problem: str = "",
 ) -> str:
-    """The night on one page: what went wrong first, then every row, then what was left out and why."""
+    """The night on one page: what went wrong first, then every row, then what was left out and why.
+
+    ``problem`` says why it could not be compared with the baseline.
+    """
     good = sum(report.status == runner.OK for report in night.rows.values())
-    title = f"# Night {night.number}: {_verdict(night, checked)}"
+    title = f"# Night {night.number}: {_verdict(night, checked, problem)}"
     facts = (
-        f"{good} of {len(night.rows)} rows ran in {night.minutes:.0f} minutes; begun {night.date}; code "
-        f"{night.commit or 'of no commit'}."
+        f"{good} of {len(night.rows) + len(night.left)} rows ran in {night.minutes:.0f} minutes; begun {night.date}; "
+        f"code {night.commit or 'of no commit'}."
     )
     parts = [title, facts if night.ended else f"{facts} **Stopped before its end.** The same command goes on."]
     if night.failed:
@@ -38,6 +46,8 @@ def markdown(
     bad = [row for row in checked if row.failed]
     if bad:
         parts.append(f"## Worse than the baseline {baseline}\n\n```\n{checking.text(bad)}\n```")
+    elif problem:
+        parts.append(f"**Not compared with the baseline {baseline}:** {_inline(problem)}.")
     elif checked:
         counts = Counter(str(row.word) for row in checked)
         words = ", ".join(f"{count} {word}" for word, count in counts.most_common())
@@ -53,19 +63,26 @@ def markdown(
         )
     parts += [f"**Data changed:** {line}." for line in changes]
     if night.networks:
-        lines = [f"- {one['network']}: {one['words']}" for one in night.networks]
-        parts.append("## Released networks, evaluated again\n\n" + "\n".join(lines))
+        again = [one for one in night.networks if one["verdict"] != evaluate.INCOMPARABLE]
+        lines = [f"- {one['network']}: {_inline(one['words'])}" for one in again]
+        prefix = f"{evaluate.INCOMPARABLE}: "
+        reasons = Counter(one["words"].removeprefix(prefix) for one in night.networks if one not in again)
+        lines += [f"- {count} {prefix}{_inline(why)}" for why, count in reasons.most_common()]
+        heading = f"## Released networks: {len(again)} of {len(night.networks)} evaluated again and compared"
+        parts.append(f"{heading}\n\n" + "\n".join(lines))
     parts.append("## Rows\n\n" + _table(night))
     if night.left:
         lines = [f"- {name} (about {minutes:.0f} minutes)" for name, minutes in night.left.items()]
-        parts.append("## Left for want of time\n\n" + "\n".join(lines))
+        heading = "Left for want of time" if night.ended else "Not reached"
+        parts.append(f"## {heading}\n\n" + "\n".join(lines))
     if night.not_run:
         reasons = Counter(night.not_run.values())
         parts.append("## Cannot run here\n\n" + "\n".join(f"- {n} rows: {why}" for why, n in reasons.most_common()))
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(night: Night, checked: Sequence[checking.RowCheck]) -> str:
+def _verdict(night: Night, checked: Sequence[checking.RowCheck], problem: str) -> str:
+    """What went wrong in few words, or that nothing did; a night that did not end says so first."""
     worse = sum(row.failed for row in checked)
     different = sum(one["verdict"] == evaluate.DIFFERENT for one in night.networks)
     said = [
@@ -77,6 +94,9 @@ def _verdict(night: Night, checked: Sequence[checking.RowCheck]) -> str:
         )
         if count
     ]
+    said += ["not compared with the baseline"] if problem else []
+    if not night.ended:
+        return ", ".join(["stopped", *said])
     return ", ".join(said) or "fine"
 
 
@@ -122,13 +142,22 @@ def junit(night: Night, checked: Sequence[checking.RowCheck]) -> str:
             counts["failures"] += 1
             message = checking.text([worse[name]])
             ElementTree.SubElement(element, "failure", message=str(worse[name].word)).text = _printable(message)
-    for name, reason in [*((n, "no time left") for n in night.left), *night.not_run.items()]:
+    not_reached = "no time left" if night.ended else "the night was stopped before it"
+    for name, reason in [*((n, not_reached) for n in night.left), *night.not_run.items()]:
         counts["skipped"] += 1
         ElementTree.SubElement(case(name), "skipped", message=_printable(reason))
     for name, row in worse.items():
         if name not in night.rows and name not in night.left:
             counts["failures"] += 1
             ElementTree.SubElement(case(name), "failure", message=f"{row.word}: {_printable(row.missing)}")
+    for network in night.networks:
+        element = case(f"released/{network['network']}")
+        if network["verdict"] == evaluate.DIFFERENT:
+            counts["failures"] += 1
+            ElementTree.SubElement(element, "failure", message=_printable(network["words"]))
+        elif network["verdict"] == evaluate.INCOMPARABLE:
+            counts["skipped"] += 1
+            ElementTree.SubElement(element, "skipped", message=_printable(network["words"]))
     for attribute in ("tests", "failures", "errors", "skipped"):
         suite.set(attribute, str(counts[attribute]))
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

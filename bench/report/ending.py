@@ -35,6 +35,12 @@ def text(tables: Sequence[Table], page: Path, failed: str = "") -> str:
     return "\n\n".join(parts)
 
 
+def to_json(tables: Sequence[Table]) -> dict[str, str]:
+    """What was found, for machines: the two lines about it."""
+    lines = [line for table in tables for line in table.lines if any(other.ran for other in table.lines)]
+    return {"largest_effect": largest_effect(lines), "verdicts": verdicts_and_claims(lines)}
+
+
 def largest_effect(lines: Iterable[Line]) -> str:
     """The difference of two methods, in points, that is largest in size, of those whose 95 % interval excludes zero.
 

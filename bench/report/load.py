@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from bench.registry import Published
 from bench.report import chance
 from bench.report.cells import Cell, Point, aggregate
 from bench.report.judging import bases_of, decide, judge_all
-from bench.store import folder_name
+from bench.store import row_path
 from bench.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -157,17 +158,38 @@ def row_files(root: Path, paper: str = "*") -> list[Path]:
 
 
 def content(path: Path) -> dict[str, Any]:
-    """A row file's JSON.  Raises :class:`UserError` where it is none, or lies in another paper's or scale's folder."""
+    """A row file's JSON.
+
+    Raises :class:`UserError` where it is none, holds what is no number where one belongs, or lies in the place of
+    another row, scale or setting.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        paper, scale = value["id"].split("/")[0], value["setting"]["scale"]
-        if (paper, folder_name(scale)) != (path.parts[-4], path.parts[-2]):
-            raise ValueError(f"it belongs to {paper} at {scale}")
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        own = row_path(path.parents[3], value["id"], value["setting"])
+        if own.parts[-4:] != path.parts[-4:]:
+            raise ValueError(f"it belongs into {'/'.join(own.parts[-4:])}")
         if missing := {"status", "shape", "records", "steps"} - set(value):
             raise ValueError(f"it has no {' or '.join(sorted(missing))}")
+        for record in value["records"]:
+            _check_record(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None
     return value  # type: ignore[no-any-return]
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raises ValueError or KeyError unless a record says what was measured, in which unit, and a finite number."""
+    for name in ("metric", "unit"):
+        if not isinstance(record[name], str):
+            raise ValueError(f"a record's {name} is {record[name]!r}")
+    for name in ("value", *(end for end in ("low", "high") if record.get(end) is not None)):
+        number = record[name]
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{name} of {record['metric']} is {number!r}, no number")
 
 
 def _broken(path: Path, error: Exception) -> UserError:

@@ -12,7 +12,7 @@ import torch
 from bench.errors import UserError
 from bench.nightly import baseline
 from bench.nightly.check import Word, check, text
-from bench.store import Record, Result, Store
+from bench.store import Record, Result, Store, row_path
 
 PROVENANCE = {
     "code": "a" * 40,
@@ -38,7 +38,7 @@ def row(records: list[dict[str, Any]], **provenance: Any) -> dict[str, Any]:
 
 
 def put(root: Path, value: dict[str, Any]) -> Path:
-    path = root / "toy" / "rows" / "clutter" / "table-1--pruned--12345678.json"
+    path = row_path(root, value["id"], value["setting"])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
     return path

@@ -52,6 +52,27 @@ def test_nights_are_counted_whatever_the_clock_says(monkeypatch: pytest.MonkeyPa
     assert history.series(history.read(tmp_path), "toy/t/a", "top1_acc") == [(1, 91.0), (2, 92.0)]
 
 
+def test_a_night_of_which_nothing_was_written_keeps_its_number(tmp_path: Path) -> None:
+    """A full disk, or a kill before the first row ended, leaves a folder alone."""
+    night.folder(tmp_path, 1).mkdir(parents=True)
+    assert night.begin(tmp_path, {}).number == 1
+    night.keep(tmp_path, replace(night.begin(tmp_path, {}), ended=True))
+    night.folder(tmp_path, 2).mkdir()
+    assert night.begin(tmp_path, {}).number == 2
+
+
+def test_a_baseline_that_breaks_in_the_night_costs_the_comparison_alone(tmp_path: Path) -> None:
+    broken = tmp_path / "base" / "toy" / "rows" / "digits" / "t--a.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
+    done = Night(1, {}, "c" * 40, "2026-01-01", {"toy/t/a": Report("toy/t/a", "ok")}, ended=True)
+    value, page, status = commands._told(done, tmp_path, tmp_path / "base", lambda text: None)
+    assert status == 1 and "t--a.json is not a readable row file" in value["not_compared"]
+    assert page.startswith("# Night 1: not compared with the baseline\n")
+    assert (night.folder(tmp_path, 1) / "summary.md").read_text() == page
+    assert (night.folder(tmp_path, 1) / "junit.xml").exists()
+
+
 def test_a_night_that_another_code_began_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(provenance, "git_state", lambda: "a" * 40)
     night.keep(tmp_path, night.begin(tmp_path, {"scale": "clutter"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -127,6 +128,54 @@ def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
     assert ended["night"]["number"] == 1 and ended["night"]["ended"]
     assert set(ended["night"]["rows"]) == IDS | set(BAD) | {"toy/table-2/ends-well"}
     assert len(history.read(out)) == 6
+
+
+def in_session(number: int) -> list[int]:
+    """The processes of a session that are no zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            if int(session) == number and state != "Z":
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to see which processes are alive")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("what", [["nightly", "toy"], ["run", "toy", "--table", "Table 1"]])
+def test_no_process_outlives_its_starter(tmp_path: Path, name: str, what: list[str]) -> None:
+    """Ctrl-C reaches all of a terminal's processes, SIGTERM and SIGKILL the first alone; no row prints a traceback."""
+    arguments = [*what, "--scale", "digits", "--jobs", "2", "--out", str(tmp_path / "runs")]
+    errors = tmp_path / "errors"
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=HERE / "toy",
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        deadline = time.monotonic() + 300
+        while "[1/" not in errors.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(in_session(process.pid)) >= 3  # the command, the fork server, a row
+        if name == "SIGINT":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.Signals[name])
+        process.wait(30)
+    deadline = time.monotonic() + 15
+    while in_session(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert in_session(process.pid) == []
+    said = errors.read_text()
+    assert "Traceback" not in said and "resource_tracker" not in said
+    if name != "SIGKILL":
+        assert process.returncode == 130 and "stopped" in said
 
 
 @pytest.mark.slow

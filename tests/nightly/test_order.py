@@ -72,6 +72,50 @@ def test_stored_checkpoints_cost_nothing_and_measurements_do(tmp_path: Path, mon
     assert round(again.minutes, 2) == 0.1
 
 
+def test_a_row_pays_for_what_a_row_that_was_left_would_have_made(monkeypatch: Any) -> None:
+    """Budget 20: ``big`` (30) is left; ``small`` needs its dense network (12) and is not taken for 2 minutes."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    dense = step("dense", 12.0)
+    big = Candidate(entry("big", dense, step("big", 18.0, dense)), 100.0)
+    small = Candidate(entry("small", dense, step("small", 2.0, dense)), 1.0)
+    other = Candidate(entry("other", step("other", 7.0)), 0.1)
+    ordered = order.in_order([big, small, other], None)
+    assert [(one.entry.row.name, round(one.minutes, 1)) for one in ordered] == [
+        ("big", 30.1),
+        ("small", 2.1),
+        ("other", 7.1),
+    ]
+
+    def within(budget: float | None, jobs: int = 1) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+        costs = order.Costs([one.entry for one in ordered], None)
+        taken, left = order.within(ordered, costs, budget, jobs)
+        told = [[(one.entry.row.name, round(one.minutes, 1)) for one in part] for part in (taken, left)]
+        return told[0], told[1]
+
+    assert within(None) == ([("big", 30.1), ("small", 2.1), ("other", 7.1)], [])
+    assert within(20.0) == ([("small", 14.1)], [("big", 18.1), ("other", 7.1)])
+    # two at once: 14.1 minutes take 7.05 of the night's
+    assert within(20.0, 2) == ([("small", 14.1), ("other", 7.1)], [("big", 18.1)])
+    assert within(5.0) == ([], [("big", 30.1), ("small", 14.1), ("other", 7.1)])
+
+
+def test_what_a_failed_row_stored_costs_no_more(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    trained, measured = step("trained", 5.0), step("measured", 1.0, kind=Kind.EVALUATE)
+    row = entry("row", trained, measured)
+    store = Store(tmp_path)
+    costs = order.Costs([row], store)
+    assert round(costs.minutes(row), 1) == 6.1
+    costs.look(row, set())
+    assert round(costs.minutes(row), 1) == 6.1
+    for one in (trained, measured):
+        store.save(one.key, Result(), {})
+    costs.look(row, set())  # stored, but measured by no row of this night
+    assert round(costs.minutes(row), 1) == 1.1
+    costs.look(row, {measured.key})
+    assert round(costs.minutes(row), 1) == 0.1
+
+
 def test_what_a_row_is_worth() -> None:
     """A verified published value 10, at the paper's own data only; a claim 5; a released network 3; any row 1."""
     fields: dict[str, Any] = dict.fromkeys(Published.__dataclass_fields__)

@@ -165,6 +165,19 @@ def test_the_budget_counts_what_is_left_of_it(tmp_path: Path, simulated: type[Si
     assert set(done.rows) == {entries[1].id} and set(done.left) == {entries[0].id}
 
 
+def test_a_row_waits_until_it_fits(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """15 seconds for the dense network, 15 for the first row's own step, 6 for a process: it fits behind the second."""
+    work = {"device": "cpu", "rate": 1.0}
+    dense = make_step(Kind.TRAIN, "dense", run_named, Named("dense"), [], work=120.0, **work)
+    more = make_step(Kind.TRAIN, "more", run_named, Named("more"), [], work=120.0, **work)
+    first, second = planned("r0", dense, more), planned("r1", dense)
+    done = run(tmp_path / "a", [first, second], 1, budget=0.3)
+    assert not done.rows and done.left == {first.id: 0.6, second.id: 0.35}
+    done = run(tmp_path / "b", [first, second], 1, budget=0.4)
+    assert set(done.rows) == {first.id, second.id}
+    assert [name for name, _, _ in simulated.diary] == [second.id, first.id]
+
+
 def test_an_interrupt_stops_all(tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [planned(f"r{place}", step(f"s{place}")) for place in range(3)]
     monkeypatch.setattr(simulated, "longest", 60.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 from bench.nightly import summary
 from bench.nightly.check import Compared, RowCheck, Word
@@ -49,6 +50,39 @@ def test_a_fine_night() -> None:
     assert summary.status(fine, []) == 0
     different = Night(1, {}, None, "d", networks=[{"network": "n", "verdict": "different", "words": "w", "top1": 1.0}])
     assert summary.status(different, []) == 1
+
+
+def test_a_night_that_was_stopped_says_what_it_did_not_reach() -> None:
+    """Of all rows that can run, not of those that did; what is left was not left for want of time."""
+    stopped = replace(NIGHT, ended=False)
+    page = summary.markdown(stopped, [], [], [], "base")
+    assert page.startswith("# Night 7: stopped, 2 failed\n") and "1 of 4 rows ran" in page
+    assert "## Not reached\n" in page and "want of time" not in page
+    (case,) = [case for case in ElementTree.fromstring(summary.junit(stopped, [])) if case.get("name") == "t/d"]
+    (skipped,) = case.findall("skipped")
+    assert skipped.get("message") == "the night was stopped before it"
+
+
+def test_released_networks_that_cannot_be_evaluated_are_counted_and_said_once() -> None:
+    networks = [
+        {"network": f"n{place}", "verdict": "not compared", "words": "needs cifar10", "top1": None}
+        for place in range(3)
+    ] + [{"network": "m", "verdict": "same", "words": "same", "top1": 1.0}]
+    night = Night(1, {}, None, "d", networks=networks, ended=True)
+    page = summary.markdown(night, [], [], [], "base")
+    assert "## Released networks: 1 of 4 evaluated again" in page
+    assert page.count("needs cifar10") == 1 and "- 3 not compared: needs cifar10" in page
+    suite = ElementTree.fromstring(summary.junit(night, []))
+    assert (suite.get("tests"), suite.get("skipped"), suite.get("failures")) == ("4", "3", "0")
+    worse = Night(1, {}, None, "d", networks=[{"network": "n", "verdict": "different", "words": "w", "top1": 1.0}])
+    assert ElementTree.fromstring(summary.junit(worse, [])).get("failures") == "1"
+
+
+def test_a_night_that_could_not_be_compared_says_so_and_is_not_fine() -> None:
+    fine = Night(1, {}, None, "d", rows={"toy/t/a": NIGHT.rows["toy/t/a"]}, ended=True)
+    page = summary.markdown(fine, [], [], [], "base", "a file is broken")
+    assert page.startswith("# Night 1: not compared with the baseline\n") and "a file is broken." in page
+    assert summary.status(fine, [], "a file is broken") == 1
 
 
 def test_junit_counts_what_pytest_and_github_read() -> None:

@@ -1,0 +1,58 @@
+"""Rows in processes of their own: forked from a server that has imported everything, and gone when their starter is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+import torch
+
+from bench import memory
+
+# seconds that a process gets between the polite signal and the other one
+_GRACE = 10.0
+
+
+def server(module: str, papers: Iterable[str]) -> ForkServerContext:
+    """A server that imports a module and the scripts of some papers once, and forks a clean process for each row."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload([module, *dict.fromkeys(f"reproductions.{key}" for key in papers)])
+    return found
+
+
+def begin(threads: int) -> None:
+    """What a row's process does first: it takes so many threads, and lets its starter decide when it ends.
+
+    Ctrl-C reaches every process of a terminal, and one of them has to say so; a starter that is killed says nothing.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is stored is whole at any moment
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    torch.set_num_threads(threads)
+    memory.settle()
+
+
+def _end_with(starter: Any) -> None:
+    starter.join()
+    os._exit(1)
+
+
+def stop(process: Any) -> None:
+    """The process has ended afterwards: by itself, else by SIGTERM, else by SIGKILL."""
+    process.join(0.5)
+    for end in (process.terminate, process.kill):
+        if process.is_alive():
+            end()
+            process.join(_GRACE)
+
+
+def death(process: Any) -> str:
+    """How a row's process ended that said nothing, in words."""
+    process.join()
+    code = process.exitcode or 0
+    return f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
