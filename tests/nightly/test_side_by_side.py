@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from bench.errors import UserError
 from bench.models.recipe import Recipe
 from bench.nightly import night, order
 from bench.nightly.child import HUNG, Report
@@ -176,6 +177,24 @@ def test_a_row_waits_until_it_fits(tmp_path: Path, simulated: type[Simulated]) -
     done = run(tmp_path / "b", [first, second], 1, budget=0.4)
     assert set(done.rows) == {first.id, second.id}
     assert [name for name, _, _ in simulated.diary] == [second.id, first.id]
+
+
+def test_a_full_disk_ends_the_night(
+    tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row would fail of it, twice, and be behind the night when the same command goes on."""
+
+    def full(folder: Path) -> None:
+        raise UserError(f"no space left on the disk of {folder}")
+
+    monkeypatch.setattr(night, "check_writable", full)
+    entries = [planned(f"r{place}", step(f"s{place}")) for place in range(3)]
+    simulated.ends = {entries[0].id: ["failed"]}
+    with pytest.raises(UserError, match="no space left"):
+        run(tmp_path, entries, 1)
+    assert len(simulated.diary) == 1
+    kept = night.begin(tmp_path, {})
+    assert (kept.number, kept.rows, kept.ended) == (1, {}, False)
 
 
 def test_an_interrupt_stops_all(tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch) -> None:
