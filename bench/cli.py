@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -19,6 +20,13 @@ from typing import Any
 
 from bench.errors import UserError
 from bench.tracking.modes import MODES
+
+# where a command is done, if not in bench.commands
+_MODULES = {
+    **dict.fromkeys(("nightly", "check", "history"), "bench.nightly.commands"),
+    **dict.fromkeys(("macs", "latency", "prune", "evaluate"), "bench.network_commands"),
+    "doctor": "bench.doctor",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,14 +64,10 @@ def _run(options: argparse.Namespace) -> tuple[Any, str, int]:
         from bench import listing
 
         return (*listing.rows(options.paper), 0)
-    from bench import commands
-
-    if options.command in ("nightly", "check", "history") or getattr(options, "baseline", None) is not None:
-        from bench.nightly import commands as nightly
-
-        return getattr(nightly, options.command)(options)  # type: ignore[no-any-return]
-    result: tuple[Any, str, int] = getattr(commands, options.command)(options)
-    return result
+    module = _MODULES.get(options.command, "bench.commands")
+    if getattr(options, "baseline", None) is not None:
+        module = "bench.nightly.commands"
+    return getattr(importlib.import_module(module), options.command)(options)  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
