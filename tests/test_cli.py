@@ -201,16 +201,21 @@ def test_prune_a_network_of_the_user_s_own(
 ) -> None:
     """A module in the user's folder, its weights, the user's images: pruned, measured, saved, and loadable."""
     (tmp_path / "mine.py").write_text(
-        "from torchvision.models.resnet import BasicBlock, ResNet\n"
-        "def net():\n    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=2)\n"
+        "from torch import nn\n"
+        "def block(read, made, stride):\n"
+        "    convolution = nn.Conv2d(read, made, 3, stride, 1, bias=False)\n"
+        "    return nn.Sequential(convolution, nn.BatchNorm2d(made), nn.ReLU())\n"
+        "def net():\n"
+        "    blocks = [block(3, 16, 1), block(16, 32, 2), block(32, 64, 2)]\n"
+        "    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     root = folder(tmp_path / "set")
     torch.manual_seed(0)
-    from torchvision.models.resnet import BasicBlock, ResNet
+    import mine  # type: ignore[import-not-found]
 
-    torch.save(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=2).state_dict(), tmp_path / "weights.pth")
+    torch.save(mine.net().state_dict(), tmp_path / "weights.pth")
     text = success(
         [
             "prune",
