@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def hardware(row: Mapping[str, Any], kinds: Collection[str]) -> set[str]:
+    """On what the row's steps of these kinds ran, in words."""
+    return {_device(about["provenance"]) for about in row["steps"].values() if about["kind"] in kinds}
+
+
 def _told(parts: Sequence[str]) -> str:
     return " ".join(parts) if parts else "nothing else"
 
@@ -115,4 +120,8 @@ def _data(row: Mapping[str, Any]) -> set[str]:
 
 
 def _devices(row: Mapping[str, Any]) -> set[str]:
-    return {f"{one['hardware']['name']} with {one['hardware']['threads']} threads" for one in _provenances(row)}
+    return {_device(one) for one in _provenances(row)}
+
+
+def _device(provenance: Mapping[str, Any]) -> str:
+    return f"{provenance['hardware']['name']} with {provenance['hardware']['threads']} threads"

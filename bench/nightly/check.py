@@ -7,6 +7,10 @@ kept its predictions, else the two intervals of the values together.  What was c
 Milliseconds are those of a machine's hour: an unchanged network takes half as long again while neighbours compute, and
 no interval within a run sees that.  So the times of a row are compared in units of its first one, the dense network's,
 which was taken in turns with them; that one itself fails no night.
+
+Another processor, or another number of threads, rounds otherwise: it trains other networks, as another seed does, and
+has other speed-ups.  Beside a baseline from elsewhere a time is never better or worse, and a value of networks that
+were made there only where there are seeds enough to tell by how much such networks differ.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from bench.measure.statistics import interval_of_change
 from bench.nightly import baseline
 from bench.report.cells import Cell, aggregate
 from bench.report.load import RAN, content, row_files
+from bench.steps import Kind
 from bench.store import Store
+from bench.verdict import LEAST_RUNS
 
 PAIRED_METRIC = "top1_acc"
 
@@ -60,6 +66,8 @@ class Tolerance:
 # everything else that has an interval
 _POINTS, _TIMES, _OTHERS = Tolerance(0.1, 1.0), Tolerance(0.1, 0.15, True), Tolerance(0.02, 0.2, True)
 _IN_POINTS, _IN_TIME = ("%", "pp", "points"), ("ms", "s", "us", "x")
+# the kinds of step that make networks, and that take times
+_MAKING, _TIMING = (Kind.TRAIN.value, Kind.PRUNE.value), (Kind.TIME.value,)
 _ABSOLUTE, _REALISED = ("ms", "s", "us"), "realised"
 
 
@@ -68,7 +76,8 @@ class Compared:
     """One metric of one row: before, now, the threshold in its unit, and what it comes to.
 
     Of a time that is compared in units of the dense network's, ``before`` is what it would have been in this run.
-    ``changed`` counts the test images whose prediction differs (None: not compared image by image).
+    ``elsewhere``: it would be better or worse, and was not made or timed on the same hardware.  ``changed`` counts the
+    test images whose prediction differs (None: not compared image by image).
     """
 
     metric: str
@@ -77,6 +86,7 @@ class Compared:
     threshold: float
     word: Word
     changed: int | None = None
+    elsewhere: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -163,12 +173,18 @@ def _row(path: Path, before: Mapping[str, Any], now: Mapping[str, Any] | None, s
     # with one time alone there is nothing to compare it with
     first = times[0] if len(times) > 1 else None
     drift = new[first].value / old[first].value if first is not None else 1.0
+    few = len(before["setting"].get("seeds", ())) < LEAST_RUNS
+    made, took = (baseline.hardware(before, kinds) != baseline.hardware(now, kinds) for kinds in (_MAKING, _TIMING))
     compared = []
     for metric, cell in judged.items():
         known_before = _scaled(cell, drift) if metric in times and metric != first else cell
         found = _metric(known_before, new.get(metric), paired if metric == PAIRED_METRIC else None)
         if metric == first and found.word in (Word.WORSE, Word.BETTER):
             found = replace(found, word=Word.AMBIGUOUS)
+        counted = found.threshold == 0.0
+        elsewhere = took if _is_time(cell) and not counted else made and (few or counted)
+        if elsewhere and found.word in (Word.WORSE, Word.BETTER):
+            found = replace(found, word=Word.AMBIGUOUS, elsewhere=True)
         compared.append(found)
     differs = baseline.differences(before, now)
     return RowCheck(name, scale, compared, "", tuple(differs))
@@ -227,9 +243,13 @@ def _metric(before: Cell, now: Cell | None, paired: tuple[float, float, int] | N
 
 def _tolerance(cell: Cell) -> Tolerance:
     """That of times for what is made from them too, whatever its unit: the share of a saving that was realised."""
-    if cell.unit in _IN_TIME or cell.metric.startswith(_REALISED):
+    if _is_time(cell):
         return _TIMES
     return _POINTS if cell.unit in _IN_POINTS else _OTHERS
+
+
+def _is_time(cell: Cell) -> bool:
+    return cell.unit in _IN_TIME or cell.metric.startswith(_REALISED)
 
 
 def _half(cell: Cell) -> float:
@@ -258,9 +278,10 @@ def in_words(one: Compared) -> str:
     if one.now is None:
         return f"{known.title}: was {known.number(one.before)}, not measured now"
     images = "" if one.changed is None else f", {one.changed} predictions differ"
+    why = ", other hardware" if one.elsewhere else ""
     return (
         f"{known.title}: {known.number(one.before)} before, {known.number(one.now)} now, threshold "
-        f"{one.threshold:.3g}{images}: {one.word}"
+        f"{one.threshold:.3g}{images}: {one.word}{why}"
     )
 
 
@@ -281,6 +302,7 @@ def to_json(found: Sequence[RowCheck]) -> list[dict[str, Any]]:
                     "threshold": one.threshold,
                     "changed": one.changed,
                     "word": one.word,
+                    "elsewhere": one.elsewhere,
                 }
                 for one in row.compared
             ],

@@ -182,6 +182,47 @@ def test_sizes_have_none(tmp_path: Path) -> None:
     assert both(tmp_path, row([size[0]]), row([size[1]])).word is Word.WORSE
 
 
+ELSEWHERE = {"hardware": {"name": "another processor", "threads": 2}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "seeds", "record", "word"),
+    [
+        # one network of another processor is another network; three tell by how much such networks differ
+        ("train", [0], "accuracy", Word.AMBIGUOUS),
+        ("prune", [0, 1], "accuracy", Word.AMBIGUOUS),
+        ("train", [0, 1, 2], "accuracy", Word.WORSE),
+        # the same network, only evaluated there
+        ("evaluate", [0], "accuracy", Word.WORSE),
+        # widths that follow from the data follow from the arithmetic too
+        ("prune", [0, 1, 2], "macs", Word.AMBIGUOUS),
+        ("evaluate", [0, 1, 2], "macs", Word.WORSE),
+        # speed-ups are a machine's
+        ("time", [0, 1, 2], "time", Word.AMBIGUOUS),
+        ("train", [0], "time", Word.WORSE),
+    ],
+)
+@pytest.mark.parametrize("where", [ELSEWHERE, {"hardware": {"name": "a processor", "threads": 1}}])
+def test_beside_a_baseline_from_elsewhere(
+    tmp_path: Path, kind: str, seeds: list[int], record: str, word: Word, where: dict[str, Any]
+) -> None:
+    records = {
+        "accuracy": ([top1(1800)], [top1(1700)]),
+        "macs": ([Record("macs", 1e6, "MACs").to_json()], [Record("macs", 1.1e6, "MACs").to_json()]),
+        "time": ([timed(2.0, 0.01, "realised_speedup", "x")], [timed(1.0, 0.01, "realised_speedup", "x")]),
+    }
+    before, now = row(records[record][0]), row(records[record][1], **where)
+    for one in (before, now):
+        one["setting"]["seeds"], one["steps"]["key"]["kind"] = seeds, kind
+    found = both(tmp_path, before, now)
+    assert found.word is word and found.compared[0].elsewhere is (word is Word.AMBIGUOUS)
+    assert ("other hardware" in text([found])) is (word is Word.AMBIGUOUS)
+    # on the same hardware each of them is worse
+    put(tmp_path / "runs", {**now, "steps": before["steps"]})
+    (found,) = check(tmp_path / "runs", tmp_path / "base")
+    assert found.word is Word.WORSE
+
+
 def test_what_is_missing_fails_and_what_differs_is_named(tmp_path: Path) -> None:
     put(tmp_path / "base", row([top1(1800)]))
     (tmp_path / "runs").mkdir()
