@@ -175,8 +175,8 @@ def test_every_row_is_judged_by_what_is_printed_for_it() -> None:
 
 def test_every_claim_of_the_paper_has_rows_that_can_run() -> None:
     claims = [claim for claim in load_claims(Path(dcp.__file__).parent / "registry") if claim.paper == PAPER.key]
-    assert len(claims) == 18
-    assert [claim_row(claim, PAPER.rows).missing for claim in claims] == [None] * 18
+    assert len(claims) == 21
+    assert [claim_row(claim, PAPER.rows).missing for claim in claims] == [None] * 21
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -344,6 +344,42 @@ def test_lambda_and_the_number_of_losses_vary_alone() -> None:
         (last,) = chain_of(ROWS[S1, f"{losses} losses"], "cifar10").networks
         inside = [step for step in path(last) if isinstance(step.params, steps.Tuning) and step.params.weights]
         assert len(inside) == losses
+
+
+def test_the_trends_on_resnet20_are_short() -> None:
+    """8 epochs of a ResNet-20, one before each selection on 512 images, 5 in all; four lambdas, one to three losses."""
+    wanted = {
+        "lambda=0 (L_M only)": {"alpha": 0.0},
+        "lambda=0.05": {"alpha": 0.05},
+        "lambda=1.0": {},
+        "lambda=1.0 (L_S only)": {"reconstruction": 0.0},
+    }
+    table = "Lambda on ResNet-20 (prune 30%, no fine-tuning)"
+    assert [name for place, name in ROWS if place == table] == list(wanted)
+    for name, values in wanted.items():
+        row = ROWS[table, name]
+        assert row.seeds == (0, 1, 2)
+        for last in chain_of(row, "cifar10").networks:
+            first, *rest = path(last)
+            assert first.params.recipe.builder == "cifar_preact_resnet20" and first.params.schedule.epochs == 8
+            picks = [step.params for step in rest if isinstance(step.params, steps.Selecting)]
+            tuned = [step.params.schedule.epochs for step in rest if isinstance(step.params, steps.Tuning)]
+            # 16, 32 and 64 channels of which floor(0.3 c) go, in three segments of three blocks
+            assert [Counter(one.keep.values()) for one in picks] == [{12: 3}, {23: 3}, {45: 3}]
+            assert {(one.greedy, one.images) for one in picks} == {(replace(GREEDY, **values), 512)}
+            assert tuned == [1, 1, 1] and len(rest) == 6
+    table = "Number of losses on ResNet-20 (2x)"
+    assert [name for place, name in ROWS if place == table] == ["1 loss", "2 losses", "3 losses", "baseline"]
+    ends = {
+        "1 loss": ["layer2.1"],
+        "2 losses": ["layer2.0", "layer3.1"],
+        "3 losses": ["layer1.2", "layer2.2", "layer3.2"],
+    }
+    for name, positions in ends.items():
+        *stages, last = path(chain_of(ROWS[table, name], "cifar10").networks[0])
+        inside = [list(step.params.weights) for step in stages if isinstance(step.params, steps.Tuning)]
+        assert inside == [*([end] for end in positions), *([[]] if positions[-1] != "layer3.2" else [])]
+        assert last.params.schedule.epochs == 5 - len(inside)
 
 
 def test_the_embedded_job_runs_table_1_with_one_seed() -> None:
