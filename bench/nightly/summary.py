@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Sequence
 
-from bench import evaluate, runner
+from bench import evaluate, planning, runner
 from bench.nightly import check as checking
 from bench.nightly import drift
 from bench.nightly.child import Report
@@ -72,7 +72,7 @@ def markdown(
         parts.append(f"{heading}\n\n" + "\n".join(lines))
     parts.append("## Rows\n\n" + _table(night))
     if night.left:
-        lines = [f"- {name} (about {minutes:.0f} minutes)" for name, minutes in night.left.items()]
+        lines = [f"- {name} ({planning.minutes(minutes)})" for name, minutes in night.left.items()]
         heading = "Left for want of time" if night.ended else "Not reached"
         parts.append(f"## {heading}\n\n" + "\n".join(lines))
     if night.not_run:
