@@ -17,7 +17,7 @@ from bench.store import Result, Store, digest
 
 KINDS = (Kind.LOAD, Kind.TRAIN, Kind.PRUNE)
 # what a header says of the files beside it, which saving writes anew
-_OF_FILES = ("complete", "files", "recipe", "records", "facts", "shed")
+_OF_FILES = ("complete", "files", "recipe", "records", "facts", "shed", "seal")
 
 
 def adopt(
@@ -39,11 +39,21 @@ def adopt(
             [origins[parent.key] for parent in step.parents],
         )
         if step.kind in KINDS and origin in there and store.header(step.key) is None:
+            if _damaged(source, there[origin]):
+                say(f"damaged there: {step.name}; it is made here, and what was made from it too")
+                origins[step.key] = step.key  # of no step there
+                continue
             result = _taken(store, step, source, there[origin])
             if result is not None:
                 say(f"taken over: {step.name}")
                 count += 1
     return count
+
+
+def _damaged(source: Store, key: str) -> bool:
+    """Whether the files of a step are not those that were written: another network would be made in its place."""
+    header = source.header(key)
+    return header is None or (not header.get("shed") and source.load(key) is None)
 
 
 def _taken(store: Store, step: Step, source: Store, key: str) -> Result | None:

@@ -37,6 +37,7 @@ PLUMBING = (
     "bench.runner",
     "bench.steps",
     "bench.store",
+    "bench.threads",
 )
 _OURS = ("bench", "reproductions")
 # What a root may be: "module:name".

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import adopted, collecting, planning, processes, released, runner, side_by_side
+from bench import adopted, collecting, planning, processes, released, runner, threads
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
@@ -98,8 +98,13 @@ def run(options: argparse.Namespace) -> Output:
         raise UserError("--jobs needs 1 or more")
     chosen = planning.choose(options.paper, options.table, options.row)
     if options.plan:
-        with side_by_side.sharing(options.jobs):
+        with threads.sharing(options.jobs):
             return _plan(chosen, job, options.jobs)
+    with threads.sharing(options.jobs):
+        return _run(options, job, chosen)
+
+
+def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, list[Row]]]) -> Output:
     mode = modes.chosen(options.wandb)
     isolated = options.isolate or options.jobs > 1
     if isolated and processes.launched() > 1:

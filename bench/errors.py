@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """A mistake of the user's, told in one line that says what to do; exit status 2."""
+
+
+class DiskFull(UserError):
+    """No space is left: every further row would fail of it."""

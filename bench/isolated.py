@@ -10,9 +10,7 @@ from collections.abc import Iterable
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-import torch
-
-from bench import memory
+from bench import memory, threads
 
 # seconds that a process gets between the polite signal and the other one
 _GRACE = 10.0
@@ -25,15 +23,15 @@ def server(module: str, papers: Iterable[str]) -> ForkServerContext:
     return found
 
 
-def begin(threads: int) -> None:
-    """What a row's process does first: it takes so many threads, and lets its starter decide when it ends.
+def begin(count: int, of: int) -> None:
+    """What a row's process does first: it takes ``count`` threads ``of`` so many, and its starter decides when it ends.
 
     Ctrl-C reaches every process of a terminal, and one of them has to say so; a starter that is killed says nothing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is stored is whole at any moment
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    torch.set_num_threads(threads)
+    threads.take(count, of)
     memory.settle()
 
 

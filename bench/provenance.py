@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import processes
+from bench import processes, threads
 
 # import names of the packages that numbers depend on, and what they are installed as
 DISTRIBUTIONS = {
@@ -72,7 +72,7 @@ def environment(kind: str, device: str, packages: Iterable[str]) -> dict[str, An
     if device.startswith("cuda"):
         found["tf32"] = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32]
     elif kind != "evaluate":
-        found["threads"] = torch.get_num_threads()
+        found["threads"] = threads.whole() if kind == "time" else torch.get_num_threads()
     if kind == "train":
         found["world"] = processes.launched()
     if kind == "time":

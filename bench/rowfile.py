@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bench.planning import Planned
 
 RAN = "ran"
+# the kinds of step that make networks
+_MAKING = ("train", "prune")
 # what it repeats of the report on a layer
 _OF_A_LAYER = ("reader", "producer", "channels", "kept", "error", "held_out_error")
 # what figures draw that are no records: facts of steps that make them, each of one network
@@ -55,6 +57,7 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
         },
         "layers": layers(store, [step.key for step in entry.chain.networks]),
         "drawn": drawn(store, list(steps)),
+        "made_on": made_on(store, list(steps)),
         "code": digest(sorted({step["code"] for step in steps.values()})),
     }
     _check_seeds(records)
@@ -126,6 +129,29 @@ def drawn(store: Store, keys: Sequence[str]) -> dict[str, Any]:
             if name in facts:
                 found.setdefault(name, facts[name])
     return found
+
+
+def made_on(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Names and threads of the hardware that trained and pruned the networks behind these steps."""
+    found = set()
+    for header in _behind(store, keys):
+        if header["kind"] in _MAKING:
+            hardware = header["provenance"]["hardware"]
+            found.add((hardware["name"], hardware["threads"]))
+    return [{"name": name, "threads": threads} for name, threads in sorted(found)]
+
+
+def _behind(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The headers of these steps and of all that is behind them, as far as they are there."""
+    found: dict[str, dict[str, Any]] = {}
+    waiting = list(keys)
+    while waiting:
+        key = waiting.pop()
+        header = None if key in found else store.header(key)
+        if header is not None:
+            found[key] = header
+            waiting += header["parents"]
+    return list(found.values())
 
 
 def _header(store: Store, key: str) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 import bench.data
-from bench import isolated, memory, processes, provenance, rowfile
+from bench import isolated, memory, processes, provenance, rowfile, threads
 from bench.data.annotations import DetectionSet
-from bench.errors import UserError
+from bench.errors import DiskFull, UserError
 from bench.planning import Job, Planned, default_device, images_of, images_read, papers, plan, steps_of
-from bench.side_by_side import Needs, free, threads
+from bench.side_by_side import Needs, free
 from bench.steps import OWN, Context, Kind, Source, Step, canonical, in_order
 from bench.store import Result, Store
 
@@ -58,12 +60,6 @@ class Engine:
         self.made: set[str] = set()  # made by this run
         self.users: dict[str, set[str]] = {}  # the steps of this run that each step is a parent of
         self.keeps = False  # the weights of transient steps stay: rows that run beside this one may need them
-
-    def uses(self, planned: Sequence[Planned]) -> None:
-        """Notes which steps of these rows are made from which."""
-        for step, _ in steps_of(planned):
-            for parent in step.parents:
-                self.users.setdefault(parent.key, set()).add(step.key)
 
     def run_row(self, entry: Planned) -> Outcome:
         """The row's steps are run where they are not stored, and its file is written when all are there.
@@ -142,6 +138,8 @@ class Engine:
                         self.say(f"{where}{step.name}")
                     self._work(step, entry)
             except UserError as error:
+                if isinstance(error, DiskFull) and processes.launched() == 1:
+                    raise  # the rows after it would fail of it too
                 failure = str(error)
             except Exception as error:  # a bug costs the row, not those after it
                 traceback.print_exc(file=sys.stderr)
@@ -201,9 +199,11 @@ class Engine:
         )
         parents = [_result(store, parent) for parent in step.parents]
         begin = time.monotonic()
-        result = step.run(context, parents, step.params)
+        with threads.alone() if step.kind is Kind.TIME else contextlib.nullcontext():
+            result = step.run(context, parents, step.params)
+            about = self._about(step, entry, time.monotonic() - begin)
         if processes.is_main():
-            store.save(step.key, result, self._about(step, entry, time.monotonic() - begin))
+            store.save(step.key, result, about)
         self.there.add(step.key)
         self.made.add(step.key)
 
@@ -266,6 +266,15 @@ def description(entry: Planned, job: Job) -> dict[str, Any]:
     }
 
 
+def users_of(planned: Sequence[Planned]) -> dict[str, set[str]]:
+    """Which steps of these rows are made from which: the children's keys by the parent's."""
+    found: dict[str, set[str]] = {}
+    for step, _ in steps_of(planned):
+        for parent in step.parents:
+            found.setdefault(parent.key, set()).add(step.key)
+    return found
+
+
 def _result(store: Store, step: Step) -> Result:
     result = store.load(step.key)
     if result is None:
@@ -279,7 +288,7 @@ def run(
     """Runs the rows one after the other in this process; every row ends in one outcome."""
     memory.settle()
     engine = Engine(job, store, say)
-    engine.uses(planned)
+    engine.users = users_of(planned)
     found = []
     for number, entry in enumerate(planned, start=1):
         where = f"[row {number}/{len(planned)}] {entry.id}"
@@ -315,14 +324,15 @@ def run_isolated(
 ) -> list[Outcome]:
     """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once.
 
-    ``jobs`` rows run at once and share the threads, the first ones first as far as they need nothing of each other;
-    rows that take times run alone.
+    ``jobs`` rows run at once, each on the threads of this process, the first ones first as far as they need nothing of
+    each other; rows that take times run alone.
     """
     context = isolated.server("bench.runner", [entry.paper.key for entry in planned])
     bare, store = replace(job, images={}, values={}, fitting=set()), Store(job.out)
     # times are taken anew in every run
     fresh = job.fresh if job.reuse_times else job.fresh | {Kind.TIME}
     needs = [Needs(entry) for entry in planned]
+    users = users_of(planned)
     found: dict[int, Outcome] = {}
     queue = list(range(len(planned)))
     running: dict[Any, tuple[int, Any, contextlib.ExitStack, list[Outcome]]] = {}
@@ -337,8 +347,10 @@ def run_isolated(
                 entry = planned[place]
                 receiver, sender = context.Pipe(duplex=False)
                 where = f"[row {place + 1}/{len(planned)}] "
-                count = threads(1 if needs[place].timed else jobs)
-                process = context.Process(target=_in_child, args=(sender, entry.id, bare, where, count, jobs > 1))
+                own = {key: users[key] for key in needs[place].needed if key in users}
+                share = torch.get_num_threads(), threads.whole()
+                arguments = (sender, entry.id, bare, where, share, own, jobs > 1)
+                process = context.Process(target=_in_child, args=arguments)
                 watched = contextlib.ExitStack()
                 # who watches is told of one row at a time: of rows that run at once when they have ended
                 done = watched.enter_context(_watched(watch, entry, job)) if jobs == 1 else []
@@ -366,29 +378,42 @@ def run_isolated(
 
 
 def _received(receiver: Any, process: Any, name: str) -> Outcome:
-    """What a row's process said at its end, or how it died."""
+    """What a row's process said at its end, or how it died.  Raises the :class:`DiskFull` that ended it."""
     try:
-        outcome: Outcome = receiver.recv()
+        outcome: Outcome | DiskFull = receiver.recv()
     except EOFError:
         outcome = Outcome(name, FAILED, isolated.death(process))
     process.join()
+    if isinstance(outcome, DiskFull):
+        raise outcome
     return outcome
 
 
 def tidied(planned: Sequence[Planned], job: Job) -> None:
     """The weights of steps on the way go now: while rows ran at once, another might have needed them."""
     engine = Engine(job, Store(job.out))
-    engine.uses(planned)
+    engine.users = users_of(planned)
     for step, _ in steps_of(planned):
         if engine.store.header(step.key) is not None:
             engine.shed(step)
 
 
-def _in_child(sender: Any, name: str, job: Job, where: str, count: int, beside_others: bool) -> None:
-    isolated.begin(count)
+def _in_child(
+    sender: Any,
+    name: str,
+    job: Job,
+    where: str,
+    share: tuple[int, int],
+    users: dict[str, set[str]],
+    beside_others: bool,
+) -> None:
+    isolated.begin(*share)
     paper = papers()[name.partition("/")[0]]
     (entry,) = plan(paper, [paper.ids[name]], job)
     store = Store(job.out)
     engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
-    engine.keeps = beside_others
-    sender.send(engine.run_row(entry))
+    engine.users, engine.keeps = users, beside_others
+    try:
+        sender.send(engine.run_row(entry))
+    except DiskFull as error:
+        sender.send(error)

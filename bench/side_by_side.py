@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence, Set
-
-import torch
+from collections.abc import Sequence, Set
 
 from bench.planning import Planned, steps_of
 from bench.steps import Kind
@@ -40,19 +37,3 @@ def free(
     busy = set[str]().union(*(one.missing(store, fresh, done) for one in running))
     found = next((place for place, one in enumerate(queue) if not one.needed & busy), None)
     return None if found is not None and queue[found].timed and running else found
-
-
-def threads(jobs: int) -> int:
-    """The threads of each of ``jobs`` rows that run at once: together as many as this process has."""
-    return max(1, torch.get_num_threads() // jobs)
-
-
-@contextlib.contextmanager
-def sharing(jobs: int) -> Iterator[None]:
-    """Within, this process has the threads of one row of ``jobs``, by which a plan counts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads(jobs))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

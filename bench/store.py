@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.errors import UserError
+from bench.errors import DiskFull, UserError
 
 _UNWRITABLE = "cannot write to {}: choose another folder"
 
@@ -78,9 +78,8 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        with disk_errors(root):
-            (root / "steps").mkdir(parents=True, exist_ok=True)
-            (root / "work").mkdir(exist_ok=True)
+        for folder in ("steps", "work"):
+            make_folder(root / folder)
 
     def folder(self, key: str) -> Path:
         """Where the step ``key`` is, or would be."""
@@ -124,17 +123,19 @@ class Store:
         return sorted(path.name for path in (self.root / "steps").iterdir() if path.is_dir())
 
     def header(self, key: str) -> dict[str, Any] | None:
-        """The step's description and timing, or None where it is absent or unreadable."""
+        """The step's description and timing, or None where it is absent, unreadable or not what was written."""
         try:
             header: dict[str, Any] = json.loads((self.folder(key) / "step.json").read_text())
-        except (OSError, ValueError):
+            # those that older code wrote have no seal
+            whole = header.get("complete") and ("seal" not in header or header["seal"] == _seal(header))
+        except (OSError, ValueError, AttributeError):
             return None
-        return header if header.get("complete") else None
+        return header if whole else None
 
     def load(self, key: str) -> Result | None:
         """A stored result; None where it is absent or where its files are not those that were written."""
         header, folder = self.header(key), self.folder(key)
-        if header is None or header.get("shed") or header.get("seal", _seal(header)) != _seal(header):
+        if header is None or header.get("shed"):
             return None
         try:
             for name, digest in header["files"].items():
@@ -188,7 +189,7 @@ class Store:
 
 
 def _sealed(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The header with its digest, by which :meth:`Store.load` sees that nobody has written in it."""
+    """The header with its digest, by which :meth:`Store.header` sees that nobody has written in it."""
     plain = json.loads(json.dumps(header, allow_nan=False))  # as it is read: keys are words
     return {**plain, "seal": _seal(plain)}
 
@@ -224,8 +225,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically.  Raises :class:`UserError` where the place cannot be written."""
+    make_folder(path.parent)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             _write_synced(temporary, text)
@@ -271,13 +272,21 @@ def _write_synced(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def make_folder(folder: Path) -> None:
+    """The folder is there afterwards.  Raises :class:`UserError` where it cannot be made."""
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a file system that makes no folders, as /proc
+        raise UserError(_UNWRITABLE.format(folder)) from error
+
+
 def check_writable(folder: Path) -> None:
     """Raises :class:`UserError` unless files can be made in ``folder``, which is made where it is missing."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0" * 4096)
-            file.flush()
+    make_folder(folder)
+    with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0" * 4096)
+        file.flush()
 
 
 @contextlib.contextmanager
@@ -290,10 +299,7 @@ def disk_errors(place: Path) -> Iterator[None]:
         # safetensors and torch's writer wrap the system's error in their own
         full = "No space left" in str(error) or "PytorchStreamWriter failed" in str(error)
         if full or code in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left on the disk of {place}: free some and run the same command again"
-            ) from error
-        # ENOENT: a file system that makes no folders, as /proc
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
+            raise DiskFull(f"no space left on the disk of {place}: free some and run the same command again") from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(_UNWRITABLE.format(place)) from error
         raise

@@ -17,7 +17,7 @@ from bench.models.recipe import Recipe
 from bench.nightly import baseline
 from bench.rows import Row, row_id
 from bench.saved import STRUCTURE, load, save
-from bench.store import Result, Store, file_digest, folder_name, network_path, row_path
+from bench.store import Result, Store, _sealed, file_digest, folder_name, network_path, row_path
 
 
 class Payload:
@@ -50,7 +50,8 @@ def test_a_cache_entry_that_is_a_pickle_is_no_result(tmp_path: Path) -> None:
     torch.save(Payload(tmp_path / "made"), path)
     header = json.loads((store.folder("key") / "step.json").read_text())
     header["files"]["arrays.safetensors"] = file_digest(path)
-    (store.folder("key") / "step.json").write_text(json.dumps(header))
+    (store.folder("key") / "step.json").write_text(json.dumps(_sealed(header)))
+    assert store.header("key") is not None
     assert store.load("key") is None
     assert not (tmp_path / "made").exists()
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from bench.errors import UserError
 from bench.report.accept import Chosen
-from bench.store import Store, disk_errors
+from bench.steps import Kind
+from bench.store import Store, disk_errors, make_folder
 
 _TOP1 = "top1_acc"
 
@@ -50,11 +51,12 @@ def write(folder: Path, chosen: Chosen, store: Store) -> list[Path]:
             name: classes.to(torch.uint8 if int(classes.max()) < 256 else torch.int16)
             for name, (classes, _, _) in predicted(row, store).items()
         }
-        with disk_errors(path):
-            if not tensors:
+        if not tensors:
+            with disk_errors(path):
                 path.unlink(missing_ok=True)  # an older row's
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        make_folder(path.parent)
+        with disk_errors(path):
             save_file(tensors, path)
             path.chmod(0o644)
         written.append(path)
@@ -91,9 +93,16 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def hardware(row: Mapping[str, Any], kinds: Collection[str]) -> set[str]:
-    """On what the row's steps of these kinds ran, in words."""
-    return {_device(about["provenance"]) for about in row["steps"].values() if about["kind"] in kinds}
+def timed_on(row: Mapping[str, Any]) -> set[str]:
+    """On what the row's times were taken, in words."""
+    return {_device(one["provenance"]["hardware"]) for one in row["steps"].values() if one["kind"] == Kind.TIME.value}
+
+
+def made_on(row: Mapping[str, Any]) -> set[str]:
+    """On what the networks behind the row were made; of rows that older code wrote, on what any of its steps ran."""
+    if "made_on" in row:
+        return {_device(one) for one in row["made_on"]}
+    return _devices(row)
 
 
 def _told(parts: Sequence[str]) -> str:
@@ -120,8 +129,8 @@ def _data(row: Mapping[str, Any]) -> set[str]:
 
 
 def _devices(row: Mapping[str, Any]) -> set[str]:
-    return {_device(one) for one in _provenances(row)}
+    return {_device(one["hardware"]) for one in _provenances(row)}
 
 
-def _device(provenance: Mapping[str, Any]) -> str:
-    return f"{provenance['hardware']['name']} with {provenance['hardware']['threads']} threads"
+def _device(hardware: Mapping[str, Any]) -> str:
+    return f"{hardware['name']} with {hardware['threads']} threads"

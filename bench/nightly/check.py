@@ -9,14 +9,14 @@ no interval within a run sees that.  So the times of a row are compared in units
 which was taken in turns with them; that one itself fails no night.
 
 Another processor, or another number of threads, rounds otherwise: it trains other networks, as another seed does, and
-has other speed-ups.  Beside a baseline from elsewhere a time is never better or worse, and a value of networks that
-were made there only where there are seeds enough to tell by how much such networks differ.
+has other speed-ups.  Beside a baseline from elsewhere a time is never better or worse, a value of networks that were
+made there only where there are seeds enough to tell by how much such networks differ, and a size only by more than 5 %.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -30,7 +30,6 @@ from bench.measure.statistics import interval_of_change
 from bench.nightly import baseline
 from bench.report.cells import Cell, aggregate
 from bench.report.load import RAN, content, row_files
-from bench.steps import Kind
 from bench.store import Store
 from bench.verdict import LEAST_RUNS
 
@@ -66,8 +65,8 @@ class Tolerance:
 # everything else that has an interval
 _POINTS, _TIMES, _OTHERS = Tolerance(0.1, 1.0), Tolerance(0.1, 0.15, True), Tolerance(0.02, 0.2, True)
 _IN_POINTS, _IN_TIME = ("%", "pp", "points"), ("ms", "s", "us", "x")
-# the kinds of step that make networks, and that take times
-_MAKING, _TIMING = (Kind.TRAIN.value, Kind.PRUNE.value), (Kind.TIME.value,)
+# by so much sizes may differ that follow from data on other hardware
+_SIZES = 0.05
 _ABSOLUTE, _REALISED = ("ms", "s", "us"), "realised"
 
 
@@ -130,33 +129,37 @@ def measured(base: Path) -> dict[Path, dict[str, Any]]:
     return files
 
 
-def check(runs: Path, base: Path, rows: Iterable[str] | None = None) -> list[RowCheck]:
-    """Each row of the baseline ``base`` against the same row and setting in ``runs``; of all, or of the ids ``rows``.
+def check(runs: Path, base: Path, files: Mapping[str, Path] | None = None) -> list[RowCheck]:
+    """Each row of the baseline ``base`` against the same row and setting in ``runs``.
 
-    Raises :class:`UserError` where the baseline holds no measured row, or an unreadable one.
+    With ``files`` those that a night wrote, by row, are compared, and what the baseline holds of them in other settings
+    is left out.  Raises :class:`UserError` where the baseline holds no measured row, or an unreadable one.
     """
-    files = measured(base)
-    wanted = None if rows is None else set(rows)
     store = Store(runs) if (runs / "steps").is_dir() else None
     found = []
-    for path, before in files.items():
-        if wanted is None or before["id"] in wanted:
-            found.append(_row(path, before, _same_setting(before, runs, path.relative_to(base)), store))
+    for path, before in measured(base).items():
+        place = path.relative_to(base)
+        if files is None:
+            found.append(_row(path, before, _same_setting(before, runs, place), store))
+            continue
+        now = content(files[before["id"]]) if before["id"] in files else None
+        if now is not None and _setting(now) == _setting(before):
+            found.append(_row(path, before, now, store))
     return found
 
 
+def _setting(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's setting but for the data, which may change from one night to another."""
+    return {name: value for name, value in row["setting"].items() if name not in ("data", "further")}
+
+
 def _same_setting(before: Mapping[str, Any], runs: Path, place: Path) -> dict[str, Any] | None:
-    """The row now: the file of the same name, else one of the same scale, seeds and device on other data."""
+    """The row now: the file of the same name, else the newest one of the same setting on other data."""
     if (runs / place).exists():
         return content(runs / place)
     stem = place.name.rpartition("--")[0]
     like = [content(path) for path in sorted((runs / place.parent).glob(f"{stem}--*.json"))]
-    shared = ("seeds", "device", "weights")
-    like = [
-        one
-        for one in like
-        if one["id"] == before["id"] and all(one["setting"].get(k) == before["setting"].get(k) for k in shared)
-    ]
+    like = [one for one in like if one["id"] == before["id"] and _setting(one) == _setting(before)]
     return max(like, key=lambda one: max(step["provenance"]["date"] for step in one["steps"].values()), default=None)
 
 
@@ -174,15 +177,17 @@ def _row(path: Path, before: Mapping[str, Any], now: Mapping[str, Any] | None, s
     first = times[0] if len(times) > 1 else None
     drift = new[first].value / old[first].value if first is not None else 1.0
     few = len(before["setting"].get("seeds", ())) < LEAST_RUNS
-    made, took = (baseline.hardware(before, kinds) != baseline.hardware(now, kinds) for kinds in (_MAKING, _TIMING))
+    made, took = (of(before) != of(now) for of in (baseline.made_on, baseline.timed_on))
     compared = []
     for metric, cell in judged.items():
         known_before = _scaled(cell, drift) if metric in times and metric != first else cell
         found = _metric(known_before, new.get(metric), paired if metric == PAIRED_METRIC else None)
         if metric == first and found.word in (Word.WORSE, Word.BETTER):
             found = replace(found, word=Word.AMBIGUOUS)
-        counted = found.threshold == 0.0
-        elsewhere = took if _is_time(cell) and not counted else made and (few or counted)
+        if found.threshold > 0.0:
+            elsewhere = took if _is_time(cell) else made and few
+        else:  # a size: widths that follow from the data may be others by a channel or so
+            elsewhere = made and abs(found.difference or 0.0) <= _SIZES * abs(cell.value)
         if elsewhere and found.word in (Word.WORSE, Word.BETTER):
             found = replace(found, word=Word.AMBIGUOUS, elsewhere=True)
         compared.append(found)

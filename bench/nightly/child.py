@@ -5,12 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from bench import isolated, planning, runner
+import torch
+
+from bench import isolated, planning, runner, threads
+from bench.errors import DiskFull
 from bench.nightly.order import FRESH
 from bench.planning import Job, Planned
 from bench.steps import Kind, in_order
@@ -40,10 +43,11 @@ class Report:
 
 
 class Running:
-    """A row at ``entry.scale`` in a process of its own, on ``threads`` threads, from now on.
+    """A row at ``entry.scale`` in a process of its own, on as many threads as this one has, from now on.
 
-    ``measured`` are steps that this night has measured; the row may take ``limit`` seconds.  ``keeps``: the weights of
-    steps on the way stay, because rows that run beside this one may need them.
+    ``measured`` are steps that this night has measured; the row may take ``limit`` seconds.  ``users`` are the steps of
+    the night that its steps are parents of; ``keeps``: the weights of steps on the way stay, because rows that run
+    beside this one may need them.
     """
 
     def __init__(
@@ -53,14 +57,15 @@ class Running:
         job: Job,
         measured: Iterable[str],
         limit: float,
-        threads: int,
+        users: Mapping[str, set[str]],
         keeps: bool = False,
         where: str = "",
     ) -> None:
         self.id, self.begin, self.limit = entry.id, time.monotonic(), limit
         self.receiver, sender = server.Pipe(duplex=False)
         bare = replace(job, images={}, values={}, fitting=set(), scale=entry.scale, fresh=FRESH)
-        work = (sender, entry.id, bare, tuple(measured), threads, keeps, where)
+        share = torch.get_num_threads(), threads.whole()
+        work = (sender, entry.id, bare, tuple(measured), share, users, keeps, where)
         self.process: Any = server.Process(target=_work, args=work)
         self.process.start()
         sender.close()
@@ -71,17 +76,22 @@ class Running:
         return max(0.0, self.begin + self.limit - time.monotonic())
 
     def report(self) -> Report | None:
-        """How it ended, after which there is no process any more; None while it runs within its limit."""
+        """How it ended, after which there is no process any more; None while it runs within its limit.
+
+        Raises the :class:`DiskFull` that ended it.
+        """
         if not self.receiver.poll():
             if self.left:
                 return None
-            found = Report(self.id, HUNG, f"no end after {self.limit / 60:.0f} minutes")
+            found: Report | DiskFull = Report(self.id, HUNG, f"no end after {self.limit / 60:.0f} minutes")
         else:
             try:
                 found = self.receiver.recv()
             except EOFError:
                 found = self._crashed()
         self.stop()
+        if isinstance(found, DiskFull):
+            raise found
         return replace(found, minutes=(time.monotonic() - self.begin) / 60.0)
 
     def _crashed(self) -> Report:
@@ -96,15 +106,28 @@ class Running:
         self.receiver.close()
 
 
-def _work(sender: Any, name: str, job: Job, measured: tuple[str, ...], threads: int, keeps: bool, where: str) -> None:
-    isolated.begin(threads)
+def _work(
+    sender: Any,
+    name: str,
+    job: Job,
+    measured: tuple[str, ...],
+    share: tuple[int, int],
+    users: dict[str, set[str]],
+    keeps: bool,
+    where: str,
+) -> None:
+    isolated.begin(*share)
     paper = planning.papers()[name.partition("/")[0]]
     (entry,) = planning.plan(paper, [paper.ids[name]], job)
     say: Callable[[str], None] = lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True)  # noqa: E731
     engine = runner.Engine(job, Store(job.out), say)
     engine.there.update(measured)
-    engine.keeps = keeps
-    outcome = engine.run_row(entry)
+    engine.users, engine.keeps = users, keeps
+    try:
+        outcome = engine.run_row(entry)
+    except DiskFull as error:
+        sender.send(error)
+        return
     steps = [] if entry.chain is None else in_order([*entry.chain.networks, *entry.chain.records])
     checkpoints = [step for step in steps if step.kind in _CHECKPOINTS]
     made = sum(step.key in engine.made for step in checkpoints)

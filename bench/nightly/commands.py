@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import metrics, planning, side_by_side
+from bench import metrics, planning, threads
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
 from bench.nightly import baseline, night, order, summary
@@ -19,7 +19,7 @@ from bench.nightly import history as remembering
 from bench.planning import Job, Planned
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
-from bench.store import Store, disk_errors, write_text
+from bench.store import Store, disk_errors, file_digest, write_text
 from bench.tracking import modes
 
 BASELINE = Path("results/baseline")
@@ -33,6 +33,11 @@ def nightly(options: argparse.Namespace) -> Output:
         raise UserError(f"--budget {options.budget:g} leaves no time: give minutes")
     if options.jobs < 1:
         raise UserError("--jobs needs 1 or more")
+    with threads.sharing(options.jobs):
+        return _nightly(options, job)
+
+
+def _nightly(options: argparse.Namespace, job: Job) -> Output:
     chosen = planning.choose(options.paper, None, None)
     planned = order.planned(chosen, job)
     keys = dict.fromkeys(entry.paper.key for entry in planned)
@@ -43,11 +48,19 @@ def nightly(options: argparse.Namespace) -> Output:
         checking.measured(base)
     if options.plan:
         return _plan(planned, worths, job, options.budget, options.jobs)
-    arguments = {"papers": list(options.paper), "scale": options.scale, "seed": options.seed, "device": job.device}
+    arguments = {
+        "papers": list(options.paper),
+        "scale": options.scale,
+        "seed": options.seed,
+        "device": job.device,
+        "weights": None if job.weights is None else file_digest(job.weights),
+        "protocol": job.protocol,
+        "data": str(job.data),
+    }
     mode = modes.chosen(options.wandb)
     begun = night.begin(options.out, arguments)
     if options.budget is not None and not begun.rows:
-        _check_budget(planned, job, options.budget, options.jobs)
+        _check_budget(planned, job, options.budget)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -74,7 +87,7 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     checked: list[checking.RowCheck] = []
     problem = ""
     try:
-        checked = [] if base is None else checking.check(out, base, done.rows)
+        checked = [] if base is None else checking.check(out, base, done.files)
     except UserError as error:  # what the night found is kept whatever became of the baseline
         problem = str(error)
     entries = remembering.read(out)
@@ -105,12 +118,11 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     return value, page, status
 
 
-def _check_budget(planned: Sequence[Planned], job: Job, budget: float, jobs: int) -> None:
+def _check_budget(planned: Sequence[Planned], job: Job, budget: float) -> None:
     """Raises :class:`UserError` where no row would end within the budget (minutes)."""
     able = [entry for entry in planned if entry.chain is not None]
-    with side_by_side.sharing(jobs):
-        costs = order.Costs(able, Store(job.out))
-    least = min(costs.minutes(entry) for entry in able)
+    costs = order.Costs(able, Store(job.out))
+    least = min((costs.minutes(entry) for entry in able), default=0.0)
     if least > budget:
         raise UserError(f"no row ends within --budget {budget:g}: the shortest takes about {least:.1f} minutes")
 
@@ -118,9 +130,8 @@ def _check_budget(planned: Sequence[Planned], job: Job, budget: float, jobs: int
 def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget: float | None, jobs: int) -> Output:
     store = Store(job.out) if job.out.exists() else None
     able = [order.Candidate(entry, worths[entry.id]) for entry in planned if entry.chain is not None]
-    with side_by_side.sharing(jobs):
-        costs = order.Costs([one.entry for one in able], store)
-        taken, left = order.within(order.in_order(able, store), costs, budget, jobs)
+    costs = order.Costs([one.entry for one in able], store)
+    taken, left = order.within(order.in_order(able, store), costs, budget, jobs)
     total, lines, rows = sum(one.minutes for one in taken) / jobs, [], []
     for fits, one in [*((True, one) for one in taken), *((False, one) for one in left)]:
         lines.append(f"{one.minutes:7.1f} min  {one.entry.id}{'' if fits else '  (no time)'}")

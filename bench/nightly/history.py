@@ -13,7 +13,7 @@ from bench.errors import UserError
 from bench.nightly import drift
 from bench.report.cells import aggregate
 from bench.report.load import content
-from bench.store import disk_errors
+from bench.store import disk_errors, make_folder
 
 NAME = "nightly/history.jsonl"
 # what of a setting makes two nights' rows comparable
@@ -68,8 +68,8 @@ def append(out: Path, line: Entry) -> None:
     """Adds one line, whole or not at all: a line without its end is left out when it is read."""
     path = out / NAME
     text = json.dumps(asdict(line), allow_nan=False) + "\n"
+    make_folder(path.parent)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(handle).st_size

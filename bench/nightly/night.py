@@ -10,14 +10,14 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from bench import evaluate, isolated, provenance, runner, side_by_side
-from bench.errors import UserError
+from bench import evaluate, isolated, provenance, runner, side_by_side, threads
+from bench.errors import DiskFull, UserError
 from bench.nightly import child, history, order
 from bench.nightly.child import Report
 from bench.nightly.order import Candidate, Costs
 from bench.planning import Job, Planned
 from bench.side_by_side import Needs
-from bench.store import Store, check_writable, write_json
+from bench.store import Store, write_json
 
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
@@ -52,6 +52,13 @@ class Night:
     def failed(self) -> list[Report]:
         """The rows that did not end well."""
         return [report for report in self.rows.values() if report.status in _BAD]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The row files that this night wrote, by row."""
+        return {
+            name: Path(report.file) for name, report in self.rows.items() if report.file and report.status == runner.OK
+        }
 
     @property
     def measured(self) -> set[str]:
@@ -117,9 +124,8 @@ def run(
     night.not_run = {entry.id: str(entry.reason) for entry in candidates if entry.chain is None}
     able = [Candidate(entry, worths[entry.id]) for entry in candidates if entry.chain is not None]
     able = [one for one in able if one.entry.id not in night.rows]
-    with side_by_side.sharing(jobs):
-        todo = order.in_order(able, store, night.measured)
-        costs = Costs([one.entry for one in todo], store, night.measured)
+    todo = order.in_order(able, store, night.measured)
+    costs = Costs([one.entry for one in todo], store, night.measured)
     night.left = {one.entry.id: round(one.minutes, 2) for one in todo}
 
     def spent() -> float:
@@ -134,14 +140,17 @@ def run(
         line = history.entry(night.number, report.id, report.status, report.minutes, provenance.now(), file)
         history.append(job.out, line)
 
-    rows = _Rows(todo, costs, job, store, night, jobs, say)
+    rows = _Rows(todo, costs, job, store, night, jobs, say, runner.users_of(candidates))
     try:
         while rows.some_left(None if budget is None else budget - spent()):
             for report, tries in rows.wait():
                 ended(report, tries)
+            if rows.full is not None:
+                raise rows.full
         if jobs > 1:
-            runner.tidied([one.entry for one in todo], job)
-        night.networks = released(results, job, say)
+            runner.tidied([entry for entry in candidates if entry.chain is not None], job)
+        with threads.alone():
+            night.networks = released(results, job, say)
         night.ended = True
     finally:
         rows.stop()
@@ -163,7 +172,10 @@ class _Rows:
         night: Night,
         jobs: int,
         say: Callable[[str], None],
+        users: Mapping[str, set[str]],
     ) -> None:
+        self.full: DiskFull | None = None
+        self.users = users
         self.queue, self.costs, self.job, self.store = list(todo), costs, job, store
         self.night, self.jobs, self.say = night, jobs, say
         self.place = {one.entry.id: f"[row {place}/{len(todo)}] " for place, one in enumerate(todo, start=1)}
@@ -193,8 +205,8 @@ class _Rows:
         name, minutes = one.entry.id, self.costs.minutes(one.entry)
         self.night.planned[name] = round(minutes, 2)
         limit = max(_AT_LEAST, _PATIENCE * 60.0 * minutes)
-        threads = side_by_side.threads(1 if self.needs[name].timed else self.jobs)
-        more = threads, self.jobs > 1, self.place[name]
+        users = {key: self.users[key] for key in self.needs[name].needed if key in self.users}
+        more = users, self.jobs > 1, self.place[name]
         row = child.Running(self.server, one.entry, self.job, self.night.measured, limit, *more)
         self.running[name] = one, attempt, row
 
@@ -206,16 +218,21 @@ class _Rows:
         connection.wait([row.receiver for row in rows], patience)
         found = []
         for name, (one, attempt, row) in list(self.running.items()):
-            report = row.report()
+            try:
+                report = row.report()
+            except DiskFull as error:  # every row would fail of it
+                self.full = error
+                del self.running[name]
+                continue
             if report is None:
                 continue
             del self.running[name]
-            self.costs.look(one.entry, self.night.measured | set(report.measured))
+            retried = report.status in _BAD and attempt < _ATTEMPTS
+            self.costs.look(one.entry, self.night.measured | (set() if retried else set(report.measured)))
             if report.status in _BAD:
-                check_writable(self.job.out)  # a full disk fails every row
                 again = "trying once more" if attempt < _ATTEMPTS else "given up"
                 self.say(f"{self.place[name]}{name}: {report.status}: {report.reason}; {again}")
-                if attempt < _ATTEMPTS:
+                if retried:
                     self._start(one, attempt + 1)
                     continue
             found.append((report, attempt))

@@ -51,7 +51,9 @@ def markdown(
     elif checked:
         counts = Counter(str(row.word) for row in checked)
         words = ", ".join(f"{count} {word}" for word, count in counts.most_common())
-        parts.append(f"Against the baseline {baseline}: {words}.")
+        elsewhere = sum(any(one.elsewhere for one in row.compared) for row in checked)
+        told = f" ({elsewhere} beside networks or times of other hardware)" if elsewhere else ""
+        parts.append(f"Against the baseline {baseline}: {words}{told}.")
     if drifts:
         lines = [
             f"- {row}, {metric}: {found.direction} since night {since}, {found.before:.4g} to {found.after:.4g}"

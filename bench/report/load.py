@@ -186,7 +186,9 @@ def _check_record(record: Mapping[str, Any]) -> None:
     for name in ("metric", "unit"):
         if not isinstance(record[name], str):
             raise ValueError(f"a record's {name} is {record[name]!r}")
-    for name in ("value", *(end for end in ("low", "high") if record.get(end) is not None)):
+    if (record.get("low") is None) != (record.get("high") is None):
+        raise ValueError(f"{record['metric']} has one end of an interval")
+    for name in ("value", *(one for one in ("low", "high", "x", "spread") if record.get(one) is not None)):
         number = record[name]
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise ValueError(f"{name} of {record['metric']} is {number!r}, no number")

@@ -130,6 +130,25 @@ def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
     assert len(history.read(out)) == 6
 
 
+@pytest.mark.slow
+def test_rows_side_by_side_find_what_their_starter_planned(tmp_path: Path) -> None:
+    """On two threads, one a row: their number is part of the keys, and the starter was once planning with both."""
+    out = ["--scale", "digits", "--jobs", "2", "--out", str(tmp_path / "runs")]
+    two = {"OMP_NUM_THREADS": "2"}
+    table = ["toy", "--table", "Table 1", *out]
+    assert bench("run", *table, **two).returncode == 0
+    plan = json.loads(bench("run", *table, "--plan", "--json", **two).stdout)
+    assert plan["steps"] and all(step["cached"] for step in plan["steps"])
+    headers = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "steps").glob("*/step.json")]
+    assert len(headers) == len(plan["steps"])  # nothing was made twice
+    threads = {(one["kind"], one["provenance"]["hardware"]["threads"]) for one in headers}
+    assert threads == {(kind, 1) for kind in ("train", "prune", "evaluate", "compare")}
+    # a night has the same keys: of its rows only the measurements are left
+    night_ = json.loads(bench("nightly", "toy", *out, "--plan", "--json", **two).stdout)
+    minutes = {row["row"]: row["minutes"] for row in night_["rows"]}
+    assert all(minutes[name] < 0.2 for name in IDS)
+
+
 def in_session(number: int) -> list[int]:
     """The processes of a session that are no zombies."""
     found = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.errors import UserError
+from bench.errors import DiskFull
 from bench.models.recipe import Recipe
 from bench.nightly import night, order
 from bench.nightly.child import HUNG, Report
@@ -24,7 +24,7 @@ from bench.rows import Chain, Paper, Row
 from bench.steps import Context, Kind, Step, make_step
 from bench.store import Result, Store
 
-OK = "ok"
+OK, FULL = "ok", "disk full"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def planned(name: str, *steps: Step) -> Planned:
 class Simulated:
     """A row that stores its steps after a while, then reports; it keeps a diary of who ran beside whom."""
 
-    diary: list[tuple[str, int, frozenset[str]]]  # a row that begins, its threads, the rows beside it
+    diary: list[tuple[str, dict[str, set[str]], frozenset[str]]]  # a row that begins, who uses its steps, who runs
     alive: set[str]
     ends: dict[str, list[str]]  # by row: the status of each attempt, "ok" without one
     longest = 0.04  # seconds
@@ -63,13 +63,13 @@ class Simulated:
         job: Job,
         measured: Iterable[str],
         limit: float,
-        threads: int,
+        users: dict[str, set[str]],
         keeps: bool,
         where: str,
     ) -> None:
         self.receiver, self.sender = multiprocessing.Pipe(duplex=False)
         self.entry, self.job, self.left, self.measured = entry, job, limit, set(measured)
-        self.diary.append((entry.id, threads, frozenset(self.alive)))
+        self.diary.append((entry.id, users, frozenset(self.alive)))
         self.alive.add(entry.id)
         self.timer = threading.Timer(random.Random(entry.id).uniform(0.0, self.longest), self.sender.send, ["end"])
         self.timer.start()
@@ -79,13 +79,16 @@ class Simulated:
             return None
         attempts = self.ends.setdefault(self.entry.id, [])
         status = attempts.pop(0) if attempts else OK
+        if status == FULL:
+            self.stop()
+            raise DiskFull("no space left on the disk")
         assert self.entry.chain is not None
         done = [one for one in self.entry.chain.records if one.key not in self.measured]
         store = Store(self.job.out)
         for one in done:
             store.save(one.key, Result(), {})
         self.stop()
-        fresh = tuple(one.key for one in done if one.kind in order.FRESH) if status == OK else ()
+        fresh = tuple(one.key for one in done if one.kind in order.FRESH) if status != "crashed" else ()
         return Report(self.entry.id, status, measured=fresh)
 
     def stop(self) -> None:
@@ -127,10 +130,9 @@ def test_the_rules_hold(tmp_path: Path, simulated: type[Simulated], seed: int, j
     keys = [key for report in done.rows.values() for key in report.measured]
     assert len(keys) == len(set(keys))
     steps = {entry.id: {one.key: one for one in entry.chain.records} for entry in entries if entry.chain}
-    for place, (name, threads, beside) in enumerate(simulated.diary):
+    for place, (name, _, beside) in enumerate(simulated.diary):
         assert len(beside) < jobs
         alone = any(one.kind is Kind.TIME for one in steps[name].values())
-        assert threads == (8 if alone else 8 // jobs)
         assert not (alone and beside)
         assert not any(one.kind is Kind.TIME for other in beside for one in steps[other].values())
         # of the rows that run, one at most needs a step that none had made which has ended
@@ -179,22 +181,40 @@ def test_a_row_waits_until_it_fits(tmp_path: Path, simulated: type[Simulated]) -
     assert [name for name, _, _ in simulated.diary] == [second.id, first.id]
 
 
-def test_a_full_disk_ends_the_night(
+def test_a_full_disk_ends_the_night(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """Each row would fail of it, twice, and be behind the night when the same command goes on."""
+    entries = [planned(f"r{place}", step(f"s{place}")) for place in range(4)]
+    simulated.ends = {entries[1].id: [FULL]}
+    with pytest.raises(DiskFull, match="no space left"):
+        run(tmp_path, entries, 1)
+    assert [name for name, _, _ in simulated.diary] == [entry.id for entry in entries[:2]]
+    kept = night.begin(tmp_path, {})
+    assert (kept.number, list(kept.rows), kept.ended) == (1, [entries[0].id], False)
+    # and goes on when there is space again
+    assert set(run(tmp_path, entries, 1).rows) == {entry.id for entry in entries}
+
+
+def test_a_row_is_told_who_uses_its_steps(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """So that weights on the way go when all that is made from them in this night is stored, and not before."""
+    way = step("way")
+    ends = [
+        make_step(Kind.PRUNE, f"end {place}", run_named, Named(f"end {place}"), [way], device="cpu", work=1.0, rate=1.0)
+        for place in range(2)
+    ]
+    entries = [planned(f"r{place}", end) for place, end in enumerate(ends)]
+    run(tmp_path, entries, 1)
+    assert [users for _, users, _ in simulated.diary] == [{way.key: {end.key for end in ends}}] * 2
+
+
+def test_a_second_attempt_is_planned_with_what_it_measures_again(
     tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each row would fail of it, twice, and be behind the night when the same command goes on."""
-
-    def full(folder: Path) -> None:
-        raise UserError(f"no space left on the disk of {folder}")
-
-    monkeypatch.setattr(night, "check_writable", full)
-    entries = [planned(f"r{place}", step(f"s{place}")) for place in range(3)]
-    simulated.ends = {entries[0].id: ["failed"]}
-    with pytest.raises(UserError, match="no space left"):
-        run(tmp_path, entries, 1)
-    assert len(simulated.diary) == 1
-    kept = night.begin(tmp_path, {})
-    assert (kept.number, kept.rows, kept.ended) == (1, {}, False)
+    """The first one measured for half a minute (8 threads, 1 GMAC/s each) and failed behind that."""
+    measured = make_step(Kind.EVALUATE, "long", run_named, Named("long"), [], device="cpu", work=240.0, rate=1.0)
+    (entry,) = entries = [planned("r", measured)]
+    simulated.ends = {entry.id: ["failed", "failed"]}
+    done = run(tmp_path, entries, 1)
+    assert done.planned == {entry.id: 0.6}
 
 
 def test_an_interrupt_stops_all(tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch) -> None:
