@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from bench import provenance
 from bench.cli import main
-from bench.store import Store
+from bench.store import Store, _sealed
 
 ROW = ["run", "fbs", "--row", "fbs/figure-3a/fbs-at-d-0.9", "--scale", "digits", "--device", "cpu", "--seed", "0"]
 DENSE, ENDED = "dense(mcifarnet, seed 0)", "gated(d=0.9, dense(mcifarnet, seed 0))"
@@ -116,7 +116,7 @@ def test_what_was_made_otherwise_is_made_anew(
             header["params"]["seed"] = 7
         else:
             header["provenance"]["data"]["fingerprint"] = "0" * 64
-        path.write_text(json.dumps(header))
+        path.write_text(json.dumps(_sealed(header)))
     assert run(monkeypatch, tmp_path / "out", "--networks", str(copied)) == 0
     assert "1 networks" in capsys.readouterr().err  # the control, which was trained from fresh weights
     assert [name for name, header in steps(tmp_path / "out").items() if "adopted" in header] == [
@@ -124,14 +124,22 @@ def test_what_was_made_otherwise_is_made_anew(
     ]
 
 
-def test_a_damaged_network_is_trained_here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [ENDED, DENSE])
+def test_a_damaged_network_is_trained_here_and_what_was_made_from_it_too(
+    name: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else one of theirs would be compared with a dense network that it was not made from."""
     copied = tmp_path / "copied"
     shutil.copytree(made, copied)
-    key = places(copied, copied, ENDED)[0][1]
+    key = places(copied, copied, name)[0][1]
     (Store(copied).folder(key) / "state.safetensors").write_bytes(b"\0" * 100)
     assert run(monkeypatch, tmp_path / "out", "--networks", str(copied)) == 0
-    ended = steps(tmp_path / "out")[ENDED]
-    assert "adopted" not in ended and "shed" not in ended
+    here = steps(tmp_path / "out")
+    assert f"damaged there: {name}" in capsys.readouterr().err
+    for one in {name, ENDED}:
+        assert "adopted" not in here[one] and "shed" not in here[one]
+    if name == ENDED:
+        assert "adopted" in here[DENSE]
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
