@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+from tqdm import tqdm
+
 from bench import memory, threads
 
 # seconds that a process gets between the polite signal and the other one
@@ -31,6 +33,8 @@ def begin(count: int, of: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what is stored is whole at any moment
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    # of threads alone: the one that it would make for processes is a semaphore, left behind by who is terminated
+    tqdm.set_lock(threading.RLock())
     threads.take(count, of)
     memory.settle()
 
