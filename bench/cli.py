@@ -45,7 +45,9 @@ def _answered(options: argparse.Namespace) -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        usual = "stopped; the same command goes on from here" if options.command == "run" else "stopped"
+        usual = "stopped; the same command goes on from here" if options.command in ("run", "nightly") else "stopped"
+        if getattr(options, "json", False):
+            print(json.dumps({"error": str(error) or usual}), flush=True)
         print(f"\nbench: {str(error) or usual}", file=sys.stderr)
         return 130
     try:
@@ -110,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("run", "run rows of papers; finished steps are kept and used again")
     sub.add_argument("paper", nargs="*", help="papers (default: all)")
-    sub.add_argument("--table", help="only this table, e.g. 'Table 1'")
+    sub.add_argument("--table", help="only tables whose name this begins, e.g. 'Table 1'")
     sub.add_argument("--row", help="one row: its id (see `bench list`), its name, or a beginning that only it has")
     sub.add_argument(
         "--scale",

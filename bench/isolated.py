@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -13,15 +14,22 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import memory, threads
+from bench.data import EMBEDDED
+from bench.planning import Planned
 
+# for the server: JSON pairs of a row's id and the embedded scale that it is planned at
+ROWS = "BENCH_PRELOADED_ROWS"
 # seconds that a process gets between the polite signal and the other one
 _GRACE = 10.0
 
 
-def server(module: str, papers: Iterable[str]) -> ForkServerContext:
-    """A server that imports a module and the scripts of some papers once, and forks a clean process for each row."""
+def server(module: str, planned: Iterable[Planned]) -> ForkServerContext:
+    """A server that imports a module and what these rows need once, and forks a clean process for each of them."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([module, *dict.fromkeys(f"reproductions.{key}" for key in papers)])
+    # one row of each paper and scale: those of a paper share data and code
+    rows = {(entry.paper.key, entry.scale): entry.id for entry in planned if entry.scale in EMBEDDED}
+    os.environ[ROWS] = json.dumps([(name, scale) for (_, scale), name in rows.items()])
+    found.set_forkserver_preload([module, "bench.preloaded"])
     return found
 
 

@@ -327,7 +327,7 @@ def run_isolated(
     ``jobs`` rows run at once, each on the threads of this process, the first ones first as far as they need nothing of
     each other; rows that take times run alone.
     """
-    context = isolated.server("bench.runner", [entry.paper.key for entry in planned])
+    context = isolated.server("bench.runner", planned)
     bare, store = replace(job, images={}, values={}, fitting=set()), Store(job.out)
     # times are taken anew in every run
     fresh = job.fresh if job.reuse_times else job.fresh | {Kind.TIME}

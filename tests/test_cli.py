@@ -87,8 +87,8 @@ def folder(root: Path, images: int = 30, side: int = 32) -> Path:
         (["latency", "vgg16", "--seconds", "-1"], "--seconds -1 is no time"),
         (["latency", "vgg16", "--minutes", "0"], "--minutes 0 is no time"),
         (["coverage", "--from", "nowhere"], "no folder nowhere"),
-        (["nightly", "--baseline", "nowhere", "--scale", "digits"], "no measured rows in nowhere"),
-        (["nightly", "--baseline", "nowhere", "--plan", "--scale", "digits"], "no measured rows in nowhere"),
+        (["nightly", "--baseline", "nowhere", "--scale", "digits"], "no folder nowhere: make a baseline"),
+        (["nightly", "--baseline", "nowhere", "--plan", "--scale", "digits"], "no folder nowhere: make a baseline"),
         (["nightly", "fbs", "--scale", "digits", "--budget", "0.01"], "no row ends within --budget 0.01"),
         (["prune", "torchvision.models:resnet18", "--data", "x", "--mean", "2,2,2", "--std", "1,1,1"], "0 to 1"),
         (["prune", "vgg16", "--data", "x"], "MODULE:FACTORY"),
@@ -117,6 +117,17 @@ def test_words_for_numbers_are_refused_in_words(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as ended:
         main(["macs", "vgg16", "--size", "nan"])
     assert ended.value.code == 2 and "'nan' is no whole number" in capsys.readouterr().err
+
+
+def test_a_stopped_command_s_json_is_json_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.commands.gc", stopped)
+    assert main(["gc", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out) == {"error": "stopped"}
 
 
 def test_json_errors_are_json_too(capsys: pytest.CaptureFixture[str]) -> None:

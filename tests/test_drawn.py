@@ -196,7 +196,7 @@ def test_figures_are_drawn_from_the_row_files_alone(tmp_path: Path) -> None:
         value |= {"records": [], "steps": {}}
         if name == "new":
             value["drawn"] = {"activity": ACTIVITY, "precision_recall": CURVES, "pictures": pictured()}
-        path = tmp_path / "toy" / "rows" / "digits" / f"{name}.json"
+        path = tmp_path / "toy" / "rows" / "digits" / f"t--{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
     lines = read(tmp_path, tmp_path / "registry", {"toy": declared})["toy"]

@@ -43,7 +43,7 @@ def row(root: Path, order: int, name: str, speedup: float, top1: float, publishe
         "steps": {},
         "recipe": "net",
     }
-    path = root / "toy" / "rows" / scale / f"{order}.json"
+    path = root / "toy" / "rows" / scale / f"figure-3--{order}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
 

@@ -125,7 +125,8 @@ def measured(base: Path) -> dict[Path, dict[str, Any]]:
     """
     files = {path: value for path in row_files(base) if (value := content(path))["status"] == RAN}
     if not files:
-        raise UserError(f"no measured rows in {base}: make a baseline by `bench accept --baseline {base}`")
+        found = "no measured rows in" if base.is_dir() else "no folder"
+        raise UserError(f"{found} {base}: make a baseline by `bench accept --from RUNS --baseline {base}`")
     return files
 
 
