@@ -16,7 +16,7 @@ def collect(store: Store, needed: Collection[str], dry_run: bool = False) -> tup
     What some process works on stays, and so does a step that a later run would find.  Returns the names of what went
     (or would) and its size in bytes.
     """
-    kept = _behind(store, needed)
+    kept = store.behind(needed)
     stale = [key for key in store.stored() if key not in kept and not _current(store, key)]
     gone: list[Path] = [store.folder(key) for key in stale if not store.locked(key)]
     for path in sorted((store.root / "work").iterdir()):
@@ -29,19 +29,6 @@ def collect(store: Store, needed: Collection[str], dry_run: bool = False) -> tup
             with disk_errors(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return [path.name for path in gone], size
-
-
-def _behind(store: Store, keys: Collection[str]) -> set[str]:
-    """The steps with these keys and all their parents."""
-    found: set[str] = set()
-    waiting = list(keys)
-    while waiting:
-        key = waiting.pop()
-        header = store.header(key)
-        if key not in found and header is not None:
-            found.add(key)
-            waiting += header["parents"]
-    return found
 
 
 def _current(store: Store, key: str) -> bool:

@@ -134,24 +134,11 @@ def drawn(store: Store, keys: Sequence[str]) -> dict[str, Any]:
 def made_on(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Names and threads of the hardware that trained and pruned the networks behind these steps."""
     found = set()
-    for header in _behind(store, keys):
+    for header in store.behind(keys).values():
         if header["kind"] in _MAKING:
             hardware = header["provenance"]["hardware"]
             found.add((hardware["name"], hardware["threads"]))
     return [{"name": name, "threads": threads} for name, threads in sorted(found)]
-
-
-def _behind(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The headers of these steps and of all that is behind them, as far as they are there."""
-    found: dict[str, dict[str, Any]] = {}
-    waiting = list(keys)
-    while waiting:
-        key = waiting.pop()
-        header = None if key in found else store.header(key)
-        if header is not None:
-            found[key] = header
-            waiting += header["parents"]
-    return list(found.values())
 
 
 def _header(store: Store, key: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,18 @@ class Store:
         except (OSError, ValueError, AttributeError):
             return None
         return header if whole else None
+
+    def behind(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The headers of these steps and of all that they were made from, by key, as far as they are there."""
+        found: dict[str, dict[str, Any]] = {}
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            header = None if key in found else self.header(key)
+            if header is not None:
+                found[key] = header
+                waiting += header["parents"]
+        return found
 
     def load(self, key: str) -> Result | None:
         """A stored result; None where it is absent or where its files are not those that were written."""

@@ -72,6 +72,10 @@ class Subject:
         """Plain JSON values."""
         return {"name": self.name, "recipe": self.recipe.to_json(), "weights": self.weights}
 
+    def about(self) -> dict[str, Any]:
+        """The same for records, which name a file of weights and not where it lies."""
+        return {**self.to_json(), "weights": None if self.weights is None else Path(self.weights).name}
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Subject:
         """The inverse of :meth:`to_json`."""

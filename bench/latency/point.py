@@ -63,7 +63,7 @@ class Point:
     @property
     def key(self) -> str:
         """A short digest of all that defines it, for the names of its files."""
-        return hashlib.sha256(repr(sorted(self.to_json().items())).encode()).hexdigest()[:10]
+        return hashlib.sha256(repr(sorted(self.about().items())).encode()).hexdigest()[:10]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -74,6 +74,11 @@ class Point:
             "layouts": list(self.layouts),
             **plain,
         }
+
+    def about(self) -> dict[str, Any]:
+        """The same for records: no place on this machine is in it."""
+        networks = [subject.about() for subject in self.networks]
+        return {**self.to_json(), "dense": self.dense.about(), "networks": networks}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Point:

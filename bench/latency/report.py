@@ -77,7 +77,7 @@ def value_of(measured: Measured, quoted: Mapping[tuple[str, str, int], Quoted]) 
     """A point as JSON: setting, records, what is withheld and why, the forms, layers, machine, checks."""
     point = measured.point
     found: dict[str, Any] = {
-        "point": point.to_json(),
+        "point": point.about(),
         "name": point.name,
         "device": measured.first.get("hardware"),
         "code": git_state(),

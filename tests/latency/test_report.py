@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,24 @@ def test_a_network_that_did_not_fit_is_a_line_of_its_own() -> None:
     _, small = report.rows(found, "wall", {})
     assert small["network"] == "small: out of memory" and "ms" not in small
     assert "| small: out of memory | 4 |" in report.markdown(report.rows(found, "wall", {}))
+
+
+def test_a_record_says_which_weights_and_not_where_they_lie() -> None:
+    """The same network timed from two checkouts is one point, in one file; the processes still get the whole path."""
+    recipe = Recipe("cifar_resnet20", {"num_classes": 10}, (3, 32, 32))
+    points = [
+        Point(Subject("dense", recipe), (Subject("net", recipe.gated(500), f"{place}/networks/net"),), 1, "cpu")
+        for place in ("/a/checkout", "/another/one")
+    ]
+    assert points[0].key == points[1].key and points[0].about() == points[1].about()
+    assert points[0].about()["networks"][0]["weights"] == "net"
+    assert points[0].to_json()["networks"][0]["weights"] == "/a/checkout/networks/net"
+    assert Point.from_json(points[0].to_json()) == points[0]
+
+
+def test_no_committed_result_names_a_place_on_a_machine() -> None:
+    results = Path(__file__).parents[2] / "results"
+    files = [*results.rglob("*.json"), *results.rglob("*.csv"), *results.rglob("*.md")]
+    assert len(files) > 300
+    found = [path.name for path in files if re.search(r"(?:^|[\"' (])/(?:home|root|tmp|work|Users)/", path.read_text())]
+    assert found == []
