@@ -24,7 +24,8 @@ from bench.tracking.modes import MODES
 # where a command is done, if not in bench.commands
 _MODULES = {
     **dict.fromkeys(("nightly", "check", "history"), "bench.nightly.commands"),
-    **dict.fromkeys(("macs", "latency", "prune", "evaluate"), "bench.network_commands"),
+    **dict.fromkeys(("tables", "coverage", "power", "site", "accept"), "bench.page_commands"),
+    **dict.fromkeys(("macs", "latency", "evaluate"), "bench.network_commands"),
     "doctor": "bench.doctor",
 }
 

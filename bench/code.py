@@ -22,6 +22,7 @@ from bench.errors import UserError
 
 # Modules (and packages) that make no number: they store, plan, print, or say what is wrong.
 PLUMBING = (
+    "bench.apart",
     "bench.cli",
     "bench.code",
     "bench.commands",
@@ -35,6 +36,7 @@ PLUMBING = (
     "bench.rowfile",
     "bench.rows",
     "bench.runner",
+    "bench.side_by_side",
     "bench.steps",
     "bench.store",
     "bench.threads",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,26 +14,23 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import adopted, collecting, planning, processes, released, runner, threads
+from bench import adopted, apart, api, collecting, isolated, planning, processes, runner, threads
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
-from bench.latency import page as times
 from bench.planning import Job
 from bench.registry import Published, linked
 from bench.registry import load as load_registry
 from bench.registry import papers as registered
-from bench.report import accept as accepting
 from bench.report import coverage as covering
-from bench.report import ending, pages, render
+from bench.report import ending, pages
 from bench.report import load as loading
-from bench.report import power as powering
 from bench.report import tables as building
 from bench.report.load import Declared
-from bench.rows import STUDY, Paper, Row
+from bench.rows import STUDY, Paper, Row, row_id
 from bench.steps import Kind
-from bench.store import Store
-from bench.tracking import mirrored, modes
+from bench.store import Store, disk_errors, write_json
+from bench.tracking import mirror, mirrored, modes
 
 Output = tuple[Any, str, int]
 
@@ -106,10 +104,14 @@ def run(options: argparse.Namespace) -> Output:
 
 def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, list[Row]]]) -> Output:
     mode = modes.chosen(options.wandb)
-    isolated = options.isolate or options.jobs > 1
-    if isolated and processes.launched() > 1:
+    separate = options.isolate or options.jobs > 1
+    if separate and processes.launched() > 1:
         raise UserError("--isolate and --jobs give each row one process: leave out torchrun")
     store = Store(options.out)
+    server = None
+    if separate:  # it imports while this process plans
+        wanted = [(row_id(paper.key, row), scale) for paper, rows in chosen for row, scale in planning.meant(rows, job)]
+        server = isolated.server("bench.apart", wanted)
     planned = [entry for paper, rows in chosen for entry in planning.plan(paper, rows, job)]
     if options.row and planned[0].chain is None:
         raise UserError(f"{planned[0].id}: not run ({planned[0].reason}); choose another --scale or give --data")
@@ -125,8 +127,8 @@ def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, li
         say(f"{count} networks of {job.networks} taken over; what is measured is measured here")
     watch = mirror_of(options.out, names, mode, say) if processes.is_main() and mode != modes.DISABLED else None
     try:
-        if isolated:
-            outcomes = runner.run_isolated(planned, job, say, watch, options.jobs)
+        if server is not None:
+            outcomes = apart.run(planned, job, server, say, watch, options.jobs)
         else:
             outcomes = runner.run(planned, job, store, say, watch)
         status = 1 if any(outcome.status == runner.FAILED for outcome in outcomes) else 0
@@ -141,7 +143,7 @@ def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, li
     shown = [
         table
         for paper, rows in chosen
-        for table in _tables(options.out, [paper.key])
+        for table in tables_of(options.out, [paper.key])
         if table.name in {r.table for r in rows}
     ]
     page = options.out / chosen[0][0].key / "README.md" if len(chosen) == 1 else options.out / "README.md"
@@ -150,7 +152,7 @@ def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, li
             {"id": o.id, "status": o.status, "reason": o.reason, "file": None if o.file is None else str(o.file)}
             for o in outcomes
         ],
-        "tables": [_table_json(table) for table in shown],
+        "tables": [table_json(table) for table in shown],
         **ending.to_json(shown),
         "pages": [str(p) for p in written],
     }
@@ -242,77 +244,17 @@ def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job, jobs: int) -> Out
     return {"steps": value, "minutes": total}, "\n".join(lines), 0
 
 
-def tables(options: argparse.Namespace) -> Output:
-    """Prints the tables of a folder of results."""
-    source = options.source or _results()
-    known = planning.papers()
-    for name in options.paper:
-        if name not in known:
-            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
-    found = _tables(source, options.paper)
-    if not found:
-        raise UserError(f"no measured rows in {source}: run `bench run` first, or name a folder with --from")
-    forms = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
-    value = [_table_json(table) for table in found]
-    return value, "\n\n".join(forms[options.format](table) for table in found), 0
-
-
-def _table_json(table: building.Table) -> dict[str, Any]:
+def table_json(table: building.Table) -> dict[str, Any]:
     return {"paper": table.paper, "table": table.name, "scale": table.scale, "rows": building.long(table)}
 
 
-def _results() -> Path:
-    """The folder that is read where none is named: what was run here, else what was accepted."""
-    return Path("runs") if any(loading.row_files(Path("runs"))) else Path("results")
-
-
-def _tables(source: Path, papers: Sequence[str]) -> list[building.Table]:
+def tables_of(source: Path, papers: Sequence[str]) -> list[building.Table]:
     """The tables of a folder of results, for the named papers or all."""
     lines = loading.read(source, registry_folder(), declared())
     found = []
     for paper in papers or lines:
         found += building.build_all(lines.get(paper, []), load_registry(paper, registry_folder()))
     return found
-
-
-def coverage(options: argparse.Namespace) -> Output:
-    """How many published values are decided, and why the others are not."""
-    folder = registry_folder()
-    known = registered(folder)
-    for name in options.paper:
-        if name not in known:
-            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
-    source = options.source or _results()
-    if not source.is_dir():
-        raise UserError(f"no folder {source}: name one with rows by --from")
-    data_root, gpu = bench.data.data_root(options.data), torch.cuda.is_available()
-
-    def absent(scale: str) -> str:
-        if bench.data.find(scale, data_root) is None:
-            return covering.DATA
-        return covering.NOT_RUN if gpu or scale in bench.data.EMBEDDED else covering.GPU
-
-    found = coverages(options.paper or known, source, folder, absent)
-    value: dict[str, Any] = {"papers": {name: covering.to_json(one) for name, one in found.items()}}
-    value["total"] = covering.to_json(sum(found.values(), covering.EMPTY))["kinds"]
-    value["flawed_data"] = {
-        scale: bench.data.missing(scale, data_root)
-        for scale in bench.data.SCALES
-        if bench.data.find(scale, data_root) is None and bench.data.flawed(scale, data_root) is not None
-    }
-    return value, "\n".join([covering.text(found), *value["flawed_data"].values()]), 0
-
-
-def power(options: argparse.Namespace) -> Output:
-    """What the verdicts on published values can decide, before anything is run."""
-    folder = registry_folder()
-    known = registered(folder)
-    for name in options.paper:
-        if name not in known:
-            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
-    found = {name: powering.of_values(load_registry(name, folder)) for name in options.paper or known}
-    value = {name: powering.to_json(powers) for name, powers in found.items()}
-    return value, powering.text(found, rows=bool(options.paper)), 0
 
 
 def coverages(
@@ -340,6 +282,57 @@ def coverages(
     return found
 
 
+def prune(options: argparse.Namespace) -> Output:
+    """Prunes a network of the user's own and saves it."""
+    if ":" not in options.model:
+        raise UserError(f"{options.model!r}: give MODULE:FACTORY, a function that returns your nn.Module")
+    if options.data is None:
+        raise UserError("give your image folder (train/ and test/ or val/) with --data")
+    if processes.launched() > 1:
+        raise UserError("bench prune works in one process: start it without torchrun")
+    if options.wandb == modes.ONLINE:
+        modes.check_login()
+    sys.path.insert(0, os.getcwd())
+    job = Job(device=options.device)
+    result = api.prune(
+        options.model,
+        options.data,
+        speedup=options.speedup,
+        method=options.method,
+        widths=options.widths,
+        size=options.size,
+        images=options.images,
+        seed=options.seed or 0,
+        device=job.device,
+        progress=not options.json,
+        mean=options.mean,
+        std=options.std,
+        interpolation=options.interpolation,
+        classes=options.classes,
+        protocol=options.protocol,
+        weights=options.weights,
+        out=options.out,
+        workers=options.workers,
+    )
+    with disk_errors(options.out):
+        torch.save(result.model.state_dict(), options.out / "state.pth")
+    value = {"recipe": result.recipe.to_json(), **result.facts()}
+    write_json(options.out / "pruned.json", value)
+    lines = [
+        f"conv MACs {result.dense.total('conv'):,} -> {result.pruned.total('conv'):,} ({result.speedup:.3f}x), "
+        f"parameters {result.dense.params:,} -> {result.pruned.params:,}"
+    ]
+    lines += [f"dense {api.in_words(record)}" for record in result.dense_records]
+    lines += [api.in_words(record) for record in result.records]
+    lines += [f"left out: {name}: {reason}" for name, reason in result.left_out]
+    lines += [f"warning: {line}" for line in result.warnings]
+    if options.wandb != modes.DISABLED:
+        asked = {"method": options.method, "widths": options.widths, "speedup": options.speedup, "device": job.device}
+        lines += mirrored.once(options.out, mirror.of_pruned(options.out, options.model, asked, value), options.wandb)
+    lines.append(f"saved: {options.out} (bench.api.load reads it, --weights {options.out} prunes it further)")
+    return value, "\n".join(lines), 0
+
+
 def data(options: argparse.Namespace) -> Output:
     """Writes the CIFAR-10 subset."""
     root = bench.data.data_root(options.data)
@@ -347,15 +340,6 @@ def data(options: argparse.Namespace) -> Output:
     counts = cifar10.write_subset(place, options.folder, progress=not options.json)
     text = f"{options.folder}: {counts['train']} training and {counts['test']} test images"
     return {"folder": str(options.folder), **counts}, text, 0
-
-
-def site(options: argparse.Namespace) -> Output:
-    """Writes the pages of a folder of results again, from its rows: also of a run that was stopped in the middle."""
-    source = options.source or _results()
-    if not any(loading.row_files(source)):
-        raise UserError(f"no rows in {source}: run `bench run` first, or name a folder with --from")
-    written = write_pages(source)
-    return [str(path) for path in written], f"{len(written)} files; the index: {source / 'README.md'}", 0
 
 
 def write_pages(root: Path) -> list[Path]:
@@ -366,28 +350,6 @@ def write_pages(root: Path) -> list[Path]:
         return covering.NOT_RUN if scale in bench.data.EMBEDDED else covering.DATA
 
     return pages.write(root, folder, abouts(), coverages(registered(folder), root, folder, absent))
-
-
-def accept(options: argparse.Namespace) -> Output:
-    """Promotes rows, or what was timed, from runs/ to results/ and writes the pages."""
-    if options.paper == [times.FOLDER]:
-        points = times.accept(options.source, options.to)
-        files = [*points, *write_pages(options.to)]
-        return [str(file) for file in files], f"{len(points)} points accepted; the index: {options.to / 'README.md'}", 0
-    known, papers = declared(), options.paper or None
-    chosen = accepting.choose(options.source, options.to, papers, known)
-    with released.prepared(options.source, options.to, [row for _, row in chosen], known) as networks:
-        files = accepting.write(options.source, options.to, papers, known, chosen)
-        kept = networks.write()
-    written = write_pages(options.to)
-    value = {
-        "rows": [str(f) for f in files],
-        "networks": [str(k) for k in kept],
-        "notes": networks.notes,
-        "pages": [str(p) for p in written],
-    }
-    counts = f"{len(files)} rows accepted" + (f", networks released: {len(kept)}" if kept else "")
-    return value, "\n".join([*networks.notes, f"{counts}; the index: {options.to / 'README.md'}"]), 0
 
 
 def gc(options: argparse.Namespace) -> Output:

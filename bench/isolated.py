@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
@@ -15,7 +16,6 @@ from tqdm import tqdm
 
 from bench import memory, threads
 from bench.data import EMBEDDED
-from bench.planning import Planned
 
 # for the server: JSON pairs of a row's id and the embedded scale that it is planned at
 ROWS = "BENCH_PRELOADED_ROWS"
@@ -23,13 +23,17 @@ ROWS = "BENCH_PRELOADED_ROWS"
 _GRACE = 10.0
 
 
-def server(module: str, planned: Iterable[Planned]) -> ForkServerContext:
-    """A server that imports a module and what these rows need once, and forks a clean process for each of them."""
+def server(module: str, wanted: Iterable[tuple[str, str]]) -> ForkServerContext:
+    """A server that imports a module and what rows need once, from now on, and forks a clean process for each of them.
+
+    ``wanted`` are the ids and scales of the rows.
+    """
     found = multiprocessing.get_context("forkserver")
     # one row of each paper and scale: those of a paper share data and code
-    rows = {(entry.paper.key, entry.scale): entry.id for entry in planned if entry.scale in EMBEDDED}
+    rows = {(name.partition("/")[0], scale): name for name, scale in wanted if scale in EMBEDDED}
     os.environ[ROWS] = json.dumps([(name, scale) for (_, scale), name in rows.items()])
     found.set_forkserver_preload([module, "bench.preloaded"])
+    forkserver.ensure_running()
     return found
 
 

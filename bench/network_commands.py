@@ -9,10 +9,8 @@ import argparse
 import os
 import sys
 
-import torch
-
-from bench import api, planning, processes
 from bench import evaluate as evaluating
+from bench import planning
 from bench.commands import Output, registry_folder
 from bench.errors import UserError
 from bench.latency import command as timing
@@ -20,8 +18,6 @@ from bench.measure import macs as counting
 from bench.models.builders import BUILDERS
 from bench.models.recipe import Recipe, network_of
 from bench.planning import Job
-from bench.store import disk_errors, write_json
-from bench.tracking import mirror, mirrored, modes
 
 
 def macs(options: argparse.Namespace) -> Output:
@@ -73,57 +69,6 @@ def latency(options: argparse.Namespace) -> Output:
         print(text, file=sys.stderr, flush=True)
 
     return timing.run(timing.request_of(options), registry_folder(), say)
-
-
-def prune(options: argparse.Namespace) -> Output:
-    """Prunes a network of the user's own and saves it."""
-    if ":" not in options.model:
-        raise UserError(f"{options.model!r}: give MODULE:FACTORY, a function that returns your nn.Module")
-    if options.data is None:
-        raise UserError("give your image folder (train/ and test/ or val/) with --data")
-    if processes.launched() > 1:
-        raise UserError("bench prune works in one process: start it without torchrun")
-    if options.wandb == modes.ONLINE:
-        modes.check_login()
-    sys.path.insert(0, os.getcwd())
-    job = Job(device=options.device)
-    result = api.prune(
-        options.model,
-        options.data,
-        speedup=options.speedup,
-        method=options.method,
-        widths=options.widths,
-        size=options.size,
-        images=options.images,
-        seed=options.seed or 0,
-        device=job.device,
-        progress=not options.json,
-        mean=options.mean,
-        std=options.std,
-        interpolation=options.interpolation,
-        classes=options.classes,
-        protocol=options.protocol,
-        weights=options.weights,
-        out=options.out,
-        workers=options.workers,
-    )
-    with disk_errors(options.out):
-        torch.save(result.model.state_dict(), options.out / "state.pth")
-    value = {"recipe": result.recipe.to_json(), **result.facts()}
-    write_json(options.out / "pruned.json", value)
-    lines = [
-        f"conv MACs {result.dense.total('conv'):,} -> {result.pruned.total('conv'):,} ({result.speedup:.3f}x), "
-        f"parameters {result.dense.params:,} -> {result.pruned.params:,}"
-    ]
-    lines += [f"dense {api.in_words(record)}" for record in result.dense_records]
-    lines += [api.in_words(record) for record in result.records]
-    lines += [f"left out: {name}: {reason}" for name, reason in result.left_out]
-    lines += [f"warning: {line}" for line in result.warnings]
-    if options.wandb != modes.DISABLED:
-        asked = {"method": options.method, "widths": options.widths, "speedup": options.speedup, "device": job.device}
-        lines += mirrored.once(options.out, mirror.of_pruned(options.out, options.model, asked, value), options.wandb)
-    lines.append(f"saved: {options.out} (bench.api.load reads it, --weights {options.out} prunes it further)")
-    return value, "\n".join(lines), 0
 
 
 def evaluate(options: argparse.Namespace) -> Output:

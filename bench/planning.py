@@ -150,19 +150,25 @@ def plan(paper: Paper, rows: Sequence[Row], job: Job) -> list[Planned]:
     Rows that are meant for other scales or for the other kind of data are left out.  Raises :class:`UserError` where
     none is left, and for weights that fit no network.
     """
-    planned = []
-    for row in rows:
-        scale = job.scale or row.scale
-        if job.scale is not None:
-            bench.data.check_scale(scale)
-        meant = row.scales is None or scale in row.scales or scale not in bench.data.SCALES
-        if meant and (job.scale is None or row.data == bench.data.kind(scale)):
-            planned.append(_plan(paper, row, scale, job))
+    if job.scale is not None:
+        bench.data.check_scale(job.scale)
+    planned = [_plan(paper, row, scale, job) for row, scale in meant(rows, job)]
     if not planned:
         raise UserError(
             f"none of these rows runs at {job.scale}, which has {bench.data.kind(job.scale or '')}: see `bench list`"
         )
     return planned
+
+
+def meant(rows: Sequence[Row], job: Job) -> list[tuple[Row, str]]:
+    """The rows that are meant for the job's scale and its kind of data, each with its scale: its own for no other."""
+    found = []
+    for row in rows:
+        scale = job.scale or row.scale
+        here = row.scales is None or scale in row.scales or scale not in bench.data.SCALES
+        if here and (job.scale is None or row.data == bench.data.kind(scale)):
+            found.append((row, scale))
+    return found
 
 
 def _plan(paper: Paper, row: Row, scale: str, job: Job) -> Planned:

@@ -7,19 +7,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing import connection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 import bench.data
-from bench import isolated, memory, processes, provenance, rowfile, threads
+from bench import memory, processes, provenance, rowfile, threads
 from bench.data.annotations import DetectionSet
 from bench.errors import DiskFull, UserError
-from bench.planning import Job, Planned, default_device, images_of, images_read, papers, plan, steps_of
-from bench.side_by_side import Needs, free
+from bench.planning import (
+    Job,
+    Planned,
+    default_device,
+    images_of,
+    images_read,
+    steps_of,
+)
 from bench.steps import OWN, Context, Kind, Source, Step, canonical, in_order
 from bench.store import Result, Store
 
@@ -293,7 +296,7 @@ def run(
     for number, entry in enumerate(planned, start=1):
         where = f"[row {number}/{len(planned)}] {entry.id}"
         engine.say = lambda text, where=where: say(f"{where} {text}")  # type: ignore[misc]
-        with _watched(watch, entry, job) as done:
+        with watched(watch, entry, job) as done:
             found.append(engine.run_row(entry))
             done.append(found[-1])
         if found[-1].status == FAILED and processes.is_main():
@@ -302,7 +305,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _watched(watch: Watch | None, entry: Planned, job: Job) -> Iterator[list[Outcome]]:
+def watched(watch: Watch | None, entry: Planned, job: Job) -> Iterator[list[Outcome]]:
     """Tells ``watch`` of a row that can run: that it begins, and how it ended, which the caller puts into the list."""
     done: list[Outcome] = []
     if watch is None or entry.chain is None:
@@ -315,80 +318,6 @@ def _watched(watch: Watch | None, entry: Planned, job: Job) -> Iterator[list[Out
         watch.ended(done[0].file if done else None)
 
 
-def run_isolated(
-    planned: Sequence[Planned],
-    job: Job,
-    say: Say = lambda text: None,
-    watch: Watch | None = None,
-    jobs: int = 1,
-) -> list[Outcome]:
-    """Runs each row in a process of its own, so that a crash costs one row; a fork server imports everything once.
-
-    ``jobs`` rows run at once, each on the threads of this process, the first ones first as far as they need nothing of
-    each other; rows that take times run alone.
-    """
-    context = isolated.server("bench.runner", planned)
-    bare, store = replace(job, images={}, values={}, fitting=set()), Store(job.out)
-    # times are taken anew in every run
-    fresh = job.fresh if job.reuse_times else job.fresh | {Kind.TIME}
-    needs = [Needs(entry) for entry in planned]
-    users = users_of(planned)
-    found: dict[int, Outcome] = {}
-    queue = list(range(len(planned)))
-    running: dict[Any, tuple[int, Any, contextlib.ExitStack, list[Outcome]]] = {}
-    try:
-        while queue or running:
-            beside = [needs[place] for place, *_ in running.values()]
-            first = None
-            if len(running) < jobs:
-                first = free([needs[place] for place in queue], beside, store, fresh)
-            if first is not None:
-                place = queue.pop(first)
-                entry = planned[place]
-                receiver, sender = context.Pipe(duplex=False)
-                where = f"[row {place + 1}/{len(planned)}] "
-                own = {key: users[key] for key in needs[place].needed if key in users}
-                share = torch.get_num_threads(), threads.whole()
-                arguments = (sender, entry.id, bare, where, share, own, jobs > 1)
-                process = context.Process(target=_in_child, args=arguments)
-                watched = contextlib.ExitStack()
-                # who watches is told of one row at a time: of rows that run at once when they have ended
-                done = watched.enter_context(_watched(watch, entry, job)) if jobs == 1 else []
-                process.start()
-                sender.close()
-                running[receiver] = (place, process, watched, done)
-                continue
-            # what a row in the queue waits for may be stored before the row that makes it ends
-            for ready in connection.wait(list(running), None if jobs == 1 else LOOK):
-                place, process, watched, done = running.pop(ready)
-                outcome = found[place] = _received(ready, process, planned[place].id)
-                if jobs > 1:
-                    done = watched.enter_context(_watched(watch, planned[place], job))
-                done.append(outcome)
-                watched.close()
-                if outcome.status == FAILED:
-                    say(f"{outcome.id}: failed: {outcome.reason}")
-    finally:
-        for _, process, watched, _ in running.values():
-            isolated.stop(process)
-            watched.close()
-    if jobs > 1:
-        tidied(planned, job)
-    return [found[place] for place in range(len(planned))]
-
-
-def _received(receiver: Any, process: Any, name: str) -> Outcome:
-    """What a row's process said at its end, or how it died.  Raises the :class:`DiskFull` that ended it."""
-    try:
-        outcome: Outcome | DiskFull = receiver.recv()
-    except EOFError:
-        outcome = Outcome(name, FAILED, isolated.death(process))
-    process.join()
-    if isinstance(outcome, DiskFull):
-        raise outcome
-    return outcome
-
-
 def tidied(planned: Sequence[Planned], job: Job) -> None:
     """The weights of steps on the way go now: while rows ran at once, another might have needed them."""
     engine = Engine(job, Store(job.out))
@@ -396,24 +325,3 @@ def tidied(planned: Sequence[Planned], job: Job) -> None:
     for step, _ in steps_of(planned):
         if engine.store.header(step.key) is not None:
             engine.shed(step)
-
-
-def _in_child(
-    sender: Any,
-    name: str,
-    job: Job,
-    where: str,
-    share: tuple[int, int],
-    users: dict[str, set[str]],
-    beside_others: bool,
-) -> None:
-    isolated.begin(*share)
-    paper = papers()[name.partition("/")[0]]
-    (entry,) = plan(paper, [paper.ids[name]], job)
-    store = Store(job.out)
-    engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
-    engine.users, engine.keeps = users, beside_others
-    try:
-        sender.send(engine.run_row(entry))
-    except DiskFull as error:
-        sender.send(error)

@@ -1,8 +1,8 @@
-"""Which rows may run at once: none that needs a step at which another is, and none beside one that takes times."""
+"""Which rows may run at once, and which begin first: none does what another is at, times are taken alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
 from bench.planning import Planned, steps_of
 from bench.steps import Kind
@@ -13,7 +13,8 @@ class Needs:
     """What a row's steps ask of the rows beside it: its keys ``needed``, and whether it is ``timed``."""
 
     def __init__(self, entry: Planned) -> None:
-        self.kinds = {step.key: step.kind for step, _ in steps_of([entry])}
+        self.steps = [step for step, _ in steps_of([entry])]
+        self.kinds = {step.key: step.kind for step in self.steps}
         self.needed = frozenset(self.kinds)
         self.timed = Kind.TIME in self.kinds.values()
 
@@ -23,17 +24,58 @@ class Needs:
             key for key, kind in self.kinds.items() if key not in done and (kind in fresh or store.header(key) is None)
         }
 
+    def behind(self, busy: Set[str]) -> set[str]:
+        """The ``busy`` steps that the row needs, and all that it makes from them."""
+        found = set[str]()
+        for step in self.steps:  # parents come first
+            if step.key in busy or any(parent.key in found for parent in step.parents):
+                found.add(step.key)
+        return found
+
+
+def longest_first(needs: Sequence[Needs], seconds: Mapping[str, float]) -> list[int]:
+    """The places of the rows in the order in which they begin: first what the most work belongs to or waits for.
+
+    A row's own work is that of the steps that no row before it has; rows that need one of these wait for it.  Rows that
+    take times come last: they wait for a quiet machine.
+    """
+    seen, own = set[str](), list[Set[str]]()
+    for one in needs:
+        own.append(one.needed - seen)
+        seen |= one.needed
+    work = [sum(seconds[key] for key in keys) for keys in own]
+
+    def weight(place: int) -> float:
+        return sum(work[other] for other, one in enumerate(needs) if one.needed & own[place])
+
+    return sorted(range(len(needs)), key=lambda place: (not needs[place].timed, weight(place)), reverse=True)
+
 
 def free(
-    queue: Sequence[Needs], running: Sequence[Needs], store: Store, fresh: Set[Kind], done: Set[str] = frozenset()
+    queue: Sequence[Needs],
+    running: Sequence[Needs],
+    store: Store,
+    fresh: Set[Kind],
+    done: Set[str] = frozenset(),
+    seconds: Mapping[str, float] | None = None,
 ) -> int | None:
     """The place in the queue of the first row that can run beside the others.
 
     None while there is none, or while the first one waits for a quiet machine.  One row that waited for a step of
-    another would keep a place from those that can work, or measure what the other measures.
+    another would keep a place from those that can work, or measure what the other measures.  With the ``seconds`` of
+    steps, which says that nothing stored is measured again, a row begins all the same where no other can and its work
+    without these steps takes longer than they do.
     """
     if any(one.timed for one in running):
         return None
     busy = set[str]().union(*(one.missing(store, fresh, done) for one in running))
     found = next((place for place, one in enumerate(queue) if not one.needed & busy), None)
+    if found is None and seconds is not None:
+        found = next((k for k, one in enumerate(queue) if _has_time(one, busy, store, fresh, seconds)), None)
     return None if found is not None and queue[found].timed and running else found
+
+
+def _has_time(one: Needs, busy: Set[str], store: Store, fresh: Set[Kind], seconds: Mapping[str, float]) -> bool:
+    """Whether the steps that others are at are likely to be stored before the row needs them."""
+    before = one.missing(store, fresh) - one.behind(busy)
+    return not one.timed and sum(seconds[key] for key in before) > sum(seconds[key] for key in one.needed & busy)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import isolated, planning
-from bench.planning import Job, Planned
+from bench.planning import Job
 from bench.rows import Paper, Row
 
 
@@ -23,22 +23,20 @@ def same_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def entry(paper: str, name: str, scale: str) -> Planned:
-    row = Row("Table 1", name, "cifar10")
-    return Planned(Paper(paper, "", "", [row], []), row, scale)
-
-
 def test_the_server_knows_a_row_of_each_paper_and_embedded_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their data are drawn; those of a folder or of CIFAR-10 are read by who needs them."""
     monkeypatch.setenv(isolated.ROWS, "")
     rows = [("a", "x", "digits"), ("a", "y", "clutter"), ("a", "z", "cifar10"), ("b", "x", "digits"), ("b", "y", "/me")]
-    found = isolated.server("bench.runner", [entry(*one) for one in rows])
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: begun.append(os.environ[isolated.ROWS]))
+    begun = list[str]()
+    found = isolated.server("bench.apart", [(f"{paper}/table-1/{name}", scale) for paper, name, scale in rows])
     assert found.get_start_method() == "forkserver"
     assert json.loads(os.environ[isolated.ROWS]) == [
         ["a/table-1/x", "digits"],
         ["a/table-1/y", "clutter"],
         ["b/table-1/x", "digits"],
     ]
+    assert begun == [os.environ[isolated.ROWS]]  # it begins when it knows what to read
 
 
 def test_a_row_that_cannot_be_planned_is_left_to_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bench.data
-from bench import cli, commands, network_commands, planning, runner
+from bench import cli, commands, planning, runner
 from bench.data.images import ImageSet, MemorySplit
 from bench.errors import UserError
 from bench.models.recipe import Recipe
@@ -134,7 +134,7 @@ def test_every_option_of_bench_prune_reaches_the_function(tmp_path: Path, monkey
         found.update(named, model=model, data=data)
         raise Reached
 
-    monkeypatch.setattr(network_commands.api, "prune", prune)
+    monkeypatch.setattr(commands.api, "prune", prune)
     line = (
         "bench prune my:net --data photos --speedup 3 --method thinet --widths error-driven --size 64 --images 123 "
         "--seed 5 "
@@ -142,7 +142,7 @@ def test_every_option_of_bench_prune_reaches_the_function(tmp_path: Path, monkey
         f"--out {tmp_path} --workers 2 --device cpu --json"
     )
     with pytest.raises(Reached):
-        network_commands.prune(parsed(line))
+        commands.prune(parsed(line))
     assert found == {
         "model": "my:net", "data": Path("photos"), "speedup": 3.0, "method": "thinet", "widths": "error-driven",
         "size": 64, "images": 123, "seed": 5, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],

@@ -180,7 +180,7 @@ class _Rows:
         self.night, self.jobs, self.say = night, jobs, say
         self.place = {one.entry.id: f"[row {place}/{len(todo)}] " for place, one in enumerate(todo, start=1)}
         self.needs = {one.entry.id: Needs(one.entry) for one in todo}
-        self.server = isolated.server("bench.nightly.child", [one.entry for one in todo])
+        self.server = isolated.server("bench.nightly.child", [(one.entry.id, one.entry.scale) for one in todo])
         self.running: dict[str, tuple[Candidate, int, child.Running]] = {}
 
     def some_left(self, minutes: float | None) -> bool:
