@@ -103,6 +103,28 @@ def test_the_layer_computes_the_definition_in_every_way(shape: tuple, settings: 
         torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("channels", "options", "few"),
+    [(8, {}, True), (9, {}, False), (64, {"windows": 2}, True), (65, {"windows": 2}, False)],
+)
+def test_few_channels_train_by_one_convolution(
+    channels: int, options: dict, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = VersatileConv2d(nn.Conv2d(channels, 8, 3, padding=1), Options(**options))
+    layer.initialise()
+    seen = []
+    convolution = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda x, weight, *more: seen.append(len(weight)) or convolution(x, weight, *more))
+    x = torch.randn(1, channels, 5, 5)
+    layer.train()
+    trained = layer(x)
+    assert (seen == [8]) == few
+    seen.clear()
+    layer.eval()
+    torch.testing.assert_close(layer(x), trained, rtol=1e-4, atol=1e-4)
+    assert len(seen) == len(layer.blocks) and sum(seen) == 8
+
+
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 def test_uneven_and_other_paddings(mode: str) -> None:
     """Same padding of an even kernel; a filter in full is what torch's own convolution computes."""
@@ -153,6 +175,7 @@ def test_multiplications_are_those_of_the_cropped_filters() -> None:
     assert sum(p.numel() for p in model.parameters()) == 8 * 16 * 9
     layer = model[0]
     assert isinstance(layer, VersatileConv2d)
+    assert layer.training and layer.few  # counted is what evaluation computes
     layer.execution = "one"
     assert layer.macs(torch.Size((1, *example)), torch.Size((1, 32, 8, 8))) == expected
 
