@@ -200,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--std", type=_numbers, help=f"r,g,b of the normalisation, in 0 to 1 ({found})")
     sub.add_argument("--interpolation", help="nearest, bilinear, bicubic (default), lanczos, box or hamming")
     sub.add_argument(
-        "--protocol", help="short256 (default: shorter side 256 of 224, centre crop), squash256, or squash (no crop)"
+        "--protocol",
+        help="short256 (default above 64 pixels: shorter side 256 of 224, centre crop), squash256, or squash (no crop)",
     )
     sub.add_argument(
         "--classes", help="class names in the order of the outputs: a file, one a line, or a,b,c (- for none)"
