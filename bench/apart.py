@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from bench import isolated, threads
-from bench.errors import DiskFull
-from bench.planning import Job, Planned, expected_seconds, learned_costs, papers, plan, steps_of
+from bench.errors import DiskFull, UserError
+from bench.planning import Job, Planned, expected_seconds, learned_costs, steps_of
 from bench.runner import FAILED, LOOK, Engine, Outcome, Say, Watch, tidied, users_of, watched
 from bench.side_by_side import Needs, free, longest_first
 from bench.steps import Kind
@@ -57,7 +57,7 @@ def run(
                 where = f"[row {place + 1}/{len(planned)}] "
                 own = {key: users[key] for key in needs[place].needed if key in users}
                 share = torch.get_num_threads(), threads.whole()
-                arguments = (sender, entry.id, bare, where, share, own, jobs > 1)
+                arguments = (sender, entry.id, bare, needs[place].needed, where, share, own, jobs > 1)
                 process = server.Process(target=_in_child, args=arguments)
                 told = contextlib.ExitStack()
                 # who watches is told of one row at a time: of rows that run at once when they have ended
@@ -91,7 +91,7 @@ def _received(receiver: Any, process: Any, name: str) -> Outcome:
         outcome: Outcome | DiskFull = receiver.recv()
     except EOFError:
         outcome = Outcome(name, FAILED, isolated.death(process))
-    process.join()
+    isolated.stop(process)
     if isinstance(outcome, DiskFull):
         raise outcome
     return outcome
@@ -101,18 +101,19 @@ def _in_child(
     sender: Any,
     name: str,
     job: Job,
+    keys: frozenset[str],
     where: str,
     share: tuple[int, int],
     users: dict[str, set[str]],
     beside_others: bool,
 ) -> None:
     isolated.begin(*share)
-    paper = papers()[name.partition("/")[0]]
-    (entry,) = plan(paper, [paper.ids[name]], job)
-    store = Store(job.out)
-    engine = Engine(job, store, lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
-    engine.users, engine.keeps = users, beside_others
     try:
+        entry = isolated.planned(name, job, keys)
+        engine = Engine(job, Store(job.out), lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))
+        engine.users, engine.keeps = users, beside_others
         sender.send(engine.run_row(entry))
     except DiskFull as error:
         sender.send(error)
+    except UserError as error:
+        sender.send(Outcome(name, FAILED, str(error)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -19,9 +20,12 @@ def collect(store: Store, needed: Collection[str], dry_run: bool = False) -> tup
     kept = store.behind(needed)
     stale = [key for key in store.stored() if key not in kept and not _current(store, key)]
     gone: list[Path] = [store.folder(key) for key in stale if not store.locked(key)]
-    for path in sorted((store.root / "work").iterdir()):
+    work = sorted((store.root / "work").iterdir())
+    # a result is written into a folder with the beginning of its key
+    busy = {path.stem[:12] for path in work if path.suffix == ".lock" and store.locked(path.stem)}
+    for path in work:
         key = path.name.removesuffix(".lock")
-        if not store.locked(key) and (path.suffix == ".lock" or not _resumable(path)):
+        if key[:12] not in busy and (path.suffix == ".lock" or not _resumable(path)):
             gone.append(path)
     size = sum(_size(path) for path in gone)
     if not dry_run:
@@ -43,6 +47,9 @@ def _resumable(path: Path) -> bool:
 
 
 def _size(path: Path) -> int:
-    return (
-        sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) if path.is_dir() else path.stat().st_size
-    )
+    """In bytes, of what has not gone in the meantime."""
+    found = 0
+    for part in [path, *path.rglob("*")]:
+        with contextlib.suppress(FileNotFoundError):
+            found += part.stat().st_size if part.is_file() else 0
+    return found

@@ -210,7 +210,7 @@ def job_of(options: argparse.Namespace) -> Job:
 
 
 def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job, jobs: int) -> Output:
-    """The steps with their minutes, and together as if ``jobs`` rows always ran at once."""
+    """The steps with their minutes, and together as if ``jobs`` rows always ran at once, but for times."""
     value, lines, total = [], [], 0.0
     stored = Store(job.out) if job.out.exists() else None
     learned = planning.learned_costs(stored)
@@ -224,7 +224,7 @@ def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job, jobs: int) -> Out
             again = step.kind is Kind.TIME and not job.reuse_times
             cached = not again and stored is not None and stored.header(step.key) is not None
             minutes = 0.0 if cached else planning.expected_seconds(step, learned) / 60.0
-            total += minutes
+            total += minutes if step.kind is Kind.TIME else minutes / jobs
             lines.append(f"{'cached' if cached else f'{minutes:.1f} min':>9}  {step.name}")
             value.append(
                 {
@@ -239,7 +239,6 @@ def _plan(chosen: Sequence[tuple[Paper, list[Row]]], job: Job, jobs: int) -> Out
         for entry in planned:
             if entry.chain is None:
                 lines.append(f"  not run  {entry.row.table}: {entry.row.name} ({entry.reason})")
-    total /= jobs
     lines.append(f"{planning.minutes(total)} on this {job.device}; nothing was run")
     return {"steps": value, "minutes": total}, "\n".join(lines), 0
 

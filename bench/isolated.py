@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Set
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from tqdm import tqdm
 
-from bench import memory, threads
+from bench import memory, planning, threads
 from bench.data import EMBEDDED
+from bench.errors import UserError
+from bench.planning import Job, Planned
 
 # for the server: JSON pairs of a row's id and the embedded scale that it is planned at
 ROWS = "BENCH_PRELOADED_ROWS"
@@ -31,10 +35,42 @@ def server(module: str, wanted: Iterable[tuple[str, str]]) -> ForkServerContext:
     found = multiprocessing.get_context("forkserver")
     # one row of each paper and scale: those of a paper share data and code
     rows = {(name.partition("/")[0], scale): name for name, scale in wanted if scale in EMBEDDED}
-    os.environ[ROWS] = json.dumps([(name, scale) for (_, scale), name in rows.items()])
     found.set_forkserver_preload([module, "bench.preloaded"])
-    forkserver.ensure_running()
+    knows = {ROWS: json.dumps([(name, scale) for (_, scale), name in rows.items()])}
+    # modules ask CUDA when they are imported whether there is any, and who asked it itself cannot be forked
+    asks = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    # the server finds the packages that this process found, not those of the working directory
+    finds = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
+    with _environment({**knows, **asks, **finds}), _deaf():
+        forkserver.ensure_running()
     return found
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What is started within does not hear Ctrl-C, which reaches every process of a terminal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def begin(count: int, of: int) -> None:
@@ -54,6 +90,21 @@ def begin(count: int, of: int) -> None:
 def _end_with(starter: Any) -> None:
     starter.join()
     os._exit(1)
+
+
+def planned(name: str, job: Job, keys: Set[str]) -> Planned:
+    """A row as its process plans it.
+
+    Raises :class:`UserError` where it is not what its starter planned, steps with ``keys``: what the code that was
+    imported gives would be stored as of the code that is read.
+    """
+    paper = planning.papers()[name.partition("/")[0]]
+    (entry,) = planning.plan(paper, [paper.ids[name]], job)
+    if {step.key for step, _ in planning.steps_of([entry])} != keys:
+        raise UserError(
+            "the code, the data or the packages have changed since this run began: run the same command again"
+        )
+    return entry
 
 
 def stop(process: Any) -> None:

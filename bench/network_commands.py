@@ -22,6 +22,7 @@ from bench.planning import Job
 
 def macs(options: argparse.Namespace) -> Output:
     """MACs and parameters of a model, or of a row at the paper's own shape."""
+    sys.path.insert(0, os.getcwd())  # a network of the user's own is built by the user's code
     if options.size == 0:
         raise UserError("--size 0 is no image: give 1 or more")
     if options.model in BUILDERS or ":" in options.model:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import bench.data
-from bench import claims, contrasts, metrics
+from bench import claims, contrasts, metrics, threads
 from bench.data.annotations import DetectionSet
 from bench.data.identity import value_of
 from bench.data.images import ImageSet
@@ -293,18 +293,25 @@ def minutes(total: float) -> str:
 def expected_seconds(step: Step, learned: Mapping[tuple[str, str], float]) -> float:
     """The step's duration: its cost in GMACs times what a GMAC of such steps took in this store, else elsewhere."""
     device = step.device.split(":")[0]
+    here = threads.whole() if step.kind is Kind.TIME else torch.get_num_threads()
     if (step.run_name, device) in learned:
-        return learned[step.run_name, device] * (step.work or 1.0)
-    threads = _GPU_THREADS if device == "cuda" else torch.get_num_threads()
-    return step.work / (step.rate * threads) if step.rate else 0.0
+        seconds = learned[step.run_name, device] * (step.work or 1.0)
+        return seconds / here if step.work and device == "cpu" else seconds
+    count = _GPU_THREADS if device == "cuda" else here
+    return step.work / (step.rate * count) if step.rate else 0.0
 
 
 def learned_costs(store: Store | None) -> dict[tuple[str, str], float]:
-    """Seconds a GMAC (a step, where its cost is 0) by function and device: the median over the steps stored."""
+    """Seconds a GMAC (a step, where its cost is 0) by function and device: the median over the steps stored.
+
+    On a processor they are those of one thread, as if so many took a share of them each.
+    """
     found: dict[tuple[str, str], list[float]] = {}
     for key in store.stored() if store is not None else []:
         header = store.header(key) if store is not None else None
         if header is not None and "run" in header:
-            device = header["provenance"]["hardware"]["device"].split(":")[0]
-            found.setdefault((header["run"], device), []).append(header["seconds"] / (header["work"] or 1.0))
+            hardware = header["provenance"]["hardware"]
+            device = hardware["device"].split(":")[0]
+            count = hardware.get("threads", 1) if header["work"] and device == "cpu" else 1
+            found.setdefault((header["run"], device), []).append(header["seconds"] * count / (header["work"] or 1.0))
     return {name: sorted(values)[len(values) // 2] for name, values in found.items()}

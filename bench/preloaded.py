@@ -21,8 +21,8 @@ def warm() -> None:
     # one thread: a pool of them does not live on in a process that is forked
     torch.set_num_threads(1)
     for name, scale in json.loads(os.environ.get(ROWS, "[]")):
-        paper = planning.papers()[name.partition("/")[0]]
         with contextlib.suppress(Exception):  # whoever runs the row meets it again and tells it
+            paper = planning.papers()[name.partition("/")[0]]
             planning.plan(paper, [paper.ids[name]], Job(scale=scale, device="cpu", progress=False))
 
 

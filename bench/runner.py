@@ -62,6 +62,7 @@ class Engine:
         self.there: set[str] = set()  # looked at in this run, or made by it
         self.made: set[str] = set()  # made by this run
         self.users: dict[str, set[str]] = {}  # the steps of this run that each step is a parent of
+        self.gone: set[str] = set()  # results that another run has shed since they were looked at
         self.keeps = False  # the weights of transient steps stay: rows that run beside this one may need them
 
     def run_row(self, entry: Planned) -> Outcome:
@@ -73,11 +74,14 @@ class Engine:
         if entry.chain is None:
             return Outcome(entry.id, SKIPPED, entry.reason or "", self._not_run(entry))
         leaves = [*entry.chain.networks, *entry.chain.records]
-        todo = self._missing(leaves)
-        for number, step in enumerate(todo, start=1):
-            failure = self._ensure(step, entry, f"[{number}/{len(todo)}] ")
-            if failure is not None:
-                return Outcome(entry.id, FAILED, failure)
+        failure = self._run(leaves, entry)
+        if failure is not None and processes.told(bool(self.gone)):  # is made once more
+            self.there -= self.gone
+            self.gone.clear()
+            self.failures = {key: why for key, why in self.failures.items() if why != failure}
+            failure = self._run(leaves, entry)
+        if failure is not None:
+            return Outcome(entry.id, FAILED, failure)
         if processes.is_main():
             for step in in_order(leaves):  # a run that was killed may have left some
                 self.shed(step)
@@ -86,6 +90,15 @@ class Engine:
         except ValueError as error:  # a bug of the script's costs its row, not the pages
             return Outcome(entry.id, FAILED, str(error))
         return Outcome(entry.id, OK, file=file)
+
+    def _run(self, leaves: list[Step], entry: Planned) -> str | None:
+        """All that ``leaves`` need is stored afterwards; else why not."""
+        todo = self._missing(leaves)
+        for number, step in enumerate(todo, start=1):
+            failure = self._ensure(step, entry, f"[{number}/{len(todo)}] ")
+            if failure is not None:
+                return failure
+        return None
 
     def _missing(self, leaves: list[Step]) -> list[Step]:
         """The steps that are not stored, of ``leaves`` and of what these need for it, parents first.
@@ -200,7 +213,7 @@ class Engine:
             self.memory.setdefault(step.source, {}),
             step.name,
         )
-        parents = [_result(store, parent) for parent in step.parents]
+        parents = [self._result(parent) for parent in step.parents]
         begin = time.monotonic()
         with threads.alone() if step.kind is Kind.TIME else contextlib.nullcontext():
             result = step.run(context, parents, step.params)
@@ -209,6 +222,13 @@ class Engine:
             store.save(step.key, result, about)
         self.there.add(step.key)
         self.made.add(step.key)
+
+    def _result(self, step: Step) -> Result:
+        result = self.store.load(step.key)
+        if result is None:
+            self.gone.add(step.key)
+            raise UserError(f"the stored result of {step.name} has gone or is damaged: run the same command again")
+        return result
 
     def _about(self, step: Step, entry: Planned, seconds: float) -> dict[str, Any]:
         """What is stored beside a step's result: what it was, and the provenance that makes it repeatable."""
@@ -276,13 +296,6 @@ def users_of(planned: Sequence[Planned]) -> dict[str, set[str]]:
         for parent in step.parents:
             found.setdefault(parent.key, set()).add(step.key)
     return found
-
-
-def _result(store: Store, step: Step) -> Result:
-    result = store.load(step.key)
-    if result is None:
-        raise UserError(f"the stored result of {step.name} has gone or is damaged: run the same command again")
-    return result
 
 
 def run(

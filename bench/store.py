@@ -210,6 +210,23 @@ def _seal(header: Mapping[str, Any]) -> str:
     return digest({name: value for name, value in header.items() if name != "seal"})
 
 
+@contextlib.contextmanager
+def sole(path: Path, problem: str) -> Iterator[None]:
+    """Within, this process alone has the lock ``path``.  Raises :class:`UserError` of ``problem`` where another has."""
+
+    def refuse() -> None:
+        raise UserError(problem)
+
+    make_folder(path.parent)
+    with disk_errors(path):
+        handle = _locked(path, refuse)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
 def _locked(path: Path, waiting: Callable[[], None] | None) -> int:
     """A handle on the file, which nobody else has locked; the file may have been removed while we waited for it."""
     while True:

@@ -316,13 +316,62 @@ def test_the_plan_learns_from_the_store(tmp_path: Path) -> None:
     """Three steps of 2 GMACs took 4, 6 and 20 seconds: 3 seconds a GMAC is their median."""
     store = Store(tmp_path)
     for key, seconds in (("x", 4.0), ("y", 6.0), ("z", 20.0)):
-        about = {"run": "m:f", "work": 2.0, "seconds": seconds, "provenance": {"hardware": {"device": "cpu"}}}
-        store.save(key, Result(), about)
+        hardware = {"device": "cpu", "threads": 4}
+        store.save(key, Result(), {"run": "m:f", "work": 2.0, "seconds": seconds, "provenance": {"hardware": hardware}})
+    hardware = {"device": "cuda:0", "threads": 4}
+    store.save("g", Result(), {"run": "m:f", "work": 2.0, "seconds": 5.0, "provenance": {"hardware": hardware}})
+    hardware = {"device": "cpu", "threads": 4}  # without a cost it takes as long on any number of threads
+    store.save("n", Result(), {"run": "m:g", "work": 0.0, "seconds": 7.0, "provenance": {"hardware": hardware}})
+    # seconds of one thread
     learned = planning.learned_costs(store)
-    assert learned == {("m:f", "cpu"): 3.0}
-    found = replace(step("a", 1.0), work=10.0)
-    assert planning.expected_seconds(found, {(found.run_name, "cpu"): 3.0}) == 30.0
+    assert learned == {("m:f", "cpu"): 12.0, ("m:f", "cuda"): 2.5, ("m:g", "cpu"): 7.0}
     assert planning.learned_costs(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "work", "seconds"),
+    [
+        (Kind.TRAIN, "cpu", 10.0, 60.0),  # 12 seconds a GMAC on one thread, here two
+        (Kind.TIME, "cpu", 10.0, 30.0),  # on all four
+        (Kind.TRAIN, "cuda", 10.0, 25.0),
+        (Kind.COMPARE, "cpu", 0.0, 12.0),
+    ],
+)
+def test_expected_are_the_seconds_of_the_threads_that_there_will_be(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, device: str, work: float, seconds: float
+) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("bench.threads.whole", lambda: 4)
+    found = replace(step("a", 1.0), kind=kind, device=device, work=work)
+    learned = {(found.run_name, "cpu"): 12.0, (found.run_name, "cuda"): 2.5}
+    assert planning.expected_seconds(found, learned) == seconds
+
+
+def test_weights_that_another_run_has_shed_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs on one folder: the other one ends between this one's look at the weights and their use."""
+    store, inner = Store(tmp_path), replace(step("inner", 2.0), transient=True)
+    outcomes(paper(("other run", [step("other end", 5.0, inner)])), tmp_path)
+    outcomes(paper(("again", [step("kept", 6.0, inner), step("broken", 1.0, inner, fails="user")])), tmp_path)
+    assert store.load(inner.key) is not None  # the failed row still needs it
+    CALLS.clear()
+    missing, looks = runner.Engine._missing, list[int]()
+
+    def meanwhile(engine: runner.Engine, leaves: list[Step]) -> list[Step]:
+        found = missing(engine, leaves)
+        looks.append(len(found))
+        if len(looks) == 1:
+            store.shed(inner.key)
+        return found
+
+    monkeypatch.setattr(runner.Engine, "_missing", meanwhile)
+    assert values(run(paper(("mine", [step("this end", 7.0, inner)])), tmp_path)) == {"mine": [9.0]}
+    assert CALLS == ["inner", "this end"] and looks == [1, 2]
+    # what is always gone is told
+    monkeypatch.setattr(runner.Engine, "_missing", lambda engine, leaves: leaves)
+    (found,) = outcomes(paper(("never", [step("never", 7.0, inner)])), tmp_path)
+    assert found.status == runner.FAILED and "has gone or is damaged" in found.reason
 
 
 def test_gc_keeps_what_rows_need_and_what_today_s_code_would_find(tmp_path: Path) -> None:
@@ -339,11 +388,13 @@ def test_gc_keeps_what_rows_need_and_what_today_s_code_would_find(tmp_path: Path
     (tmp_path / "work" / "resumable").mkdir()
     (tmp_path / "work" / "resumable" / "checkpoint.pth").touch()
     (tmp_path / "work" / "half").mkdir()
+    (tmp_path / "work" / "0123456789ab-x").mkdir()  # a result that is being written
     needed = set(json.loads(file.read_text())["steps"])
-    assert collect(store, needed, dry_run=True)[0] == ["old", "dead.lock", "half"]
+    with store.lock("0123456789abcdef"):
+        assert collect(store, needed, dry_run=True)[0] == ["old", "dead.lock", "half"]
     with store.lock("old"):
         assert "old" not in collect(store, needed, dry_run=True)[0]
-    assert collect(store, needed)[0] == ["old", "dead.lock", "half"]
+    assert collect(store, needed)[0] == ["old", "0123456789ab-x", "dead.lock", "half"]
     assert set(store.stored()) == {"current", *(s.key for s in in_order([step("a", 10.0, dense)]))}
     assert [path.name for path in (tmp_path / "work").iterdir()] == ["resumable"]
 

@@ -36,7 +36,7 @@ def test_actions_are_pinned_by_hash_and_say_their_version(path: Path) -> None:
     uses = [line.strip() for line in path.read_text().splitlines() if "uses:" in line]
     assert uses
     for line in uses:
-        assert re.fullmatch(r"(- )?uses: actions/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+        assert re.fullmatch(r"(- )?uses: actions/[a-z-]+(/[a-z]+)?@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
     assert yaml.safe_load(path.read_text())["permissions"] == {"contents": "read"}
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from bench import isolated, planning, runner, threads
-from bench.errors import DiskFull
+from bench import isolated, runner, threads
+from bench.errors import DiskFull, UserError
 from bench.nightly.order import FRESH
-from bench.planning import Job, Planned
+from bench.planning import Job, Planned, steps_of
 from bench.steps import Kind, in_order
 from bench.store import Store
 
@@ -65,7 +65,8 @@ class Running:
         self.receiver, sender = server.Pipe(duplex=False)
         bare = replace(job, images={}, values={}, fitting=set(), scale=entry.scale, fresh=FRESH)
         share = torch.get_num_threads(), threads.whole()
-        work = (sender, entry.id, bare, tuple(measured), share, users, keeps, where)
+        keys = frozenset(step.key for step, _ in steps_of([entry]))
+        work = (sender, entry.id, bare, keys, tuple(measured), share, users, keeps, where)
         self.process: Any = server.Process(target=_work, args=work)
         self.process.start()
         sender.close()
@@ -110,6 +111,7 @@ def _work(
     sender: Any,
     name: str,
     job: Job,
+    keys: frozenset[str],
     measured: tuple[str, ...],
     share: tuple[int, int],
     users: dict[str, set[str]],
@@ -117,16 +119,18 @@ def _work(
     where: str,
 ) -> None:
     isolated.begin(*share)
-    paper = planning.papers()[name.partition("/")[0]]
-    (entry,) = planning.plan(paper, [paper.ids[name]], job)
     say: Callable[[str], None] = lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True)  # noqa: E731
-    engine = runner.Engine(job, Store(job.out), say)
-    engine.there.update(measured)
-    engine.users, engine.keeps = users, keeps
     try:
+        entry = isolated.planned(name, job, keys)
+        engine = runner.Engine(job, Store(job.out), say)
+        engine.there.update(measured)
+        engine.users, engine.keeps = users, keeps
         outcome = engine.run_row(entry)
     except DiskFull as error:
         sender.send(error)
+        return
+    except UserError as error:
+        sender.send(Report(name, runner.FAILED, str(error)))
         return
     steps = [] if entry.chain is None else in_order([*entry.chain.networks, *entry.chain.records])
     checkpoints = [step for step in steps if step.kind in _CHECKPOINTS]

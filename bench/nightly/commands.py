@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import metrics, planning, threads
+from bench import metrics, planning, processes, threads
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
 from bench.nightly import baseline, night, order, summary
@@ -19,7 +19,7 @@ from bench.nightly import history as remembering
 from bench.planning import Job, Planned
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
-from bench.store import Store, disk_errors, file_digest, write_text
+from bench.store import Store, digest, disk_errors, file_digest, write_text
 from bench.tracking import modes
 
 BASELINE = Path("results/baseline")
@@ -33,6 +33,8 @@ def nightly(options: argparse.Namespace) -> Output:
         raise UserError(f"--budget {options.budget:g} leaves no time: give minutes")
     if options.jobs < 1:
         raise UserError("--jobs needs 1 or more")
+    if processes.launched() > 1:
+        raise UserError("a night gives each row one process: leave out torchrun")
     with threads.sharing(options.jobs):
         return _nightly(options, job)
 
@@ -48,6 +50,7 @@ def _nightly(options: argparse.Namespace, job: Job) -> Output:
         checking.measured(base)
     if options.plan:
         return _plan(planned, worths, job, options.budget, options.jobs)
+    able = [entry for entry in planned if entry.chain is not None]
     arguments = {
         "papers": list(options.paper),
         "scale": options.scale,
@@ -56,19 +59,28 @@ def _nightly(options: argparse.Namespace, job: Job) -> Output:
         "weights": None if job.weights is None else file_digest(job.weights),
         "protocol": job.protocol,
         "data": str(job.data),
+        # the code, committed or not, the data and the packages
+        "steps": digest(sorted(step.key for step, _ in planning.steps_of(able))),
     }
     mode = modes.chosen(options.wandb)
-    begun = night.begin(options.out, arguments)
-    if options.budget is not None and not begun.rows:
-        _check_budget(planned, job, options.budget)
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    try:
-        night.run(begun, planned, worths, job, options.budget, RESULTS, say, options.jobs)
-    finally:
-        value, text, status = _told(begun, options.out, base, say)
+    with night.alone(options.out):
+        begun = night.begin(options.out, arguments)
+        if options.budget is not None:
+            left = [entry for entry in able if entry.id not in begun.rows]
+            if begun.rows and left and not _any_ends(left, job, options.budget - begun.minutes, begun.measured):
+                begun.ended = True  # it was stopped with nothing left of its budget: this is the next night
+                night.keep(options.out, begun)
+                begun = night.begin(options.out, arguments)
+            if not begun.rows:
+                _check_budget(able, job, options.budget)
+        try:
+            night.run(begun, planned, worths, job, options.budget, RESULTS, say, options.jobs)
+        finally:
+            value, text, status = _told(begun, options.out, base, say, asked=options.baseline is not None)
     value["pages"] = [str(path) for path in write_pages(options.out)]
     watch = None if mode == modes.DISABLED else mirror_of(options.out, list(keys), mode, say)
     if watch is not None:
@@ -79,15 +91,18 @@ def _nightly(options: argparse.Namespace, job: Job) -> Output:
     return value, text, status
 
 
-def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], None]) -> Output:
+def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], None], asked: bool = True) -> Output:
     """Compares what the night did, writes its summary and JUnit file, and says both.
 
-    Where they cannot be written, on a full disk, the summary is still said.
+    Where they cannot be written, on a full disk, the summary is still said.  A baseline that was ``asked`` for and
+    holds none of the rows in their setting makes the status 1; the project's own may be of other data.
     """
     checked: list[checking.RowCheck] = []
-    problem = ""
+    problem, fails = "", True
     try:
         checked = [] if base is None else checking.check(out, base, done.files)
+        if base is not None and done.files and not checked:
+            problem, fails = "it holds none of these rows in the same setting", asked
     except UserError as error:  # what the night found is kept whatever became of the baseline
         problem = str(error)
     entries = remembering.read(out)
@@ -104,7 +119,7 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     except UserError:
         say(page)
         raise
-    status = summary.status(done, checked, problem)
+    status = summary.status(done, checked, problem if fails else "")
     value = {
         "night": asdict(done),
         "check": checking.to_json(checked),
@@ -118,9 +133,14 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     return value, page, status
 
 
-def _check_budget(planned: Sequence[Planned], job: Job, budget: float) -> None:
+def _any_ends(able: Sequence[Planned], job: Job, minutes: float, measured: Set[str]) -> bool:
+    """Whether any row would end within the minutes; ``measured`` is what the night has behind it."""
+    costs = order.Costs(able, Store(job.out), measured)
+    return any(costs.minutes(entry) <= minutes for entry in able)
+
+
+def _check_budget(able: Sequence[Planned], job: Job, budget: float) -> None:
     """Raises :class:`UserError` where no row would end within the budget (minutes)."""
-    able = [entry for entry in planned if entry.chain is not None]
     costs = order.Costs(able, Store(job.out))
     least = min((costs.minutes(entry) for entry in able), default=0.0)
     if least > budget:
@@ -132,7 +152,11 @@ def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget
     able = [order.Candidate(entry, worths[entry.id]) for entry in planned if entry.chain is not None]
     costs = order.Costs([one.entry for one in able], store)
     taken, left = order.within(order.in_order(able, store), costs, budget, jobs)
-    total, lines, rows = sum(one.minutes for one in taken) / jobs, [], []
+    again, total = order.Costs([one.entry for one in able], store), 0.0
+    for one in taken:
+        total += again.spent(one.entry, jobs)
+        again.assume(one.entry)
+    lines, rows = [], []
     for fits, one in [*((True, one) for one in taken), *((False, one) for one in left)]:
         lines.append(f"{one.minutes:7.1f} min  {one.entry.id}{'' if fits else '  (no time)'}")
         rows.append({"row": one.entry.id, "minutes": one.minutes, "worth": one.worth, "fits": fits})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError
-from bench.nightly import drift
+from bench.nightly import baseline, drift
 from bench.report.cells import aggregate
 from bench.report.load import content
 from bench.store import disk_errors, make_folder
@@ -41,8 +42,13 @@ class Entry:
 
 
 def setting_of(row: Mapping[str, Any]) -> str:
-    """The part of a row file's setting that comparable nights share, in words."""
-    return ", ".join(f"{name} {row['setting'].get(name)}" for name in _SETTING)
+    """The part of a row file's setting that comparable nights share, and what its networks and times are from."""
+    parts = [f"{name} {row['setting'].get(name)}" for name in _SETTING]
+    if given := row["setting"].get("weights"):
+        parts.append(f"weights {str(given['sha256'])[:12]}")
+    for title, of in (("made on", baseline.made_on), ("timed on", baseline.timed_on)):
+        parts += [f"{title} {' and '.join(found)}"] if (found := sorted(of(row))) else []
+    return ", ".join(parts)
 
 
 def metrics_of(row: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -75,7 +81,8 @@ def append(out: Path, line: Entry) -> None:
             size = os.fstat(handle).st_size
             if size and os.pread(handle, 1, size - 1) != b"\n":  # the last writer was killed in the middle
                 text = "\n" + text
-            os.write(handle, text.encode())
+            if os.write(handle, whole := text.encode()) < len(whole):
+                raise OSError(errno.ENOSPC, "the line was cut")
             os.fsync(handle)
         finally:
             os.close(handle)

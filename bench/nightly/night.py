@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from bench.nightly.child import Report
 from bench.nightly.order import Candidate, Costs
 from bench.planning import Job, Planned
 from bench.side_by_side import Needs
-from bench.store import Store, write_json
+from bench.store import Store, sole, write_json
 
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
@@ -69,6 +70,12 @@ class Night:
 def folder(out: Path, number: int) -> Path:
     """Where a night's files are."""
     return out / "nightly" / f"{number:05d}"
+
+
+def alone(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Within, this is the only night in ``out``.  Raises :class:`UserError` where another is at work."""
+    problem = f"another night is at work in {out}: wait for its end, or name another folder by --out"
+    return sole(out / "nightly" / "lock", problem)
 
 
 def begin(out: Path, arguments: Mapping[str, Any]) -> Night:
@@ -132,18 +139,22 @@ def run(
         return before + (time.monotonic() - begun) / 60.0
 
     def ended(report: Report, tries: int) -> None:
+        file = None if report.file is None or report.status != runner.OK else Path(report.file)
+        line = history.entry(night.number, report.id, report.status, report.minutes, provenance.now(), file)
+        # of lines of one row and night the last one counts; a row that is behind the night is not run again
+        history.append(job.out, line)
         night.rows[report.id], night.attempts[report.id] = report, tries
         night.left.pop(report.id)
         night.minutes = spent()
         keep(job.out, night)
-        file = None if report.file is None or report.status != runner.OK else Path(report.file)
-        line = history.entry(night.number, report.id, report.status, report.minutes, provenance.now(), file)
-        history.append(job.out, line)
+
+    def rest() -> float | None:
+        return None if budget is None else budget - spent()
 
     rows = _Rows(todo, costs, job, store, night, jobs, say, runner.users_of(candidates))
     try:
-        while rows.some_left(None if budget is None else budget - spent()):
-            for report, tries in rows.wait():
+        while rows.some_left(rest()):
+            for report, tries in rows.wait(rest()):
                 ended(report, tries)
             if rows.full is not None:
                 raise rows.full
@@ -187,7 +198,7 @@ class _Rows:
         """Starts what can start and would end within ``minutes``; whether any row runs."""
         while len(self.running) < self.jobs and (one := self._next(minutes)) is not None:
             self.queue.remove(one)
-            self._start(one, 1)
+            self._start(one, 1, minutes)
         return bool(self.running)
 
     def _next(self, minutes: float | None) -> Candidate | None:
@@ -201,17 +212,22 @@ class _Rows:
         place = side_by_side.free(queue, beside, self.store, order.FRESH, self.night.measured)
         return None if place is None else fitting[place]
 
-    def _start(self, one: Candidate, attempt: int) -> None:
+    def _start(self, one: Candidate, attempt: int, rest: float | None) -> None:
         name, minutes = one.entry.id, self.costs.minutes(one.entry)
         self.night.planned[name] = round(minutes, 2)
         limit = max(_AT_LEAST, _PATIENCE * 60.0 * minutes)
+        if rest is not None:  # whoever set the budget stops the night some time behind it
+            limit = min(limit, 60.0 * rest + _AT_LEAST)
         users = {key: self.users[key] for key in self.needs[name].needed if key in self.users}
         more = users, self.jobs > 1, self.place[name]
         row = child.Running(self.server, one.entry, self.job, self.night.measured, limit, *more)
         self.running[name] = one, attempt, row
 
-    def wait(self) -> list[tuple[Report, int]]:
-        """The reports, with the number of attempts, of rows that ended within a few seconds."""
+    def wait(self, minutes: float | None) -> list[tuple[Report, int]]:
+        """The reports, with the number of attempts, of rows that ended within a few seconds.
+
+        There is no second attempt that would not end within ``minutes``.
+        """
         rows = [row for _, _, row in self.running.values()]
         # what the others wait for may be stored before its row ends
         patience = min(runner.LOOK, *(row.left for row in rows))
@@ -228,12 +244,13 @@ class _Rows:
                 continue
             del self.running[name]
             retried = report.status in _BAD and attempt < _ATTEMPTS
+            retried = retried and (minutes is None or self.costs.minutes(one.entry) <= minutes)
             self.costs.look(one.entry, self.night.measured | (set() if retried else set(report.measured)))
             if report.status in _BAD:
-                again = "trying once more" if attempt < _ATTEMPTS else "given up"
+                again = "trying once more" if retried else "given up"
                 self.say(f"{self.place[name]}{name}: {report.status}: {report.reason}; {again}")
                 if retried:
-                    self._start(one, attempt + 1)
+                    self._start(one, attempt + 1, minutes)
                     continue
             found.append((report, attempt))
         return found

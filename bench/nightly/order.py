@@ -102,6 +102,11 @@ class Costs:
         )
         return seconds / 60.0 + _START
 
+    def spent(self, entry: Planned, jobs: int) -> float:
+        """What the row takes of a night of ``jobs`` rows at once: all of its minutes where it takes times, alone."""
+        alone = any(step.kind is Kind.TIME for step in self._steps[entry.id])
+        return self.minutes(entry) / (1 if alone else jobs)
+
     def assume(self, entry: Planned) -> None:
         """From now on as if the row had run."""
         self._behind.update(step.key for step in self._steps[entry.id])
@@ -152,6 +157,6 @@ def within(
         if place is None:
             return taken, now
         taken.append(now[place])
-        spent += now[place].minutes / jobs
+        spent += costs.spent(now[place].entry, jobs)
         costs.assume(left.pop(place).entry)
     return taken, []

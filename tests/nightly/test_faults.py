@@ -6,20 +6,39 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import provenance
+from bench import cli, provenance
 from bench.errors import UserError
+from bench.models.recipe import Recipe
 from bench.nightly import commands, history, night
 from bench.nightly.child import Report
 from bench.nightly.night import Night
+from bench.planning import Planned
+from bench.rows import Chain, Paper, Row
+from bench.steps import Context, Kind, make_step
+from bench.store import Result
 
 HERE = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{HERE / 'toy'}{os.pathsep}{HERE.parent}", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Named:
+    """What tells the steps of this test apart."""
+
+    name: str
+
+
+def run_named(context: Context, parents: list[Result], params: Named) -> Result:
+    """Never run here."""
+    return Result()
+
+
 ROWS = {"toy/t/a": Report("toy/t/a", "crashed", "its process died of signal 9", 1.0)}
 
 
@@ -113,3 +132,75 @@ def test_a_damaged_checkpoint_is_made_again_and_changes_no_number(tmp_path: Path
     after, said = bench(tmp_path)
     assert after == before
     assert "dense(cifar_resnet20, seed 0)" in said  # trained again, not taken as it was
+
+
+def test_two_nights_at_once_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
+    with night.alone(tmp_path):
+        with pytest.raises(UserError, match="another night is at work in"), night.alone(tmp_path):
+            pass
+        with night.alone(tmp_path / "other"):
+            pass
+    with night.alone(tmp_path):
+        pass
+
+
+TWO = {name: Report(name, "ok", file=f"{name[-1]}.json") for name in ("toy/t/a", "toy/t/b")}
+
+
+@pytest.mark.parametrize(("asked", "status"), [(True, 1), (False, 0)])
+def test_a_baseline_of_nothing_alike_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool, status: int
+) -> None:
+    """Rows of another device or other seeds: the project's own baseline may be of other data, a chosen one may not."""
+    monkeypatch.setattr(commands.checking, "check", lambda runs, base, files: [])
+    done = Night(1, {}, "c" * 40, "2026-01-01", TWO, ended=True)
+    value, page, found = commands._told(done, tmp_path, tmp_path / "base", lambda text: None, asked)
+    assert found == status and value["not_compared"] == "it holds none of these rows in the same setting"
+    assert page.startswith("# Night 1: not compared with the baseline\n")
+
+
+@pytest.mark.parametrize(
+    ("spent", "changed", "number"),
+    [(0.5, False, 1), (89.99, False, 2), (0.5, True, 2)],
+)
+def test_which_stopped_nights_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spent: float, changed: bool, number: int
+) -> None:
+    """One with time left of its budget and the same steps; ``-dirty`` alone does not say that the code is the same."""
+    monkeypatch.setattr(provenance, "git_state", lambda: "a" * 40 + "-dirty")
+    rows = [Row("Table 1", name, "clutter") for name in ("a", "b")]
+    paper = Paper("toy", "", "", rows, [])
+    label = ["before"]
+
+    def planned(chosen: Any, job: Any) -> list[Planned]:
+        recipe = Recipe("x", {}, (3, 8, 8))
+        steps = [
+            make_step(Kind.TRAIN, row.name, run_named, Named(row.name + label[0]), [], device="cpu") for row in rows
+        ]
+        return [Planned(paper, row, "clutter", recipe, Chain([], [one])) for row, one in zip(rows, steps, strict=True)]
+
+    begun: list[Night] = []
+
+    def run(night_: Night, *more: Any) -> Night:
+        begun.append(night_)
+        night_.rows["toy/table-1/a"] = Report("toy/table-1/a", "ok")
+        night_.minutes = spent
+        night.keep(tmp_path, night_)
+        return night_
+
+    monkeypatch.setattr(commands.planning, "choose", lambda *names: [])
+    monkeypatch.setattr(commands.order, "planned", planned)
+    monkeypatch.setattr(commands, "load_registry", lambda *where: [])
+    monkeypatch.setattr(commands, "write_pages", lambda out: [])
+    monkeypatch.setattr(commands.night, "run", run)
+    options = cli._parser().parse_args(
+        ["nightly", "toy", "--out", str(tmp_path), "--budget", "90", "--wandb", "disabled"]
+    )
+    commands.nightly(options)
+    if changed:
+        label[0] = "after"
+    commands.nightly(options)
+    assert [one.number for one in begun] == [1, number]
+    monkeypatch.setattr(commands.processes, "launched", lambda: 2)
+    with pytest.raises(UserError, match="leave out torchrun"):
+        commands.nightly(options)

@@ -1,7 +1,9 @@
 """The nights' lines: appended whole, read in order, compared in one setting."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,3 +73,32 @@ def test_data_that_changed_since_the_last_night_are_told() -> None:
     entries += [night(3, 90.0, data="new"), night(3, 90.0, "toy/t/b", data="new"), night(3, 80.0, "toy/t/c", "other")]
     (told,) = data_changes(entries, 3)
     assert told.startswith("the data of 2 rows (s) are other ones than last time (d before, new now)")
+
+
+def test_networks_of_other_weights_or_threads_are_another_series() -> None:
+    def row(threads: int, sha: str | None, seconds: int = 2) -> dict[str, Any]:
+        hardware = {"name": "CPU", "threads": threads}
+        made = {"kind": "train", "provenance": {"hardware": hardware}}
+        timed = {"kind": "time", "provenance": {"hardware": {"name": "CPU", "threads": seconds}}}
+        given = None if sha is None else {"file": "w.pth", "sha256": sha}
+        return {
+            "setting": {"scale": "clutter", "seeds": [0], "device": "cpu", "weights": given},
+            "made_on": [hardware],
+            "steps": {"a": made, "b": timed},
+        }
+
+    alike = history.setting_of(row(1, None))
+    assert alike == "scale clutter, seeds [0], device cpu, made on CPU with 1 threads, timed on CPU with 2 threads"
+    others = [row(2, None), row(1, "a" * 64), row(1, "b" * 64), row(1, None, 4)]
+    assert len({alike, *map(history.setting_of, others)}) == 5
+    assert history.setting_of(row(1, None)) == alike
+
+
+def test_a_line_that_was_cut_by_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr("os.write", lambda handle, text: write(handle, text[:-5]))
+    with pytest.raises(UserError, match="no space left"):
+        history.append(tmp_path, night(1, 90.0))
+    monkeypatch.setattr("os.write", write)
+    history.append(tmp_path, night(2, 91.0))
+    assert [one.night for one in history.read(tmp_path)] == [2]

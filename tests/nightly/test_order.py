@@ -215,3 +215,18 @@ def test_every_paper_has_its_night_on_embedded_data() -> None:
         "thinet": {"clutter"},
         "versatile_filters": {"clutter"},
     }
+
+
+def test_a_row_that_takes_times_has_the_night_for_itself(monkeypatch: Any) -> None:
+    """Budget 12, two at once: 6 minutes beside another take 3 of it, 6 minutes with times all 6."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    monkeypatch.setattr(order, "_START", 0.0)
+    rows = [
+        Candidate(entry(name, step(name, 6.0, kind=kind)), 1.0)
+        for name, kind in (("a", Kind.TIME), ("b", Kind.TRAIN), ("c", Kind.TRAIN))
+    ]
+    costs = order.Costs([one.entry for one in rows], None)
+    assert [costs.spent(one.entry, 2) for one in rows] == [6.0, 3.0, 3.0]
+    taken, left = order.within(rows, costs, 12.0, 2)
+    # behind a (6) and b (3) three are left, c asks for 6
+    assert ([one.entry.row.name for one in taken], [one.entry.row.name for one in left]) == (["a", "b"], ["c"])

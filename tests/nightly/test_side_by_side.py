@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 
 from bench.errors import DiskFull
 from bench.models.recipe import Recipe
-from bench.nightly import night, order
+from bench.nightly import history, night, order
 from bench.nightly.child import HUNG, Report
 from bench.planning import Job, Planned
 from bench.rows import Chain, Paper, Row
@@ -101,6 +101,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> type[Simulated]:
     Simulated.diary, Simulated.alive, Simulated.ends = [], set(), {}
     monkeypatch.setattr("bench.nightly.child.Running", Simulated)
     monkeypatch.setattr("bench.runner.LOOK", 0.01)
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", lambda: None)
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     return Simulated
@@ -228,3 +229,79 @@ def test_an_interrupt_stops_all(tmp_path: Path, simulated: type[Simulated], monk
     assert len(simulated.diary) == 2
     kept = night.begin(tmp_path, {})
     assert not kept.ended and kept.number == 1
+
+
+def test_a_second_attempt_must_fit_too(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """0.35 minutes planned: they fit at first, and behind an attempt that took its time they do not."""
+    (entry,) = entries = [
+        planned("r", make_step(Kind.EVALUATE, "m", run_named, Named("m"), [], device="cpu", work=120.0, rate=1.0))
+    ]
+    simulated.ends = {entry.id: ["crashed", "ok"]}
+    done = run(tmp_path, entries, 1, budget=0.3503)  # 0.02 seconds to spare, a row takes up to 0.04
+    assert (done.rows[entry.id].status, done.attempts[entry.id]) in (("crashed", 1), (OK, 2))
+    told = list[str]()
+    night_ = night.begin(tmp_path / "b", {})
+    rows = night._Rows(
+        [order.Candidate(entry, 1.0)],
+        order.Costs([entry], Store(tmp_path / "b")),
+        Job(tmp_path / "b", device="cpu"),
+        Store(tmp_path / "b"),
+        night_,
+        1,
+        told.append,
+        {},
+    )
+    simulated.ends = {entry.id: ["crashed", "ok"]}
+    assert rows.some_left(1.0)
+    while not (found := rows.wait(0.1)):
+        pass
+    assert [(report.status, tries) for report, tries in found] == [("crashed", 1)] and "given up" in told[0]
+    assert not rows.some_left(0.1)
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(None, 4 * 3600.0), (100.0, 6600.0), (1000.0, 4 * 3600.0)])
+def test_a_hanging_row_does_not_outlive_its_budget_by_much(
+    tmp_path: Path, simulated: type[Simulated], budget: float | None, seconds: float
+) -> None:
+    """An hour is planned and four are waited, but no more than ten minutes behind the night's own end."""
+    entry = planned(
+        "r", make_step(Kind.TRAIN, "m", run_named, Named("m"), [], device="cpu", work=8.0 * 3594.0, rate=1.0)
+    )
+    job, store = Job(tmp_path, device="cpu"), Store(tmp_path)
+    rows = night._Rows(
+        [order.Candidate(entry, 1.0)], order.Costs([entry], store), job, store, night.begin(tmp_path, {}), 1, print, {}
+    )
+    assert rows.some_left(budget)
+    ((_, _, running),) = rows.running.values()
+    assert running.left == pytest.approx(seconds)
+    rows.stop()
+
+
+def test_a_row_that_is_kept_is_in_the_history(
+    tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends the night between the two: a row whose line is not written is run again."""
+    entries = [planned(f"r{place}", step(f"s{place}")) for place in range(2)]
+    append = history.append
+
+    def stopped(out: Path, line: history.Entry) -> None:
+        if line.row == entries[1].id:
+            raise KeyboardInterrupt
+        append(out, line)
+
+    monkeypatch.setattr(history, "append", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, entries, 1)
+    monkeypatch.setattr(history, "append", append)
+    run(tmp_path, entries, 1)
+    assert {line.row for line in history.read(tmp_path)} == {entry.id for entry in entries}
+
+
+def test_the_budget_counts_what_earlier_parts_of_the_night_took(tmp_path: Path, simulated: type[Simulated]) -> None:
+    begun = replace(night.begin(tmp_path, {}), minutes=50.0)
+    entries = [planned("r", step("s"))]
+    night.run(begun, entries, {entries[0].id: 1.0}, Job(tmp_path, device="cpu"), 50.1, tmp_path / "results", print, 1)
+    assert not begun.rows and begun.minutes >= 50.0
+    begun = replace(night.begin(tmp_path, {}), minutes=50.0)
+    night.run(begun, entries, {entries[0].id: 1.0}, Job(tmp_path, device="cpu"), 51.0, tmp_path / "results", print, 1)
+    assert set(begun.rows) == {entries[0].id}
