@@ -182,6 +182,19 @@ def test_list_and_macs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(success(["macs", "VGG-16 5x"], capsys).splitlines()) == 2
 
 
+def test_a_module_of_the_working_directory_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The installed script does not look there by itself."""
+    code = "from torch import nn\n\ndef net():\n    return nn.Conv2d(3, 4, 3, bias=False)\n"
+    (tmp_path / "my_own_net.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert main(["macs", "my_own_net:net", "--size", "5", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["macs"], found["params"]) == (3 * 3 * 3 * 4 * 9, 108)
+
+
 def test_size_columns_of_the_papers_tables_without_data(capsys: pytest.CaptureFixture[str]) -> None:
     """The published widths' real speed-ups: 2.129x, 3.868x, 4.525x; ResNet-50's "2x" is 1.485x on the v1 graph."""
     found = {

@@ -86,6 +86,8 @@ def test_a_row_begins_beside_another_where_its_own_work_is_longer_than_what_it_w
     assert first([fresh], [dense], slow) is None  # it would wait
     assert first([times, fresh], [dense]) is fresh  # one that takes times never is beside another
     assert first([fresh], [times]) is None
+    own, late = step("own"), step("late times", DENSE, kind=Kind.TIME)
+    assert first([needs("late", own, late)], [dense], {**SECONDS, own.key: 900.0, late.key: 1.0}) is None
     # who needs nothing of the others comes before
     alone = needs("alone", step("alone"))
     assert first([fresh, alone], [dense], {**SECONDS, **dict.fromkeys(alone.needed, 1.0)}) is alone
