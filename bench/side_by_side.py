@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 
 from bench.planning import Planned, steps_of
 from bench.steps import Kind
@@ -33,22 +33,32 @@ class Needs:
         return found
 
 
+class Loads:
+    """What rows bring into a run: a row's own work is that of the steps that no row before it has.
+
+    Rows that need one of these wait for it.
+    """
+
+    def __init__(self, needs: Sequence[Needs], seconds: Mapping[str, float]) -> None:
+        seen, own = set[str](), list[Set[str]]()
+        for one in needs:
+            own.append(one.needed - seen)
+            seen |= one.needed
+        self.own = [sum(seconds[key] for key in keys) for keys in own]
+        self._waiting = [[other for other, one in enumerate(needs) if one.needed & keys] for keys in own]
+
+    def behind(self, place: int, left: Container[int]) -> float:
+        """Seconds of a row's own work and of that of the rows in ``left`` that wait for it."""
+        return self.own[place] + sum(self.own[k] for k in self._waiting[place] if k != place and k in left)
+
+
 def longest_first(needs: Sequence[Needs], seconds: Mapping[str, float]) -> list[int]:
     """The places of the rows in the order in which they begin: first what the most work belongs to or waits for.
 
-    A row's own work is that of the steps that no row before it has; rows that need one of these wait for it.  Rows that
-    take times come last: they wait for a quiet machine.
+    Rows that take times come last: they wait for a quiet machine.
     """
-    seen, own = set[str](), list[Set[str]]()
-    for one in needs:
-        own.append(one.needed - seen)
-        seen |= one.needed
-    work = [sum(seconds[key] for key in keys) for keys in own]
-
-    def weight(place: int) -> float:
-        return sum(work[other] for other, one in enumerate(needs) if one.needed & own[place])
-
-    return sorted(range(len(needs)), key=lambda place: (not needs[place].timed, weight(place)), reverse=True)
+    loads, every = Loads(needs, seconds), range(len(needs))
+    return sorted(every, key=lambda place: (not needs[place].timed, loads.behind(place, every)), reverse=True)
 
 
 def free(

@@ -189,10 +189,14 @@ class _Rows:
         self.users = users
         self.queue, self.costs, self.job, self.store = list(todo), costs, job, store
         self.night, self.jobs, self.say = night, jobs, say
-        self.place = {one.entry.id: f"[row {place}/{len(todo)}] " for place, one in enumerate(todo, start=1)}
+        self.places = {one.entry.id: place for place, one in enumerate(todo)}
+        self.place = {name: f"[row {place + 1}/{len(todo)}] " for name, place in self.places.items()}
         self.needs = {one.entry.id: Needs(one.entry) for one in todo}
         self.server = isolated.server("bench.nightly.child", [(one.entry.id, one.entry.scale) for one in todo])
         self.running: dict[str, tuple[Candidate, int, child.Running]] = {}
+        needs = [self.needs[one.entry.id] for one in todo]
+        seconds = {key: costs.seconds(key) for one in needs for key in one.needed}
+        self.loads = side_by_side.Loads(needs, seconds)
 
     def some_left(self, minutes: float | None) -> bool:
         """Starts what can start and would end within ``minutes``; whether any row runs."""
@@ -207,10 +211,24 @@ class _Rows:
         What does not fit now may later, when another row has made what both need.
         """
         fitting = [one for one in self.queue if minutes is None or self.costs.minutes(one.entry) <= minutes]
-        queue = [self.needs[one.entry.id] for one in fitting]
-        beside = [self.needs[name] for name in self.running]
-        place = side_by_side.free(queue, beside, self.store, order.FRESH, self.night.measured)
-        return None if place is None else fitting[place]
+        for rows in (self._urgent(fitting, minutes), fitting):
+            queue = [self.needs[one.entry.id] for one in rows]
+            beside = [self.needs[name] for name in self.running]
+            place = side_by_side.free(queue, beside, self.store, order.FRESH, self.night.measured)
+            if place is not None:
+                return rows[place]
+        return None
+
+    def _urgent(self, rows: Sequence[Candidate], minutes: float | None) -> list[Candidate]:
+        """Where time is left for all rows, those that would outlast the others if they began after them.
+
+        A row counts with all that waits for it: at the end of a night nothing would run beside it.
+        """
+        left = {self.places[one.entry.id] for one in self.queue}
+        rest = sum(self.loads.own[place] for place in left)
+        if self.jobs == 1 or (minutes is not None and rest / self.jobs > 60.0 * minutes):
+            return []
+        return [one for one in rows if self.jobs * self.loads.behind(self.places[one.entry.id], left) >= rest > 0.0]
 
     def _start(self, one: Candidate, attempt: int, rest: float | None) -> None:
         name, minutes = one.entry.id, self.costs.minutes(one.entry)

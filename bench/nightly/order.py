@@ -90,17 +90,18 @@ class Costs:
         self._steps = {entry.id: [step for step, _ in planning.steps_of([entry])] for entry in entries}
         every = {step.key: step for steps in self._steps.values() for step in steps}
         self._seconds = {key: planning.expected_seconds(step, learned) for key, step in every.items()}
+        self._fresh = {key for key, step in every.items() if step.kind in FRESH}
         self._stored = {key for key in every if self._is_stored(key)}
         self._behind = set(done)
 
     def minutes(self, entry: Planned) -> float:
         """What the row takes now, with the start of its process."""
-        seconds = sum(
-            self._seconds[step.key]
-            for step in self._steps[entry.id]
-            if step.key not in self._behind and (step.kind in FRESH or step.key not in self._stored)
-        )
-        return seconds / 60.0 + _START
+        return sum(self.seconds(step.key) for step in self._steps[entry.id]) / 60.0 + _START
+
+    def seconds(self, key: str) -> float:
+        """What a step of the night takes now."""
+        paid = key in self._behind or (key not in self._fresh and key in self._stored)
+        return 0.0 if paid else self._seconds[key]
 
     def spent(self, entry: Planned, jobs: int) -> float:
         """What the row takes of a night of ``jobs`` rows at once: all of its minutes where it takes times, alone."""

@@ -305,3 +305,29 @@ def test_the_budget_counts_what_earlier_parts_of_the_night_took(tmp_path: Path, 
     begun = replace(night.begin(tmp_path, {}), minutes=50.0)
     night.run(begun, entries, {entries[0].id: 1.0}, Job(tmp_path, device="cpu"), 51.0, tmp_path / "results", print, 1)
     assert set(begun.rows) == {entries[0].id}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "budget", "long", "first"),
+    [
+        (2, None, 60.0, "chain"),  # with what waits for it half of all work: begun last it would run alone
+        (2, 900.0, 60.0, "chain"),
+        (2, None, 40.0, "r0"),  # 80 of 200: there is time
+        (1, None, 60.0, "r0"),  # nothing would run beside it
+        (2, 50.0, 60.0, "r0"),  # no time for all rows: the most valuable first
+    ],
+)
+def test_a_long_chain_of_little_worth_is_not_left_for_the_end(
+    tmp_path: Path, simulated: type[Simulated], jobs: int, budget: float | None, long: float, first: str
+) -> None:
+    """Ten rows of twelve minutes, and last a network of ``long`` minutes that as long a row waits for."""
+
+    def lasting(name: str, minutes: float, *parents: Step) -> Step:
+        work = 8 * 60.0 * minutes
+        return make_step(Kind.TRAIN, name, run_named, Named(name), parents, device="cpu", work=work, rate=1.0)
+
+    dense = lasting("dense", long)
+    entries = [planned(f"r{place}", lasting(f"s{place}", 12.0)) for place in range(10)]
+    entries += [planned("chain", dense), planned("end", lasting("end", long, dense))]
+    run(tmp_path, entries, jobs, budget)
+    assert simulated.diary[0][0] == f"toy/table-1/{first}"
