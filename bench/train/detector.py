@@ -23,6 +23,7 @@ from bench.data.augment import draw_seed
 from bench.measure.detection import Detections
 from bench.models.capture import captured
 from bench.models.ssd import SSD
+from bench.train.cropping import MinIoUCrop
 from bench.train.fit import History, train
 from bench.train.schedule import Schedule
 
@@ -41,7 +42,7 @@ def training_pipeline(model: SSD, mirror: bool, zoom_out: float) -> list[dict[st
     if zoom_out > 1:
         steps.append(dict(type="mmdet.Expand", mean=list(model.mean), to_rgb=True, ratio_range=(1, zoom_out)))
     steps += [
-        dict(type="mmdet.MinIoURandomCrop", min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
+        dict(type=MinIoUCrop, min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
         dict(type="mmdet.Resize", scale=(model.size, model.size), keep_ratio=False),
         dict(type="mmdet.RandomFlip", prob=0.5 if mirror else 0.0),
         dict(

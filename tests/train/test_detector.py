@@ -23,6 +23,7 @@ from bench.errors import UserError
 from bench.models.capture import captured
 from bench.models.recipe import Recipe
 from bench.models.ssd import CAFFE_MEAN, SSD
+from bench.train.cropping import MinIoUCrop
 from bench.train.detector import Batches, Detector, batches, detect, fit_detector, training_pipeline
 from bench.train.fit import seed_everything
 from bench.train.schedule import Schedule
@@ -301,7 +302,7 @@ def test_zooming_out_fills_with_the_mean_s_colour(split: DetectionSplit) -> None
     """The border that Expand adds, after our change to RGB, is the network's mean: zero once normalised."""
     net = network()
     steps = training_pipeline(net, False, 4.0)
-    assert [step["type"] for step in steps[2:4]] == ["mmdet.Expand", "mmdet.MinIoURandomCrop"]
+    assert [step["type"] for step in steps[2:4]] == ["mmdet.Expand", MinIoUCrop]
     data = Batches(split.dataset([*steps[:3], steps[-1] | {"meta_keys": ("img_id", "img_shape")}], training=True), 0)
     borders = []
     for place in range(8):
