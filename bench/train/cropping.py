@@ -6,11 +6,10 @@ numbers, which takes as long as a narrow network's training on the image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmdet.datasets.transforms import MinIoURandomCrop
-from mmdet.registry import TRANSFORMS
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -19,17 +18,23 @@ _TRIES, _FLATTEST, _TALLEST, _LEAST_UNION = 50, 0.5, 2.0, np.float32(1e-6)
 _WHOLE = 1
 
 
-@TRANSFORMS.register_module()
-class MinIoUCrop(MinIoURandomCrop):  # type: ignore[misc]
-    """Equal to :class:`MinIoURandomCrop` for images with boxes alone (no masks, no maps), draw for draw."""
+class MinIoUCrop:
+    """Equal to mmdet's ``MinIoURandomCrop`` for images with boxes alone (no masks, no maps), draw for draw.
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+    The crop overlaps every box by one of ``min_ious``, or by anything, or is the whole image, each as often; its sides
+    are ``min_crop_size`` of the image's at least.
+    """
+
+    def __init__(self, min_ious: Sequence[float], min_crop_size: float) -> None:
+        self.modes, self.min_crop_size = (_WHOLE, *min_ious, 0), min_crop_size
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Crops ``img`` (H x W x 3) and its ``gt_bboxes``; boxes whose centre is outside go, with labels and flags."""
         height, width = results["img"].shape[:2]
         boxes = results["gt_bboxes"]
         found = None
         while found is None:
-            mode = self._random_mode()
+            mode = np.random.choice(self.modes)
             if mode == _WHOLE:
                 return results
             found = self._search(width, height, boxes.tensor.numpy(), mode)
@@ -38,8 +43,7 @@ class MinIoUCrop(MinIoURandomCrop):  # type: ignore[misc]
             inside = _inside(boxes.tensor.numpy(), found)
             boxes = boxes[inside]
             boxes.translate_([-left, -top])
-            if self.bbox_clip_border:
-                boxes.clip_([bottom - top, right - left])
+            boxes.clip_([bottom - top, right - left])
             results["gt_bboxes"] = boxes
             for name in ("gt_ignore_flags", "gt_bboxes_labels"):
                 if results.get(name) is not None:

@@ -33,16 +33,16 @@ cv2.setNumThreads(1)
 Batch = tuple[Tensor, list[Any]]
 
 
-def training_pipeline(model: SSD, mirror: bool, zoom_out: float) -> list[dict[str, Any]]:
+def training_pipeline(model: SSD, mirror: bool, zoom_out: float) -> list[Any]:
     """SSD's data augmentation (Liu et al., 2.2 and 3.6) as mmdet has it: zoom out, crop by IoU, resize, flip, colours.
 
     ``zoom_out`` is the largest expansion (4 in the paper, 1 for none); ``mirror`` flips half of the images.
     """
-    steps: list[dict[str, Any]] = [dict(type="LoadImageFromFile"), dict(type="mmdet.LoadAnnotations", with_bbox=True)]
+    steps: list[Any] = [dict(type="LoadImageFromFile"), dict(type="mmdet.LoadAnnotations", with_bbox=True)]
     if zoom_out > 1:
         steps.append(dict(type="mmdet.Expand", mean=list(model.mean), to_rgb=True, ratio_range=(1, zoom_out)))
     steps += [
-        dict(type=MinIoUCrop, min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
+        MinIoUCrop(min_ious=(0.1, 0.3, 0.5, 0.7, 0.9), min_crop_size=0.3),
         dict(type="mmdet.Resize", scale=(model.size, model.size), keep_ratio=False),
         dict(type="mmdet.RandomFlip", prob=0.5 if mirror else 0.0),
         dict(
