@@ -110,7 +110,8 @@ def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, li
     store = Store(options.out)
     server = None
     if separate:  # it imports while this process plans
-        wanted = [(row_id(paper.key, row), scale) for paper, rows in chosen for row, scale in planning.meant(rows, job)]
+        able = [(paper, [row for row in rows if row.missing is None]) for paper, rows in chosen]
+        wanted = [(row_id(paper.key, row), scale) for paper, rows in able for row, scale in planning.meant(rows, job)]
         server = isolated.server("bench.apart", wanted)
     planned = [entry for paper, rows in chosen for entry in planning.plan(paper, rows, job)]
     if options.row and planned[0].chain is None:

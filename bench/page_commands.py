@@ -6,6 +6,7 @@ Every one returns (JSON value, text, exit status).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,20 @@ def tables(options: argparse.Namespace) -> Output:
     """Prints the tables of a folder of results."""
     source = options.source or _results()
     known = planning.papers()
-    for name in options.paper:
-        if name not in known:
-            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
+    _check(options.paper, known)
     found = tables_of(source, options.paper)
     if not found:
         raise UserError(f"no measured rows in {source}: run `bench run` first, or name a folder with --from")
     forms = {"md": render.markdown, "csv": render.csv_text, "tex": render.latex, "html": render.html_page}
     value = [table_json(table) for table in found]
     return value, "\n\n".join(forms[options.format](table) for table in found), 0
+
+
+def _check(names: Iterable[str], known: Collection[str]) -> None:
+    """Raises :class:`UserError` for the name of no paper."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
 
 
 def _results() -> Path:
@@ -49,9 +55,7 @@ def coverage(options: argparse.Namespace) -> Output:
     """How many published values are decided, and why the others are not."""
     folder = registry_folder()
     known = registered(folder)
-    for name in options.paper:
-        if name not in known:
-            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
+    _check(options.paper, known)
     source = options.source or _results()
     if not source.is_dir():
         raise UserError(f"no folder {source}: name one with rows by --from")
@@ -77,9 +81,7 @@ def power(options: argparse.Namespace) -> Output:
     """What the verdicts on published values can decide, before anything is run."""
     folder = registry_folder()
     known = registered(folder)
-    for name in options.paper:
-        if name not in known:
-            raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")
+    _check(options.paper, known)
     found = {name: powering.of_values(load_registry(name, folder)) for name in options.paper or known}
     value = {name: powering.to_json(powers) for name, powers in found.items()}
     return value, powering.text(found, rows=bool(options.paper)), 0

@@ -190,7 +190,7 @@ class _Rows:
         self.queue, self.costs, self.job, self.store = list(todo), costs, job, store
         self.night, self.jobs, self.say = night, jobs, say
         self.places = {one.entry.id: place for place, one in enumerate(todo)}
-        self.place = {name: f"[row {place + 1}/{len(todo)}] " for name, place in self.places.items()}
+        self.labels = {name: f"[row {place + 1}/{len(todo)}] " for name, place in self.places.items()}
         self.needs = {one.entry.id: Needs(one.entry) for one in todo}
         self.server = isolated.server("bench.nightly.child", [(one.entry.id, one.entry.scale) for one in todo])
         self.running: dict[str, tuple[Candidate, int, child.Running]] = {}
@@ -237,7 +237,7 @@ class _Rows:
         if rest is not None:  # whoever set the budget stops the night some time behind it
             limit = min(limit, 60.0 * rest + _AT_LEAST)
         users = {key: self.users[key] for key in self.needs[name].needed if key in self.users}
-        more = users, self.jobs > 1, self.place[name]
+        more = users, self.jobs > 1, self.labels[name]
         row = child.Running(self.server, one.entry, self.job, self.night.measured, limit, *more)
         self.running[name] = one, attempt, row
 
@@ -266,7 +266,7 @@ class _Rows:
             self.costs.look(one.entry, self.night.measured | (set() if retried else set(report.measured)))
             if report.status in _BAD:
                 again = "trying once more" if retried else "given up"
-                self.say(f"{self.place[name]}{name}: {report.status}: {report.reason}; {again}")
+                self.say(f"{self.labels[name]}{name}: {report.status}: {report.reason}; {again}")
                 if retried:
                     self._start(one, attempt + 1, minutes)
                     continue
