@@ -8,11 +8,12 @@ from torch import Tensor, nn
 class PreActBlock(nn.Module):
     """Batch norm and ReLU before each of two 3x3 convolutions; where the shape changes a 1x1 convolution projects.
 
-    The projection reads what the first batch norm and ReLU give.
+    The shortcut of a stage's ``first`` block, projected or not, reads what the first batch norm and ReLU give.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, first: bool) -> None:
         super().__init__()
+        self.first = first
         self.bn1 = nn.BatchNorm2d(inputs)
         self.relu = nn.ReLU()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -23,9 +24,10 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """N x inputs x H x W to N x outputs x H/stride x W/stride."""
-        first = self.relu(self.bn1(x))
-        out = self.conv2(self.relu(self.bn2(self.conv1(first))))
-        return out + (x if self.projection is None else self.projection(first))  # type: ignore[no-any-return]
+        active = self.relu(self.bn1(x))
+        out = self.conv2(self.relu(self.bn2(self.conv1(active))))
+        shortcut = active if self.first else x
+        return out + (shortcut if self.projection is None else self.projection(shortcut))  # type: ignore[no-any-return]
 
 
 class PreActResNet(nn.Module):
@@ -41,7 +43,8 @@ class PreActResNet(nn.Module):
         for stage, outputs in enumerate(channels, start=1):
             blocks = []
             for index in range((depth - 2) // 6):
-                blocks.append(PreActBlock(inputs, outputs, stride=2 if stage > 1 and index == 0 else 1))
+                stride = 2 if stage > 1 and index == 0 else 1
+                blocks.append(PreActBlock(inputs, outputs, stride, first=index == 0))
                 inputs = outputs
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.bn = nn.BatchNorm2d(inputs)

@@ -32,6 +32,8 @@ Batch = tuple[Mapping[fx.Node, Any], Tensor]
 class Replay:
     """L of one reader over all mini-batches; its passes begin at the reader.
 
+    Each pass of SGD starts without momentum: the released code has a new optimiser behind each pick.
+
     ``batches()`` gives, for each mini-batch, the values in front of the reader (:meth:`Walk.live`) and O_b (B x n x H x
     W); ``original`` is the reader's weight n x c x kh x kw; ``auxiliary`` the classifier's loss, or None for L_M alone.
     ``passes`` counts the passes over all mini-batches.  Raises :class:`UserError` for settings that it does not know.
@@ -42,7 +44,6 @@ class Replay:
             raise UserError(f"unknown update {settings.update!r} of whole feature maps: choose sgd")
         self.tail, self.batches, self.settings, self.auxiliary = tail, batches, settings, auxiliary
         self.originals: Sequence[Tensor] = [original]
-        self.velocity = [torch.zeros_like(original)]
         self.passes = 0
         self._loss = 0.0
 
@@ -68,11 +69,12 @@ class Replay:
     def step(self, weights: Sequence[Tensor], chosen: Tensor) -> None:
         """A pass of SGD: a step for each mini-batch."""
         channels = chosen.nonzero().flatten()
+        velocity = [torch.zeros_like(weights[0])]
         for place, (values, target) in enumerate(self.batches()):
             _, found = self._of(place, values, target, weights[0], channels, channels)
             gradient = torch.zeros_like(weights[0])
             gradient[:, channels] = found
-            sgd(weights, self.velocity, [gradient], chosen, self.settings)
+            sgd(weights, velocity, [gradient], chosen, self.settings)
         self.passes += 1
 
     def _of(

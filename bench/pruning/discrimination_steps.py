@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.data.augment import draw_seed
+from bench.errors import UserError
 from bench.models.checkpoint import checkpoint, network
 from bench.models.recipe import Recipe
 from bench.models.vgg19 import CONVS
@@ -41,11 +43,15 @@ def blocks(recipe: Recipe) -> list[str]:
 
 
 def places(count: int, losses: int) -> list[int]:
-    """Behind how many of ``count`` blocks each of ``losses`` stands (the released code's cal_pivot)."""
+    """Behind how many of ``count`` blocks each of ``losses`` stands: SCUT-AILab/DCP at b2df46b, ``cal_pivot``.
+
+    Raises :class:`UserError` where two would stand behind the same block.
+    """
     size = count // (losses + 1) + 1
-    if losses * size <= count:
-        return [size * number for number in range(1, losses + 1)]
-    return [round(count * number / (losses + 1)) for number in range(1, losses + 1)]
+    found = [min(size * number, count - 1) for number in range(1, losses + 1)]
+    if len(set(found)) < losses:
+        raise UserError(f"{losses} losses do not find a block each among {count}: ask for fewer")
+    return found
 
 
 def segments(recipe: Recipe, losses: int) -> list[Segment]:
@@ -64,11 +70,15 @@ def segments(recipe: Recipe, losses: int) -> list[Segment]:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Fine-tuning with L_f and, times ``weights`` by position, the losses inside."""
+    """Fine-tuning with L_f and, times ``weights`` by position, the losses inside.
+
+    ``stage`` tells tunings of one network apart: each has an order of the images and an augmentation of its own.
+    """
 
     weights: Mapping[str, float]
     schedule: Schedule
     seed: int
+    stage: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,8 @@ def run_tuned(context: Context, parents: list[Result], params: Tuning) -> Result
     """The parent's network, tuned with the losses inside; their classifiers are the result's arrays."""
     net, recipe = network(parents[0])
     data = context.data()
-    seed_everything(params.seed)
+    seed = draw_seed(params.seed, params.stage) % 2**32
+    seed_everything(seed)
     heads = Heads(net, list(params.weights), recipe.input_shape, len(data.classes))
     history = fit_with_heads(
         net,
@@ -95,7 +106,7 @@ def run_tuned(context: Context, parents: list[Result], params: Tuning) -> Result
         params.weights,
         data.train,
         params.schedule,
-        params.seed,
+        seed,
         context.work,
         context.device,
         context.label,

@@ -13,6 +13,7 @@ on mini-batches as published, is :mod:`bench.pruning.discrimination`.
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from bench.data.augment import draw_seed
 from bench.errors import UserError
 from bench.pruning import surgery
 from bench.pruning.calibration import Calibration, accumulate_shared, norm_behind
@@ -40,7 +42,7 @@ class Greedy:
     """Settings; the defaults are those of DCP's released code (SCUT-AILab/DCP at 70a2e53): SGD of the layer's weights.
 
     ``score`` ranks channels by ``frobenius``, the squared gradient norm of both papers, or ``l21``, the released code's
-    sum of norms over the output channels; ``random`` takes them in an order drawn from ``seed`` and the site's place.
+    sum of norms over the output channels; ``random`` takes them in an order drawn from ``seed`` and the reader's name.
     ``alpha`` weighs the auxiliary loss, ``reconstruction`` L_re where whole feature maps are compared.  ``steps`` are
     taken after each pick, ``last_steps`` more after the last one.  With ``epsilon`` (DCP, equation 10) the choice also
     ends behind the pick that changes L by no more than that share of what L was without channels.
@@ -400,13 +402,13 @@ def prune_sites(
     graph = trace(model)
     walk = Walk(model, graph, batches, device, budget)
     reports = []
-    for place, site in enumerate(tqdm(sites, desc="greedy selection", disable=not progress, leave=False)):
+    for site in tqdm(sites, desc="greedy selection", disable=not progress, leave=False):
         assert site.producer is not None
         wanted, channels = keep[site.reader], surgery.convolution(model, site.reader).in_channels
         if wanted >= channels and settings.epsilon is None:
             continue
         with torch.no_grad():
-            here = replace(settings, seed=1000 * settings.seed + place)
+            here = replace(settings, seed=draw_seed(settings.seed, zlib.crc32(site.reader.encode())))
             picked = choose(objective(model, graph, walk, site), min(wanted, channels), here)
             _apply(model, tuple(batches[0].shape[1:]), walk, site, picked)
         reports.append(SiteReport(site.reader, site.producer, channels, picked.order, *picked.losses))

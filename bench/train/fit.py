@@ -38,8 +38,8 @@ _run = itertools.count()
 # looked at for a loss that is no number; on a GPU each look waits for the device
 _LOOK_EVERY = 20
 
-# of each epoch: its number (from 1), the mean loss, the learning rate at its end, and a classifier's accuracy (%), on
-# the augmented training images as they were trained on
+# of each epoch: its number (from 1), the mean loss (and, of a loss of several terms, their means), the learning rate at
+# its end, and a classifier's accuracy (%), on the augmented training images as they were trained on
 History = list[dict[str, float]]
 
 
@@ -107,7 +107,7 @@ class _Watch(Hook):  # type: ignore[misc]
         self.bar: tqdm[Any] | None = None
         self.history: History = []
         self.sums: Tensor | None = None
-        self.accuracy = False
+        self.further: list[str] = []
 
     def before_train(self, runner: Runner) -> None:
         self.bar = tqdm(
@@ -119,9 +119,9 @@ class _Watch(Hook):  # type: ignore[misc]
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         loss, count = outputs["loss"].detach().double(), len(data_batch[1])
-        self.accuracy = "accuracy" in outputs
-        right = outputs["accuracy"].detach().double() if self.accuracy else loss.new_zeros(())
-        sums = torch.stack([count * loss, count * right, loss.new_full((), count)])
+        self.further = [name for name in outputs if name == "accuracy" or name.startswith("loss_")]
+        means = [loss, *(torch.as_tensor(outputs[name]).to(loss) for name in self.further)]
+        sums = torch.stack([*(count * mean.detach() for mean in means), loss.new_full((), count)])
         self.sums = sums if self.sums is None else self.sums + sums
         if (batch_idx + 1) % _LOOK_EVERY == 0:
             self._check(runner)
@@ -131,10 +131,10 @@ class _Watch(Hook):  # type: ignore[misc]
                 self.bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        loss, right, count = self._check(runner)
+        loss, *further, count = self._check(runner)
         entry = {"epoch": runner.epoch + 1, "loss": loss / count, "lr": float(runner.optim_wrapper.get_lr()["lr"][0])}
-        if self.accuracy:
-            entry["accuracy"] = 100.0 * right / count
+        for name, value in zip(self.further, further, strict=True):
+            entry[name] = (100.0 if name == "accuracy" else 1.0) * value / count
         self.history.append(entry)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:

@@ -67,7 +67,6 @@ def plain(
         original, order = conv.weight.detach().clone(), []
         conv.weight.data.zero_()
         conv.weight.requires_grad_(True)
-        optimizer = torch.optim.SGD([conv.weight], lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
         outputs: list[Tensor] = []
         handle = conv.register_forward_hook(lambda m, i, o, outputs=outputs: outputs.append(o))
 
@@ -93,6 +92,7 @@ def plain(
             order.append(int(scores.argmax()))
             conv.weight.data[:, order[-1]] = original[:, order[-1]]
             others = [k for k in range(original.shape[1]) if k not in order]
+            optimizer = torch.optim.SGD([conv.weight], lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
             for place in range(len(batches)):
                 optimizer.zero_grad()
                 loss(place).backward()
@@ -108,7 +108,7 @@ def plain(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("losses", "least"), [(3, 2.5), (9, 2.5)])
+@pytest.mark.parametrize(("losses", "least"), [(3, 2.5), (4, 2.5)])
 def test_kept_activations_against_two_passes_from_the_images(
     losses: int,
     least: float,

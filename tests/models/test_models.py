@@ -194,7 +194,10 @@ def test_builders_that_cannot_be_found_are_user_errors(name: str, message: str) 
 
 
 def plain_preact(state: dict[str, torch.Tensor], x: torch.Tensor, depth: int) -> torch.Tensor:
-    """He et al. 2016b by hand, from a state dict: batch norm and ReLU in front of each convolution, in evaluation."""
+    """He et al. 2016b by hand, from a state dict: batch norm and ReLU in front of each convolution, in evaluation.
+
+    The first block of every stage, of the first one too, adds what its first batch norm and ReLU gave.
+    """
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         mean, var, weight, bias = (state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
@@ -207,7 +210,10 @@ def plain_preact(state: dict[str, torch.Tensor], x: torch.Tensor, depth: int) ->
             before = norm(x, f"{block}.bn1")
             inner = norm(F.conv2d(before, state[f"{block}.conv1.weight"], stride=stride, padding=1), f"{block}.bn2")
             added = F.conv2d(inner, state[f"{block}.conv2.weight"], padding=1)
-            x = added + (F.conv2d(before, state[f"{block}.projection.weight"], stride=2) if stride == 2 else x)
+            shortcut = before if index == 0 else x
+            if stride == 2:
+                shortcut = F.conv2d(shortcut, state[f"{block}.projection.weight"], stride=2)
+            x = added + shortcut
     return F.linear(norm(x, "bn").mean((2, 3)), state["linear.weight"], state["linear.bias"])
 
 

@@ -96,9 +96,7 @@ def plain(
     count = sum(len(batch) for batch in batches)
     original = convolution(net, reader).weight.detach()
     weight = nn.Parameter(torch.zeros_like(original))
-    optimizer = torch.optim.SGD(
-        [weight], lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=True
-    )
+    how = {"lr": settings.lr, "momentum": settings.momentum, "weight_decay": settings.weight_decay}
     chosen: list[int] = []
     losses: list[float] = []
 
@@ -124,6 +122,7 @@ def plain(
         best = max((k for k in range(original.shape[1]) if k not in chosen), key=scores.__getitem__)
         chosen.append(best)
         weight.data[:, best] = original[:, best]
+        optimizer = torch.optim.SGD([weight], nesterov=True, **how)  # a new one behind each pick
         for place in range(len(batches)):
             optimizer.zero_grad()
             batch_loss(place).backward()  # type: ignore[no-untyped-call]
@@ -229,6 +228,19 @@ def test_random_channels_have_their_weights_optimised_all_the_same() -> None:
         assert reports[0].last_loss < reports[0].first_loss
     assert found[0] == found[1] and found[0].order != found[2].order
     assert found[0].order != list(range(8))
+
+
+def test_random_orders_of_two_segments_are_not_the_same() -> None:
+    """The first layer of one segment is not drawn as the first of another."""
+    torch.manual_seed(0)
+    net = PreActResNet(14, CLASSES, 0.25).eval()
+    batches, _ = images()
+    settings = Greedy(score="random", alpha=0.0)
+    orders = []
+    for producer in ("layer3.0.conv1", "layer3.1.conv1"):
+        _, (report,) = prune_segment(net, net, batches, {producer: 15}, settings, "", None, progress=False)
+        orders.append(report.order)
+    assert [len(set(order)) for order in orders] == [15, 15] and orders[0] != orders[1]
 
 
 # --------------------------------------------------------------------------------------------------------------------
