@@ -40,9 +40,10 @@ from bench.protocols import ANY, cosine, protocol
 from bench.pruning import detection_steps as pruning
 from bench.pruning import surgery
 from bench.pruning.calibration import Sampling
-from bench.pruning.graph import Site, find_sites, trace
+from bench.pruning.graph import Site
 from bench.pruning.greedy import Greedy, prune_stage
 from bench.pruning.layerwise import Method
+from bench.pruning.steps import dense_sites
 from bench.pruning.widths import MacModel, scaled
 from bench.rows import Chain, Paper, Row, Setting
 from bench.steps import Context, Kind, Step, make_step
@@ -178,11 +179,11 @@ class Auxiliary(nn.Module):
 # What is pruned: the backbone's sites, their widths, and the segments
 
 
-def prunable_sites(net: nn.Module) -> list[Site]:
+def prunable_sites(recipe: Recipe) -> list[Site]:
     """Sites whose filters are the backbone's and are read in the backbone (by heads too, perhaps), in forward order."""
     return [
         site
-        for site in find_sites(net, trace(net), shared=True)
+        for site in dense_sites(recipe, shared=True)[1]
         if site.producer is not None
         and site.producer.startswith("backbone.")
         and site.reader.startswith("backbone.")
@@ -193,8 +194,7 @@ def prunable_sites(net: nn.Module) -> list[Site]:
 def equal_share(recipe: Recipe, share: float) -> dict[str, int]:
     """Filters kept by producer: the same share everywhere, so that the backbone's convolutions lose ``share`` of their
     parameters."""
-    net = recipe.build("meta")
-    sites = prunable_sites(net)
+    net, sites = dense_sites(recipe, shared=True)[0], prunable_sites(recipe)
     params = {
         name: module.weight.numel()
         for name, module in net.named_modules()
@@ -207,7 +207,7 @@ def equal_share(recipe: Recipe, share: float) -> dict[str, int]:
 
 def segments(recipe: Recipe, count: int = SEGMENTS) -> list[tuple[str, list[str]]]:
     """The sites in ``count`` nearly equal parts: (the last reader, which the auxiliary network reads; producers)."""
-    sites = prunable_sites(recipe.build("meta"))
+    sites = prunable_sites(recipe)
     bounds = [round(part * len(sites) / count) for part in range(count + 1)]
     parts = [sites[first:last] for first, last in pairwise(bounds)]
     return [(part[-1].reader, [str(site.producer) for site in part]) for part in parts if part]

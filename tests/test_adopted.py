@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import provenance
+from bench import commands, planning, provenance
 from bench.cli import main
+from bench.models.recipe import Recipe
 from bench.store import Store, _sealed
+from reproductions import fbs
 
 ROW = ["run", "fbs", "--row", "fbs/figure-3a/fbs-at-d-0.9", "--scale", "digits", "--device", "cpu", "--seed", "0"]
 DENSE, ENDED = "dense(mcifarnet, seed 0)", "gated(d=0.9, dense(mcifarnet, seed 0))"
@@ -48,12 +51,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def short(patch: pytest.MonkeyPatch) -> None:
-    """One epoch each: nothing here asks how good the networks are."""
-    from reproductions import fbs
+def narrow(scale: str, classes: int, given: bool) -> Recipe:
+    """An eighth of the width of the row's own network."""
+    return Recipe("mcifarnet", {"num_classes": classes, "width": 0.0625, "side": 16}, (3, 16, 16))
 
+
+def short(patch: pytest.MonkeyPatch) -> None:
+    """One epoch each of a narrow network, and no pages: nothing here asks how good the networks are."""
     brief = fbs.Protocol(fbs.cosine(1, 0.05, 64), fbs.cosine(1, 0.02, 64), images=100)
+    known = planning.papers()["fbs"]
+    small = replace(known, rows=[replace(row, dense=narrow) for row in known.rows])
     patch.setattr(fbs, "PROTOCOLS", {("digits", "*"): brief})
+    patch.setattr(planning, "papers", lambda: {"fbs": small})
+    patch.setattr(commands, "write_pages", lambda root: [])
 
 
 def run(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> int:

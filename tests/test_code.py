@@ -118,16 +118,20 @@ def marked(plan: dict[str, str], *marks: str) -> set[str]:
     return found
 
 
-def test_words_run_nothing_again(sources: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def base() -> list[dict[str, str]]:
+    """The keys of the sources as they are."""
+    return keys(ROOT)
+
+
+def test_words_run_nothing_again(base: list[dict[str, str]], sources: Any, tmp_path: Path) -> None:
     """A comment, a docstring, the text of an error, a heading of a column or of a table, a deviation."""
-    base = keys(ROOT)
     sources(copied(tmp_path / "copy", *WORDS))
     assert differing(base, keys(tmp_path / "copy")) == [set()] * 4
 
 
-def test_code_runs_again_what_depends_on_it(sources: Any, tmp_path: Path) -> None:
+def test_code_runs_again_what_depends_on_it(base: list[dict[str, str]], sources: Any, tmp_path: Path) -> None:
     """The ridge, the augmentation, the intervals, the normalisation, the resize: exactly the steps behind each."""
-    base = keys(ROOT)
     cp, given, figure, _ = base
 
     def changed(name: str, edit: Edit) -> list[set[str]]:
@@ -146,23 +150,31 @@ def test_code_runs_again_what_depends_on_it(sources: Any, tmp_path: Path) -> Non
         assert changed(name, edit) == [set(cp), set(given) - {"dense(cifar_resnet20)"}, set(figure), set()]
 
 
+def plan(place: Path) -> list[dict[str, str]]:
+    """The keys of Table 8 by name, as the command tells them with the sources in ``place``."""
+    arguments = ["run", "channel_pruning", "--table", "Table 8", "--scale", "digits", "--seed", "0", "--plan", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    command = [sys.executable, "-m", "bench", *arguments]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=True)
+    return [{step["step"]: step["key"] for step in json.loads(done.stdout)["steps"]}]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """What a copy without edits plans."""
+    return plan(copied(tmp_path_factory.mktemp("base")))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("edits", "again"), [(WORDS, ()), ([RIDGE], ("pruned(",)), ([INTERVAL], OVER_SEEDS), ([NORMALISATION], ("(",))]
 )
-def test_the_plan_of_an_edited_copy(edits: list[Edit], again: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_plan_of_an_edited_copy(
+    edits: list[Edit], again: tuple[str, ...], planned: list[dict[str, str]], tmp_path: Path
+) -> None:
     """The same through the command: a copy of the package is edited and ``--plan --json`` read in its own process."""
-    arguments = ["run", "channel_pruning", "--table", "Table 8", "--scale", "digits", "--seed", "0", "--plan", "--json"]
-
-    def plan(place: Path) -> list[dict[str, str]]:
-        environment = {**os.environ, "PYTHONPATH": str(place)}
-        command = [sys.executable, "-m", "bench", *arguments]
-        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=True)
-        return [{step["step"]: step["key"] for step in json.loads(done.stdout)["steps"]}]
-
-    base = plan(copied(tmp_path / "base"))
-    (found,) = differing(base, plan(copied(tmp_path / "edited", *edits)))
-    assert found == (marked(base[0], *again) if again else set())
+    (found,) = differing(planned, plan(copied(tmp_path, *edits)))
+    assert found == (marked(planned[0], *again) if again else set())
 
 
 def test_the_protocol_is_in_the_keys(tmp_path: Path) -> None:

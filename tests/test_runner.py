@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
 import torch
 
@@ -480,40 +480,35 @@ def test_no_plan_has_two_lines_of_one_name(tmp_path: Path) -> None:
         assert sorted(names) == sorted(set(names)), key
 
 
-_ROW = [
-    "-m",
-    "bench",
-    "run",
-    "channel_pruning",
-    "--table",
-    "Table 8",
-    "--row",
-    "Ours (fine-tuned)",
-    "--scale",
-    "digits",
-    "--seed",
-    "0",
-]
+def _toy_row(out: Path) -> None:
+    """The toy's row with most steps, in a process of its own: trained, pruned, tuned, measured."""
+    spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy" / "reproductions" / "toy.py")
+    assert spec is not None and spec.loader is not None
+    toy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toy)
+    (row,) = [row for row in toy.paper().rows if row.name == "pruned, fine-tuned"]
+    job = Job(out=out, scale="digits", device="cpu", progress=False)
+    (outcome,) = runner.run(planning.plan(toy.paper(), [row], job), job, Store(out))
+    assert outcome.file is not None, outcome.reason
 
 
 @pytest.mark.slow
 def test_kill_minus_nine_at_any_moment_changes_no_number(tmp_path: Path) -> None:
-    """Killed three times, in training, in pruning, wherever it is; the same command then ends with the same records."""
-    whole = [sys.executable, *_ROW, "--out", str(tmp_path / "whole")]
-    begin = time.monotonic()
-    subprocess.run(whole, check=True, capture_output=True)
-    duration = time.monotonic() - begin
-    killed = [sys.executable, *_ROW, "--out", str(tmp_path / "killed")]
-    for share in (0.5, 0.4, 0.3):
-        process = subprocess.Popen(killed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(share * duration)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(killed, check=True, capture_output=True)
+    """Killed three times, in training and behind the first and second step; then it ends with the same records."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert children.done(_toy_row, whole) == 0
+    for count, sign in ((1, "work/*/checkpoint.pth"), (1, "steps/*/step.json"), (2, "steps/*/step.json")):
+        process = children.begun(_toy_row, killed)
+        while process.is_alive() and len(list(killed.glob(sign))) < count:
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert children.done(_toy_row, killed) == 0
 
-    def records(folder: str) -> dict[str, Any]:
-        rows = sorted((tmp_path / folder / "channel_pruning" / "rows" / "digits").glob("*.json"))
+    def records(folder: Path) -> dict[str, Any]:
+        rows = sorted((folder / "toy" / "rows" / "digits").glob("*.json"))
         assert len(rows) == 1
         return {row.name: json.loads(row.read_text())["records"] for row in rows}
 
-    assert records("whole") == records("killed")
+    assert records(whole) == records(killed)

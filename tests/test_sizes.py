@@ -1,5 +1,6 @@
 """Printed sizes decided from built networks: against closed forms, and against what the papers print."""
 
+import functools
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -18,7 +19,6 @@ from reproductions import channel_pruning, fbs
 
 FOLDER = Path(fbs.__file__).parent / "registry"
 PAPERS = planning.papers()
-DECIDED = {key: sizes.of_paper(paper, load(key, FOLDER)) for key, paper in PAPERS.items()}
 VGG16 = channel_pruning.VGG_SHAPE
 
 # M-CifarNet: inputs, filters and output side of its eight 3x3 convolutions (Gao et al. 2019, appendix)
@@ -33,6 +33,12 @@ MCIFARNET = [
     (192, 192, 8),
 ]
 CLASSIFIER = 192 * 10
+
+
+@functools.cache
+def decided(paper: str) -> list[sizes.Decided]:
+    """A paper's printed sizes, counted once."""
+    return sizes.of_paper(PAPERS[paper], load(paper, FOLDER))
 
 
 def mcifarnet_macs(density: float, dense_inputs: tuple[int, ...] = ()) -> int:
@@ -104,11 +110,11 @@ def test_an_unknown_size_is_refused() -> None:
 
 
 def test_every_printed_size_of_channel_pruning_and_fbs_is_decided_or_says_why_not() -> None:
-    assert {d.published.printed: str(d.verdict) for d in DECIDED["channel_pruning"]} == {
+    assert {d.published.printed: str(d.verdict) for d in decided("channel_pruning")} == {
         "15346630656": "exact",
         "5.036310528": "exact",
     }
-    found = {(d.published.row, d.published.printed, d.published.unit): str(d.verdict) for d in DECIDED["fbs"]}
+    found = {(d.published.row, d.published.printed, d.published.unit): str(d.verdict) for d in decided("fbs")}
     assert found == dict.fromkeys(
         [
             ("dense baseline (docs)", "174", "M"),
@@ -128,10 +134,10 @@ def test_every_printed_size_of_channel_pruning_and_fbs_is_decided_or_says_why_no
         "exact",
     )
     for key in ("channel_pruning", "fbs", "localization_aware_ssd"):
-        linked = {d.published for d in DECIDED[key]}
+        linked = {d.published for d in decided(key)}
         left = [entry for entry in load(key, FOLDER) if entry.kind == "size" and entry not in linked]
         assert all(entry.undecidable for entry in left)
-        assert not any(d.published.undecidable for d in DECIDED[key])
+        assert not any(d.published.undecidable for d in decided(key))
     reasons = Counter(e.undecidable for e in load("fbs", FOLDER) if e.kind == "size" and e.undecidable)
     assert reasons == {
         "other method's network": 4,
@@ -214,11 +220,11 @@ def test_verdicts_are_remembered_for_the_sources_and_the_registry(
     """Asked again nothing is built; another registry or other sources are asked anew."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     paper, published = PAPERS["fbs"], load("fbs", FOLDER)
-    assert len(DECIDED["fbs"]) > 10
-    assert sizes.decided(paper, published) == DECIDED["fbs"]
+    assert len(decided("fbs")) > 10
+    assert sizes.decided(paper, published) == decided("fbs")
     asked: list[int] = []
     monkeypatch.setattr(sizes, "of_paper", lambda *given: asked.append(1) or [])
-    assert sizes.decided(paper, published) == DECIDED["fbs"] and not asked
+    assert sizes.decided(paper, published) == decided("fbs") and not asked
     assert sizes.decided(paper, [replace(published[0], source="another"), *published[1:]]) == []
     monkeypatch.setattr(cache, "sources", lambda: "others")
     assert sizes.decided(paper, published) == [] and len(asked) == 2

@@ -296,7 +296,7 @@ def prunable(recipe: Recipe) -> tuple[list[str], list[str]]:
 
     Samplers are offered to 1x1 convolutions that begin a residual branch.
     """
-    model, sites = _dense_sites(recipe)
+    model, sites = dense_sites(recipe)
     samplers = [
         site.reader
         for site in sites
@@ -309,7 +309,7 @@ def prunable(recipe: Recipe) -> tuple[list[str], list[str]]:
 
 def ratio_widths(recipe: Recipe, ratios: dict[str, float], speedup: float) -> dict[str, int]:
     """Widths by producer in proportion to ``ratios``, scaled until conv MACs reach ``speedup``."""
-    model, sites = _dense_sites(recipe)
+    model, sites = dense_sites(recipe)
     chosen = {site.producer: site.reader for site in sites if site.producer in ratios}
     keep = scaled(
         mac_model(model, recipe, [site for site in sites if site.producer in ratios]),
@@ -328,15 +328,18 @@ def dense_macs(recipe: Recipe) -> int:
 
 
 _COUNTED: dict[str, int] = {}
-_SITES: dict[str, tuple[nn.Module, list[Site]]] = {}
+_SITES: dict[tuple[str, bool], tuple[nn.Module, list[Site]]] = {}
 
 
-def _dense_sites(recipe: Recipe) -> tuple[nn.Module, list[Site]]:
-    """The dense network (on ``meta`` where it is one of ours) and its sites, found once in a process."""
-    key = digest(recipe.base.to_json())
+def dense_sites(recipe: Recipe, shared: bool = False) -> tuple[nn.Module, list[Site]]:
+    """The dense network (on ``meta`` where it is one of ours) and its sites, ``shared`` as in :func:`find_sites`.
+
+    Found once in a process: nobody changes them.
+    """
+    key = digest(recipe.base.to_json()), shared
     if key not in _SITES:
         model = recipe.base.build("meta" if ":" not in recipe.builder else "cpu")
-        _SITES[key] = model, find_sites(model, trace(model))
+        _SITES[key] = model, find_sites(model, trace(model), shared)
     return _SITES[key]
 
 

@@ -173,7 +173,7 @@ def test_evaluation_keeps_up_with_a_bare_loop(
     capsys: pytest.CaptureFixture[str],
     kept_up: Callable[[str, float], None],
 ) -> None:
-    split = images(1024 if device == "cpu" else 51_200)
+    split = images(512 if device == "cpu" else 51_200)
     model, inputs, _ = prepared(name, split, device)
     own = NETWORKS[name].build()
 

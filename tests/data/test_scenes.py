@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from bench.errors import UserError
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """A cache of its own with a copy of the user's scenes, whose folder is named by the sources that drew them."""
+    place, drawn = tmp_path_factory.mktemp("cache"), scenes._cached(False)
+    shutil.copytree(drawn, place / "pruning-bench" / drawn.name)
+    return place
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import pytest
 import torch
@@ -33,9 +33,15 @@ RECIPE = Recipe("narrow_ssd", {"num_classes": 10, "size": SIZE, "widths": [4, 4,
 SCHEDULE = Schedule(epochs=2, lr=2e-3, batch=4, shape="cosine", clip=10.0, optimizer="AdamW")
 
 
+@functools.cache
+def scenes() -> DetectionSplit:
+    """All training scenes, read once."""
+    return scenes_detection(SIZE, progress=False).train
+
+
 def few(count: int = 8) -> DetectionSplit:
     """The first training scenes."""
-    whole = scenes_detection(SIZE, progress=False).train
+    whole = scenes()
     (build,) = whole.builders
     return DetectionSplit(
         whole.annotations[:count], [lambda pipeline, training: build(pipeline, training).get_subset(list(range(count)))]
@@ -347,34 +353,24 @@ def test_detections_do_not_depend_on_the_batch_and_are_in_the_image_s_pixels(spl
 # --------------------------------------------------------------------------------------------------------------------
 # Two processes
 
-_SCRIPT = """
-import os, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, {tests!r})
-import test_detector as here
-net, auxiliary = here.network(), here.Mean()
-here.fit_detector(
-    net, here.few(), here.SCHEDULE, 0, Path({folder!r}) / "work", "cpu", "training", auxiliary=auxiliary,
-    position=here.POSITION, mirror=False, zoom_out=1.0, progress=False,
-)
-parameters = torch.cat([p.detach().flatten() for p in (*net.parameters(), *auxiliary.parameters())])
-torch.save((parameters, here.state(net, auxiliary)), Path({folder!r}) / ("rank" + os.environ["RANK"]))
-"""
+
+def _together(folder: Path) -> None:
+    """Trains with the other process and keeps the parameters."""
+    net, auxiliary = network(), Mean()
+    fit_detector(
+        net, few(), SCHEDULE, 0, folder / "work", "cpu", "training", auxiliary=auxiliary, position=POSITION,
+        mirror=False, zoom_out=1.0, progress=False,
+    )  # fmt: skip
+    parameters = torch.cat([p.detach().flatten() for p in (*net.parameters(), *auxiliary.parameters())])
+    torch.save(parameters, folder / f"rank{os.environ['RANK']}")
 
 
 @pytest.mark.slow
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    """torchrun with gloo on the CPU: both processes end with the same weights, which are not the fresh ones."""
-    script = tmp_path / "train.py"
-    script.write_text(_SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}")[0] for rank in (0, 1))
-    assert torch.equal(first, second)
+    """With gloo on the CPU: both processes end with the same weights, which are not the fresh ones."""
     fresh = torch.cat([p.detach().flatten() for p in (*network().parameters(), *Mean().parameters())])
+    children.two_ranks(_together, tmp_path)
+    first, second = (torch.load(tmp_path / f"rank{rank}") for rank in (0, 1))
+    assert torch.equal(first, second)
     assert bool((first[:108] != fresh[:108]).all()) and bool((first[-8:] != 1).all())  # 4 filters of 3x3x3; Mean
     assert torch.load(tmp_path / "work" / "checkpoint.pth", weights_only=False)["meta"]["epoch"] == 2

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
+import children
 import pytest
 import torch
+from mmengine.fileio.backends.local_backend import LocalBackend
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -173,93 +174,71 @@ def test_a_loss_that_is_no_number_ends_in_one_line(tmp_path: Path) -> None:
         fit(network(), split(), Schedule(epochs=20, lr=1e30, batch=8), 0, tmp_path, "cpu", progress=False)
 
 
-_SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, {tests!r})
-import test_fit as here
-from bench.train.fit import fit
-from bench.train.schedule import Schedule
+def _dying(moment: str) -> None:
+    """From now on this process kills itself at the third checkpoint: half written, or in the place of the last."""
+    put, replace, writes = LocalBackend.put, Path.replace, 0
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-moment, writes = {moment!r}, 0
-if moment:
-    import mmengine.fileio.backends.local_backend as local
-    put, replace = local.LocalBackend.put, Path.replace
-    def fragile_put(self, obj, path):
-        global writes
+    def fragile_put(self: Any, obj: Any, path: Any) -> None:
+        nonlocal writes
         writes += str(path).endswith((".pth", ".part"))
         if writes == 3 and moment == "half":
             put(self, obj[: len(obj) // 2], path)
             die()
         put(self, obj, path)
-    def fragile_replace(self, target):
+
+    def fragile_replace(self: Path, target: Any) -> Path:
         moved = replace(self, target)
         if writes == 3 and moment == "replaced":
             die()
         return moved
-    local.LocalBackend.put, Path.replace = fragile_put, fragile_replace
-net = here.network()
-schedule = Schedule(epochs=6, lr=0.05, batch=8, shape="cosine")
-history = fit(net, here.augmented(), schedule, 0, Path({work!r}), "cpu", progress=False)
-losses = torch.tensor([entry["loss"] for entry in history], dtype=torch.float64)
-torch.save(torch.cat([here.state(net), losses]), {result!r})
-"""
+
+    LocalBackend.put, Path.replace = fragile_put, fragile_replace  # type: ignore[method-assign]
 
 
-def _train(folder: Path, moment: str) -> int:
-    """Trains in a process of its own that kills itself at ``moment`` of the third checkpoint; its exit status."""
-    script = _SCRIPT.format(
-        tests=str(Path(__file__).parent), work=str(folder / "work"), result=str(folder / "result"), moment=moment
-    )
-    return subprocess.run([sys.executable, "-c", script], check=False).returncode
+def _train(folder: Path, moment: str = "") -> None:
+    """Trains and keeps weights and losses; with a ``moment`` its process dies then."""
+    if moment:
+        _dying(moment)
+    net = network()
+    schedule = Schedule(epochs=6, lr=0.05, batch=8, shape="cosine")
+    history = fit(net, augmented(), schedule, 0, folder / "work", "cpu", progress=False)
+    losses = torch.tensor([entry["loss"] for entry in history], dtype=torch.float64)
+    torch.save(torch.cat([state(net), losses]), folder / "result")
 
 
 @pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(tmp_path: Path) -> None:
-    """kill -9 in the middle of writing a checkpoint, or just after it took the last one's place; the same command
-    again:
+    """kill -9 in the middle of writing a checkpoint, or just after it took the last one's place; the same again:
     bit for bit the same weights."""
     (tmp_path / "undisturbed").mkdir()
-    assert _train(tmp_path / "undisturbed", "") == 0
+    assert children.done(_train, tmp_path / "undisturbed") == 0
     expected = torch.load(tmp_path / "undisturbed" / "result")
     for moment in ("half", "replaced"):
         folder = tmp_path / moment
         folder.mkdir()
-        assert _train(folder, moment) == -signal.SIGKILL
-        assert _train(folder, "") == 0
+        assert children.done(_train, folder, moment) == -signal.SIGKILL
+        assert not (folder / "result").exists()
+        assert children.done(_train, folder) == 0
         assert torch.equal(torch.load(folder / "result"), expected), moment
+
+
+def _share(place: Path) -> None:
+    """Trains on its share of the batches, if it is one of several processes, and keeps the weights."""
+    seed_everything(3)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    world, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    fit(net, split(), Schedule(epochs=4, lr=0.05, batch=40), 0, place / f"work{world}", "cpu", progress=False)
+    torch.save(state(net), place / f"result{world}{rank}")
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """torchrun with gloo: both processes end with the same weights, near those of one process with the whole batch."""
-    script = tmp_path / "train.py"
-    script.write_text(
-        f"""
-import os, sys
-from pathlib import Path
-import torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_fit as here
-from torch import nn
-from bench.train.fit import fit, seed_everything
-from bench.train.schedule import Schedule
-seed_everything(3)
-net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-place, world, rank = Path({str(tmp_path)!r}), os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
-fit(net, here.split(), Schedule(epochs=4, lr=0.05, batch=40), 0, place / ("work" + world), "cpu", progress=False)
-torch.save(here.state(net), place / ("result" + world + rank))
-"""
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    for command in (launch, [sys.executable, str(script)]):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+    """With gloo: both processes end with the same weights, near those of one process with the whole batch."""
+    children.two_ranks(_share, tmp_path)
+    assert children.done(_share, tmp_path) == 0
     first, second, alone = (torch.load(tmp_path / f"result{name}") for name in ("20", "21", "10"))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-4)
