@@ -232,15 +232,15 @@ def test_resnet_56_is_tuned_and_pruned_segment_by_segment() -> None:
 
 
 def test_resnet_56_with_given_weights() -> None:
-    """He et al.'s network: the same segments and rate, an epoch each and three, the dense network untouched."""
+    """He et al.'s network: the same segments and rate, an epoch each and two, the dense network untouched."""
     weights = "0" * 64
     for name in ("baseline", "tuned as long", "ThiNet", "CP", "WM", "WM+", "Random DCP", "DCP"):
         (last,) = chain_of(ROWS[GIVEN, name], "cifar10", weights=weights).networks
         dense, *found = path(last)
         assert dense.params == training.Loading(Recipe("cifar_resnet56", {"num_classes": 10}, (3, 32, 32)), weights)
         epochs = [step.params.schedule.epochs for step in found if hasattr(step.params, "schedule")]
-        others = {"baseline": [], "tuned as long": [7], "ThiNet": [3], "CP": [3], "WM": [3]}
-        assert epochs == others.get(name, [1, 1, 1, 1, 3])
+        others = {"baseline": [], "tuned as long": [6], "ThiNet": [6], "CP": [6], "WM": [6]}
+        assert epochs == others.get(name, [1, 1, 1, 1, 2])
         rates = {step.params.schedule.lr for step in found if hasattr(step.params, "schedule")}
         assert rates == ({0.01} if found else set())
     (last,) = chain_of(ROWS[GIVEN, "DCP"], "cifar10", weights=weights).networks
@@ -277,21 +277,27 @@ def test_the_released_code_s_weights_of_the_losses(network: Recipe, losses: int,
 
 
 @pytest.mark.parametrize(
-    ("scale", "final", "before"), [("clutter", 3, [2] * 4), ("cifar10", 20, [1] * 4), ("imagenet", 60, [20] * 4)]
+    ("scale", "staged", "at_once"),
+    [
+        ("clutter", [2, 2, 2, 2, 3], [11]),
+        ("cifar10", [1, 1, 1, 1, 20], [24]),
+        ("imagenet", [20, 20, 20, 20, 60], [60]),  # on top, as in the paper
+    ],
 )
-def test_all_methods_are_fine_tuned_alike(scale: str, final: int, before: list[int]) -> None:
-    """The same behind the last removal; what is tuned before each selection comes on top, of DCP's choice or not."""
+def test_methods_without_stages_are_tuned_as_long_in_one_go(scale: str, staged: list[int], at_once: list[int]) -> None:
     table, prefix = (T3, "") if scale == "imagenet" else (T1, "ResNet-56, ")
-    found, last_schedules = {}, set()
-    for name in ("ThiNet", "CP", "WM", "WM+", "DCP", *(() if scale == "imagenet" else ("Random DCP",))):
+    more = () if scale == "imagenet" else ("Random DCP", "tuned as long")
+    for name in ("ThiNet", "CP", "WM", "WM+", "DCP", *more):
         (last,) = chain_of(ROWS[table, prefix + name], scale).networks
-        found[name] = [step.params.schedule.epochs for step in path(last)[1:-1] if hasattr(step.params, "schedule")]
-        last_schedules.add(last.params.schedule)
-    assert found == {name: before if name in ("WM+", "DCP", "Random DCP") else [] for name in found}
-    assert [schedule.epochs for schedule in last_schedules] == [final]
-    if scale != "imagenet":
-        (last,) = chain_of(ROWS[table, f"{prefix}tuned as long"], scale).networks
-        assert len(path(last)) == 2 and last.params.schedule.epochs == sum(before) + final
+        found = [step.params.schedule.epochs for step in path(last)[1:] if hasattr(step.params, "schedule")]
+        assert found == (staged if name in ("WM+", "DCP", "Random DCP") else at_once), name
+
+
+@pytest.mark.parametrize(("asked", "epochs"), [(False, [5, 18]), (True, [100, 400])])
+def test_slimming_has_a_quarter_before_the_removal(asked: bool, epochs: list[int]) -> None:
+    """Of 23 epochs: VGGNet has two losses, so three stages of one and 20."""
+    (slim,) = chain_of(ROWS[T1, "VGGNet, Slimming"], "cifar10", paper_schedule=asked).networks
+    assert [step.params.schedule.epochs for step in path(slim)[1:] if hasattr(step.params, "schedule")] == epochs
 
 
 def test_the_paper_s_schedule_on_cifar_10() -> None:
