@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import metrics, planning, processes, threads
+from bench import planning, processes, threads
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
-from bench.nightly import baseline, night, order, summary
+from bench.nightly import baseline, compared, night, order, summary
 from bench.nightly import check as checking
 from bench.nightly import history as remembering
 from bench.planning import Job, Planned
@@ -24,6 +24,7 @@ from bench.tracking import modes
 
 BASELINE = Path("results/baseline")
 RESULTS = Path("results")
+_NOTHING = "it holds none of these rows in the same setting"
 
 
 def nightly(options: argparse.Namespace) -> Output:
@@ -100,13 +101,15 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     checked: list[checking.RowCheck] = []
     problem, fails = "", True
     try:
-        checked = [] if base is None else checking.check(out, base, done.files)
-        if base is not None and done.files and not checked:
-            problem, fails = "it holds none of these rows in the same setting", asked
+        checked = [] if base is None else checking.check(out, base, done)
+        # what ended badly is told as that
+        checked = [row for row in checked if not row.missing or row.id not in done.rows or row.id in done.files]
+        if base is not None and done.files and not compares(checked):
+            problem, fails = _NOTHING, asked
     except UserError as error:  # what the night found is kept whatever became of the baseline
         problem = str(error)
     entries = remembering.read(out)
-    drifts = remembering.drifts([one for one in entries if one.row in done.rows], judged())
+    drifts = remembering.drifts([one for one in entries if one.row in done.rows])
     changes = night.data_changes(entries, done.number)
     page = summary.markdown(done, checked, drifts, changes, str(base), problem)
     place = night.folder(out, done.number)
@@ -170,9 +173,17 @@ def check(options: argparse.Namespace) -> Output:
     """Compares a run with the baseline."""
     if not options.out.is_dir():
         raise UserError(f"no runs in {options.out}: name their folder with --out")
-    base = options.baseline or BASELINE
-    found = checking.check(options.out, base)
-    return checking.to_json(found), checking.text(found), int(any(row.failed for row in found))
+    planning.papers()  # they declare metrics of their own
+    found = checking.check(options.out, options.baseline or BASELINE, night.last(options.out))
+    said, failed = checking.text(found), any(row.failed for row in found)
+    if not compares(found):
+        said, failed = f"{said}\nthe baseline is not compared: {_NOTHING}".lstrip(), True
+    return checking.to_json(found), said, int(failed)
+
+
+def compares(found: Sequence[checking.RowCheck]) -> bool:
+    """Whether anything was compared, or is missing."""
+    return any(row.word is not compared.Word.OTHER for row in found)
 
 
 def accept(options: argparse.Namespace) -> Output:
@@ -188,27 +199,24 @@ def accept(options: argparse.Namespace) -> Output:
 
 def history(options: argparse.Namespace) -> Output:
     """Draws a row's nights."""
+    planning.papers()  # they declare metrics of their own
     entries = remembering.read(options.out)
     if not entries:
         raise UserError(f"no nights in {options.out}: run `bench nightly` first, or name the folder with --out")
     ids = list(dict.fromkeys(one.row for one in entries))
-    matching = [name for name in ids if options.row in (name, name.rpartition("/")[2])]
-    matching = matching or [name for name in ids if options.row.lower() in name]
-    if len(matching) != 1:
-        raise UserError(f"{options.row!r} names {len(matching)} rows: choose one of {', '.join(matching or ids)}")
-    (row,) = matching
+    named = [name for name in ids if options.row in (name, name.rpartition("/")[2])]
+    named = named or [name for name in ids if options.row.lower() in name]
+    if len(named) != 1:
+        raise UserError(f"{options.row!r} names {len(named)} rows: choose one of {', '.join(named or ids)}")
+    (row,) = named
+    own = [one for one in entries if one.row == row]
     value: dict[str, Any] = {
         "row": row,
-        "metrics": {metric: remembering.series(entries, row, metric) for metric in judged()},
+        "metrics": {metric: remembering.series(entries, row, metric) for metric in remembering.judged(own)},
         "drifts": [
             {"metric": metric, "since": since, "direction": found.direction, "shift": found.shift}
-            for _, metric, since, found in remembering.drifts([one for one in entries if one.row == row], judged())
+            for _, metric, since, found in remembering.drifts(own)
         ],
     }
     value["metrics"] = {name: points for name, points in value["metrics"].items() if points}
-    return value, remembering.text(entries, row, judged()), 0
-
-
-def judged() -> list[str]:
-    """The metrics that can get better or worse."""
-    return [name for name, known in metrics.declared().items() if known.better and "*" not in name]
+    return value, remembering.text(own, row), 0
