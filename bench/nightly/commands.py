@@ -13,13 +13,14 @@ from typing import Any
 from bench import planning, processes, threads
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
-from bench.nightly import baseline, compared, night, order, summary
+from bench.nightly import baseline, compared, matching, night, order, summary
 from bench.nightly import check as checking
 from bench.nightly import history as remembering
 from bench.planning import Job, Planned
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
-from bench.store import Store, digest, disk_errors, file_digest, write_text
+from bench.report.load import content, row_files
+from bench.store import Store, digest, disk_errors, file_digest, sole, write_text
 from bench.tracking import modes
 
 BASELINE = Path("results/baseline")
@@ -187,14 +188,65 @@ def compares(found: Sequence[checking.RowCheck]) -> bool:
 
 
 def accept(options: argparse.Namespace) -> Output:
-    """Promotes rows and their predictions to a baseline."""
+    """Promotes rows and their predictions to a baseline: of a folder with nights those of the last one."""
     runs, folder = options.source, options.baseline
-    known, wanted = declared(), options.paper or None
-    chosen = accepting.choose(runs, folder, wanted, known)
-    files = accepting.write(runs, folder, wanted, known, chosen)
+    baseline.check_place(folder)
+    if not (runs / "nightly").is_dir():
+        return _accepted(options, None)
+    busy = f"a night is at work in {runs}: wait for its end"
+    with sole(runs / "nightly" / "lock", busy):
+        return _accepted(options, night.last(runs))
+
+
+def _accepted(options: argparse.Namespace, done: night.Night | None) -> Output:
+    runs, folder, known = options.source, options.baseline, declared()
+    for name in options.without:
+        if not any(name in rows for rows in known.values()):
+            raise UserError(f"--without {name}: no script has this row, see `bench list`")
+    if done is None:
+        files = {path: content(path)["id"] for path in row_files(runs)}
+        left: list[str] = []
+    else:
+        papers = options.paper or sorted({name.partition("/")[0] for name in done.rows})
+        _check_night(done, runs, papers, options.without)
+        files = {path: name for name, path in matching.files_of(done, runs).items()}
+        left = [name for name in done.left if name.partition("/")[0] in papers]
+    wanted = options.paper or sorted({name.partition("/")[0] for name in files.values()})
+    only = {path for path, name in files.items() if name not in options.without}
+    chosen = accepting.choose(runs, folder, wanted, known, only=only)
+    if not chosen:
+        raise UserError(f"no measured rows of {', '.join(wanted) or 'any paper'} in {runs}: nothing was accepted")
+    before = set(row_files(folder))
     kept = baseline.write(folder, chosen, Store(runs))
-    value = {"rows": [str(file) for file in files], "predictions": [str(path) for path in kept]}
-    return value, f"{len(files)} rows are the baseline {folder}, {len(kept)} with predictions", 0
+    written = accepting.write(runs, folder, wanted, known, chosen)
+    baseline.clear(folder, chosen, known)
+    removed = sorted(before - set(row_files(folder)))
+    value = {
+        "rows": [str(file) for file in written],
+        "predictions": [str(path) for path in kept],
+        "removed": [str(path) for path in removed],
+        "left": left,
+    }
+    text = f"{len(written)} rows are the baseline {folder}, {len(kept)} with predictions"
+    text += f"; {len(removed)} older ones went" if removed else ""
+    text += f"; {len(left)} planned rows are missing, for which the night had no time" if left else ""
+    return value, text, 0
+
+
+def _check_night(done: night.Night, runs: Path, papers: Sequence[str], without: Sequence[str]) -> None:
+    """Raises :class:`UserError` unless a night is whole, but for rows that are left out and want of time."""
+    if not done.ended:
+        raise UserError(f"night {done.number} in {runs} was stopped: run the same `bench nightly` to its end")
+    failed = [one.id for one in done.failed if one.id.partition("/")[0] in papers and one.id not in without]
+    if failed:
+        names = " ".join(failed)
+        raise UserError(
+            f"{len(failed)} rows failed in night {done.number} in {runs}: run another night, or leave them out by "
+            f"--without {names}"
+        )
+    for path in matching.files_of(done, runs).values():
+        if path.parts[-4] in papers and not path.exists():
+            raise UserError(f"{path} has gone, which night {done.number} wrote: run another night")
 
 
 def history(options: argparse.Namespace) -> Output:
