@@ -231,7 +231,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", dest="source", type=Path, default=Path("runs"))
     sub.add_argument("--to", type=Path, default=Path("results"))
 
-    sub.add_argument("--baseline", type=Path, help="promote to this baseline instead, with predictions; no pages")
+    sub.add_argument("--baseline", type=Path, help="promote to this baseline instead, of nights the last one, "
+        "with predictions; no pages")  # fmt: skip
+    sub.add_argument("--without", nargs="+", default=[], metavar="ROW", help="leave these rows out of the baseline, "
+        "such as those that failed in the night")  # fmt: skip
 
     sub = command("nightly", "run every row that this machine can run, each on its own; compare, remember, summarise")
     sub.add_argument("paper", nargs="*", help="papers (default: all)")

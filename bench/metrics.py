@@ -43,7 +43,8 @@ class Metric:
     it is not ``shown`` or where one of ``beside`` stands in it too, which says the same or more; a ``minor`` one is the
     first to go where columns are too many.  Dot plots show it in
     the ``panel`` 1 (changes in points; memory that is moved) or 2 (divergences; memory that is held), not at all for
-    0: in each the metric that most rows have.
+    0: in each the metric that most rows have.  ``exact`` values are counted, not measured: any change of one on
+    the same machine is a change.  Values up to ``rounding`` are rounding's.
     """
 
     name: str
@@ -59,6 +60,8 @@ class Metric:
     minor: bool = False
     beside: tuple[str, ...] = ()
     panel: int = 0
+    exact: bool = False
+    rounding: float = 0.0
 
     @property
     def title(self) -> str:

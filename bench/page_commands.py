@@ -98,6 +98,8 @@ def site(options: argparse.Namespace) -> Output:
 
 def accept(options: argparse.Namespace) -> Output:
     """Promotes rows, or what was timed, from runs/ to results/ and writes the pages."""
+    if options.without:
+        raise UserError("--without leaves rows out of a baseline: name it by --baseline")
     if options.paper == [times.FOLDER]:
         points = times.accept(options.source, options.to)
         files = [*points, *write_pages(options.to)]

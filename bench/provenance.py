@@ -93,9 +93,14 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """The device in words, the thread count and the processor."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
-    return {"device": device, "name": name, "threads": torch.get_num_threads(), "system": platform.system()}
+    """The device in words, the thread count and, of a processor, the instructions that torch uses.
+
+    Processors of one name may differ in these, and then round otherwise.
+    """
+    found = {"device": device, "threads": torch.get_num_threads(), "system": platform.system()}
+    if device.startswith("cuda"):
+        return {**found, "name": torch.cuda.get_device_name()}
+    return {**found, "name": _processor(), "capability": torch.backends.cpu.get_cpu_capability()}
 
 
 @functools.cache

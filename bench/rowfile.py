@@ -58,6 +58,7 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
         "layers": layers(store, [step.key for step in entry.chain.networks]),
         "drawn": drawn(store, list(steps)),
         "made_on": made_on(store, list(steps)),
+        "made_with": made_with(store, list(steps)),
         "code": digest(sorted({step["code"] for step in steps.values()})),
     }
     _check_seeds(records)
@@ -132,13 +133,36 @@ def drawn(store: Store, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def made_on(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Names and threads of the hardware that trained and pruned the networks behind these steps."""
-    found = set()
-    for header in store.behind(keys).values():
-        if header["kind"] in _MAKING:
-            hardware = header["provenance"]["hardware"]
-            found.add((hardware["name"], hardware["threads"]))
-    return [{"name": name, "threads": threads} for name, threads in sorted(found)]
+    """Names, threads and instructions of the hardware that trained and pruned the networks behind these steps."""
+    found = []
+    for header in _making(store, keys):
+        hardware = header["provenance"]["hardware"]
+        # older records, and those of GPUs, have no instructions
+        one = {name: hardware[name] for name in ("name", "threads", "capability") if name in hardware}
+        if one not in found:
+            found.append(one)
+    return sorted(found, key=lambda one: (one["name"], one["threads"], one.get("capability", "")))
+
+
+def made_with(store: Store, keys: Sequence[str]) -> dict[str, Any]:
+    """How the networks behind these steps were made, and the versions of the packages that made them.
+
+    ``how`` is a digest of functions, parameters and code: other packages, another device or other data change none.
+    """
+    making = _making(store, keys)
+    ways = [[header["run"], header["params"], header["code"]] for header in making]
+    versions = {
+        f"{package} {version}"
+        for header in making
+        for package, version in header["provenance"]["versions"].items()
+        if package != "python"
+    }
+    return {"how": digest(sorted(ways, key=digest)), "versions": sorted(versions)}
+
+
+def _making(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The headers of the trainings and prunings behind these steps."""
+    return [header for header in store.behind(keys).values() if header["kind"] in _MAKING]
 
 
 def _header(store: Store, key: str) -> dict[str, Any]:

@@ -29,9 +29,20 @@ from bench.rows import Paper, Row
 from bench.verdict import OTHER_CONVENTION, Verdict
 
 METRICS = (
-    Metric("macs", "MACs", "", None, "Multiply-accumulates of the convolutions, one image.", "lower", count=True),
-    Metric("params", "params", "", None, "Parameters of the network.", "lower", count=True, minor=True),
-    Metric("speedup", "speed-up", "x", 3, "MACs of the dense network divided by those of this one.", "higher"),
+    Metric(
+        "macs",
+        "MACs",
+        "",
+        None,
+        "Multiply-accumulates of the convolutions, one image.",
+        "lower",
+        count=True,
+        exact=True,
+    ),
+    Metric("params", "params", "", None, "Parameters of the network.", "lower", count=True, minor=True, exact=True),
+    Metric(
+        "speedup", "speed-up", "x", 3, "MACs of the dense network divided by those of this one.", "higher", exact=True
+    ),
 )
 
 

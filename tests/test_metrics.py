@@ -91,6 +91,15 @@ HIDDEN = {
     "dynamic_macs_p5", "dynamic_macs_p50", "dynamic_macs_p95", "gate_share", "weight_reduction",
     "coco_ap_s", "coco_ap_m", "coco_ap_l", "ap_voc07 *", "ap_voc12 *",
     "top5_acc_short256", "top5_acc_squash256", "top5_change_short256", "top5_change_squash256",
+    # a GPU's other clocks
+    *(
+        f"{name}{clock}"
+        for clock in ("_events", "_graph")
+        for name in (
+            "latency_dense", "latency_folded", "latency_masked", "latency_skipped",
+            "realised_speedup", "realised_over_folded", "realised_share",
+        )
+    ),
 }  # fmt: skip
 PANELS = {
     "top1_change": 1, "top1_change_control": 1, "top1_difference": 1, "map_voc07_change": 1, "map_voc07_difference": 1,
@@ -105,6 +114,14 @@ def test_what_a_readable_table_and_a_dot_plot_show() -> None:
     assert {one.name: set(one.beside) for one in known if one.beside} == BESIDE
     assert {one.name for one in known if not one.shown} == HIDDEN
     assert {one.name: one.panel for one in known if one.panel} == PANELS
+
+
+def test_what_is_counted_and_not_measured() -> None:
+    """Of the shape of a network alone; what depends on images or masks is measured."""
+    found = {name for name, known in metrics.declared().items() if known.exact}
+    counted = {"macs", "params", "speedup", "expected_macs", "expected_macs_gates", "expected_speedup", "mask_bits"}
+    assert found == counted
+    assert [name for name, known in metrics.declared().items() if known.rounding] == ["skipped_float64_difference"]
 
 
 def test_a_family_stands_for_all_that_begin_like_it() -> None:

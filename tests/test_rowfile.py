@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import planning, rowfile, runner
+from bench import planning, provenance, rowfile, runner
 from bench.models.recipe import Recipe
 from bench.planning import Job
 from bench.rows import Chain, Paper, Row
@@ -147,3 +147,34 @@ def test_two_values_of_one_seed_cost_their_row_and_leave_no_file(
     (outcome,) = runner.run(planning.plan(Paper("toy", "A toy", "nobody", [row], []), [row], job), job, Store(tmp_path))
     assert outcome.status == status and bool(list(tmp_path.glob("toy/rows/*/*.json"))) == (status == runner.OK)
     assert status == runner.OK or outcome.reason == "top1_acc has two values of one seed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation of nothing."""
+
+
+def run_measured(context: Context, parents: list[Result], params: Measured) -> Result:
+    """No records."""
+    return Result()
+
+
+def test_it_says_how_the_networks_behind_it_were_made_and_with_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those alone: what evaluated them is no part, neither is Python, nor, of how, the machine and its packages."""
+
+    def made(place: str, torch_: str, capability: str, seed: int = 0) -> dict[str, Any]:
+        monkeypatch.setattr(provenance, "versions", lambda: {"python": place, "torch": torch_})
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(provenance, "environment", lambda *of: {"torch": torch_})
+        network = step(Made(SMALL, seed), kind=Kind.TRAIN)
+        seen = make_step(Kind.EVALUATE, "seen", run_measured, Measured(), [network], device="cpu")
+        compared = make_step(Kind.COMPARE, "compared", run_measured, Measured(), [seen], device="cpu")
+        return row_file(tmp_path / place, Chain([], [compared]))
+
+    first, again = made("a", "2.9.1", "AVX2"), made("b", "2.10.0", "AVX512")
+    assert first["made_with"]["versions"] == ["torch 2.9.1"] and again["made_with"]["versions"] == ["torch 2.10.0"]
+    assert first["made_with"]["how"] == again["made_with"]["how"]
+    assert [one["capability"] for one in (*first["made_on"], *again["made_on"])] == ["AVX2", "AVX512"]
+    assert made("c", "2.9.1", "AVX2", seed=1)["made_with"]["how"] != first["made_with"]["how"]

@@ -98,6 +98,10 @@ def test_the_environment_counts_by_kind(monkeypatch: pytest.MonkeyPatch) -> None
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "_processor", lambda: "another processor")
         assert changed(before) == {"time"}
+    with monkeypatch.context() as patch:  # processors of one name are told apart in provenance alone
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "of another one")
+        assert provenance.hardware("cpu")["capability"] == "of another one"
+        assert changed(before) == set()
     assert changed(before) == set()
     assert processes.launched() == 1
 
@@ -115,6 +119,7 @@ def test_on_a_gpu_tf32_counts_and_threads_do_not(monkeypatch: pytest.MonkeyPatch
         assert differing() == {"train", "prune", "evaluate", "time"}
     finally:
         torch.backends.cudnn.allow_tf32 = flag
+    assert provenance.hardware("cuda")["name"] == "H100" and "capability" not in provenance.hardware("cuda")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
     assert differing() == {"time"}
 

@@ -60,6 +60,7 @@ METRICS = (
         "Largest difference of the logits of both executions in float64, relative to the largest logit.",
         "lower",
         minor=True,
+        rounding=1e-9,
     ),
 )
 

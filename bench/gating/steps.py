@@ -31,8 +31,9 @@ METRICS = (
         "MACs that the densities alone tell, independent masks, without gates.",
         "lower",
         count=True,
+        exact=True,
     ),
-    Metric("expected_macs_gates", "with gates", "", None, "The same with the gates.", "lower", count=True),
+    Metric("expected_macs_gates", "with gates", "", None, "The same with the gates.", "lower", count=True, exact=True),
     Metric(
         "expected_speedup",
         "MAC speed-up from the densities",
@@ -40,6 +41,7 @@ METRICS = (
         3,
         "MACs of the dense network divided by those that the densities tell, gates included.",
         "higher",
+        exact=True,
     ),
 )
 

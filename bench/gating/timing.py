@@ -26,7 +26,7 @@ from bench.steps import Context, Kind, Step, make_step
 from bench.store import Record, Result
 from bench.train.fit import seed_everything
 
-METRICS = (
+_METRICS = (
     *(
         Metric(
             f"latency_{name}",
@@ -103,6 +103,20 @@ METRICS = (
         "times are disturbed.",
         minor=True,
     ),
+)
+# on a GPU the same calls by other clocks too
+_CLOCKS = (("_events", "GPU events", "The GPU's own clock."), ("_graph", "CUDA graph", "The calls as one CUDA graph."))
+METRICS = _METRICS + tuple(
+    replace(
+        metric,
+        name=f"{metric.name}{suffix}",
+        heading=f"{metric.heading}, {words}",
+        meaning=f"{metric.meaning} {how}",
+        shown=False,
+    )
+    for suffix, words, how in _CLOCKS
+    for metric in _METRICS
+    if metric.of == "calls"
 )
 
 

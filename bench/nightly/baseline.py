@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.errors import UserError
+from bench.nightly import settings
 from bench.report.accept import Chosen
-from bench.steps import Kind
+from bench.report.load import RAN, Declarations, content, row_files
 from bench.store import Store, disk_errors, make_folder
 
 _TOP1 = "top1_acc"
@@ -42,15 +43,20 @@ def predicted(row: Mapping[str, Any], store: Store) -> dict[str, tuple[Tensor, T
     return found
 
 
+def check_place(folder: Path) -> None:
+    """Raises :class:`UserError` where a folder is no place for a baseline: it holds a run, or results with pages."""
+    if (folder / "steps").is_dir() or any(folder.glob("*/README.md")):
+        raise UserError(f"{folder} holds a run or results with their pages, no baseline: name a folder of its own")
+
+
 def write(folder: Path, chosen: Chosen, store: Store) -> list[Path]:
-    """Writes the predictions of accepted rows (their files' places in ``folder``, and contents); returns the files."""
-    written = []
-    for target, row in chosen:
-        path = predictions_path(target)
-        tensors = {
-            name: classes.to(torch.uint8 if int(classes.max()) < 256 else torch.int16)
-            for name, (classes, _, _) in predicted(row, store).items()
-        }
+    """Writes the predictions of accepted rows (their files' places in ``folder``, and contents); returns the files.
+
+    Raises :class:`UserError`, before anything is written, where an evaluation of one of them is not in the store: its
+    accuracies could never be compared image by image.
+    """
+    written, found = [], [(predictions_path(target), _small(row, store)) for target, row in chosen]
+    for path, tensors in found:
         if not tensors:
             with disk_errors(path):
                 path.unlink(missing_ok=True)  # an older row's
@@ -61,6 +67,45 @@ def write(folder: Path, chosen: Chosen, store: Store) -> list[Path]:
             path.chmod(0o644)
         written.append(path)
     return written
+
+
+def _small(row: Mapping[str, Any], store: Store) -> dict[str, Tensor]:
+    """The classes that a row predicts, as they are kept."""
+    gone = [name for name, key in evaluations(row).items() if store.load(key) is None]
+    if gone:
+        raise UserError(
+            f"{row['id']}: the predictions of {', '.join(gone)} are not in {store.root}: run the row again there"
+        )
+    return {
+        name: classes.to(torch.uint8 if int(classes.max()) < 256 else torch.int16)
+        for name, (classes, _, _) in predicted(row, store).items()
+    }
+
+
+def clear(folder: Path, chosen: Chosen, declared: Declarations) -> None:
+    """Removes what accepted rows, which are written, replace, and what no script declares any more, of their papers.
+
+    A row replaces one of other data or seeds, not one that somebody chose to run otherwise, on another device for one.
+    Predictions go with their row.
+    """
+    targets = {target for target, _ in chosen}
+    replaced = [_same(row) for _, row in chosen if row["status"] == RAN]
+    for paper in sorted({row["id"].partition("/")[0] for _, row in chosen}):
+        for path in row_files(folder, paper):
+            row = content(path)
+            if row["id"] not in declared.get(paper, {}) or (path not in targets and _same(row) in replaced):
+                with disk_errors(path):
+                    path.unlink()
+        left = {predictions_path(path) for path in row_files(folder, paper)}
+        for path in folder.glob(f"{paper}/predictions/*/*.safetensors"):
+            if path not in left:
+                with disk_errors(path):
+                    path.unlink()
+
+
+def _same(row: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """What two files of a row share where one replaces the other."""
+    return row["id"], row["setting"]["scale"], settings.chosen(row)
 
 
 def read(row_file: Path) -> dict[str, Tensor]:
@@ -81,56 +126,3 @@ def predictions_path(row_file: Path) -> Path:
     """Where the predictions of a row file are."""
     paper, scale = row_file.parents[2], row_file.parent.name
     return paper / "predictions" / scale / f"{row_file.stem}.safetensors"
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the makings of two rows: commit, packages, data, device, in words."""
-    found = []
-    for title, of in (("commit", _commits), ("packages", _packages), ("data", _data), ("device", _devices)):
-        old, new = of(before), of(now)
-        if old != new:
-            found.append(f"{title}: {_told(sorted(old - new))} before, {_told(sorted(new - old))} now")
-    return found
-
-
-def timed_on(row: Mapping[str, Any]) -> set[str]:
-    """On what the row's times were taken, in words."""
-    return {_device(one["provenance"]["hardware"]) for one in row["steps"].values() if one["kind"] == Kind.TIME.value}
-
-
-def made_on(row: Mapping[str, Any]) -> set[str]:
-    """On what the networks behind the row were made; of rows that older code wrote, on what any of its steps ran."""
-    if "made_on" in row:
-        return {_device(one) for one in row["made_on"]}
-    return _devices(row)
-
-
-def _told(parts: Sequence[str]) -> str:
-    return " ".join(parts) if parts else "nothing else"
-
-
-def _provenances(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [about["provenance"] for about in row["steps"].values()]
-
-
-def _commits(row: Mapping[str, Any]) -> set[str]:
-    return {
-        str(one["code"])[:12] + ("-dirty" if str(one["code"]).endswith("-dirty") else "") for one in _provenances(row)
-    }
-
-
-def _packages(row: Mapping[str, Any]) -> set[str]:
-    return {f"{name} {version}" for one in _provenances(row) for name, version in one["versions"].items()}
-
-
-def _data(row: Mapping[str, Any]) -> set[str]:
-    data = row["setting"].get("data") or {}
-    return {f"{data.get('name')} {str(data.get('fingerprint'))[:12]}"}
-
-
-def _devices(row: Mapping[str, Any]) -> set[str]:
-    return {_device(one["hardware"]) for one in _provenances(row)}
-
-
-def _device(hardware: Mapping[str, Any]) -> str:
-    return f"{hardware['name']} with {hardware['threads']} threads"

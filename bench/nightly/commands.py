@@ -10,20 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bench import metrics, planning, processes, threads
+from bench import planning, processes, threads
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
-from bench.nightly import baseline, night, order, summary
+from bench.nightly import baseline, compared, matching, night, order, summary
 from bench.nightly import check as checking
 from bench.nightly import history as remembering
 from bench.planning import Job, Planned
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
-from bench.store import Store, digest, disk_errors, file_digest, write_text
+from bench.report.load import content, row_files
+from bench.store import Store, digest, disk_errors, file_digest, sole, write_text
 from bench.tracking import modes
 
 BASELINE = Path("results/baseline")
 RESULTS = Path("results")
+_NOTHING = "it holds none of these rows in the same setting"
 
 
 def nightly(options: argparse.Namespace) -> Output:
@@ -100,13 +102,15 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     checked: list[checking.RowCheck] = []
     problem, fails = "", True
     try:
-        checked = [] if base is None else checking.check(out, base, done.files)
-        if base is not None and done.files and not checked:
-            problem, fails = "it holds none of these rows in the same setting", asked
+        checked = [] if base is None else checking.check(out, base, done)
+        # what ended badly is told as that
+        checked = [row for row in checked if not row.missing or row.id not in done.rows or row.id in done.files]
+        if base is not None and done.files and not compares(checked):
+            problem, fails = _NOTHING, asked
     except UserError as error:  # what the night found is kept whatever became of the baseline
         problem = str(error)
     entries = remembering.read(out)
-    drifts = remembering.drifts([one for one in entries if one.row in done.rows], judged())
+    drifts = remembering.drifts([one for one in entries if one.row in done.rows])
     changes = night.data_changes(entries, done.number)
     page = summary.markdown(done, checked, drifts, changes, str(base), problem)
     place = night.folder(out, done.number)
@@ -170,45 +174,101 @@ def check(options: argparse.Namespace) -> Output:
     """Compares a run with the baseline."""
     if not options.out.is_dir():
         raise UserError(f"no runs in {options.out}: name their folder with --out")
-    base = options.baseline or BASELINE
-    found = checking.check(options.out, base)
-    return checking.to_json(found), checking.text(found), int(any(row.failed for row in found))
+    planning.papers()  # they declare metrics of their own
+    found = checking.check(options.out, options.baseline or BASELINE, night.last(options.out))
+    said, failed = checking.text(found), any(row.failed for row in found)
+    if not compares(found):
+        said, failed = f"{said}\nthe baseline is not compared: {_NOTHING}".lstrip(), True
+    return checking.to_json(found), said, int(failed)
+
+
+def compares(found: Sequence[checking.RowCheck]) -> bool:
+    """Whether anything was compared, or is missing."""
+    return any(row.word is not compared.Word.OTHER for row in found)
 
 
 def accept(options: argparse.Namespace) -> Output:
-    """Promotes rows and their predictions to a baseline."""
+    """Promotes rows and their predictions to a baseline: of a folder with nights those of the last one."""
     runs, folder = options.source, options.baseline
-    known, wanted = declared(), options.paper or None
-    chosen = accepting.choose(runs, folder, wanted, known)
-    files = accepting.write(runs, folder, wanted, known, chosen)
+    baseline.check_place(folder)
+    if not (runs / "nightly").is_dir():
+        return _accepted(options, None)
+    busy = f"a night is at work in {runs}: wait for its end"
+    with sole(runs / "nightly" / "lock", busy):
+        return _accepted(options, night.last(runs))
+
+
+def _accepted(options: argparse.Namespace, done: night.Night | None) -> Output:
+    runs, folder, known = options.source, options.baseline, declared()
+    for name in options.without:
+        if not any(name in rows for rows in known.values()):
+            raise UserError(f"--without {name}: no script has this row, see `bench list`")
+    if done is None:
+        files = {path: content(path)["id"] for path in row_files(runs)}
+        left: list[str] = []
+    else:
+        papers = options.paper or sorted({name.partition("/")[0] for name in done.rows})
+        _check_night(done, runs, papers, options.without)
+        files = {path: name for name, path in matching.files_of(done, runs).items()}
+        left = [name for name in done.left if name.partition("/")[0] in papers]
+    wanted = options.paper or sorted({name.partition("/")[0] for name in files.values()})
+    only = {path for path, name in files.items() if name not in options.without}
+    chosen = accepting.choose(runs, folder, wanted, known, only=only)
+    if not chosen:
+        raise UserError(f"no measured rows of {', '.join(wanted) or 'any paper'} in {runs}: nothing was accepted")
+    before = set(row_files(folder))
     kept = baseline.write(folder, chosen, Store(runs))
-    value = {"rows": [str(file) for file in files], "predictions": [str(path) for path in kept]}
-    return value, f"{len(files)} rows are the baseline {folder}, {len(kept)} with predictions", 0
+    written = accepting.write(runs, folder, wanted, known, chosen)
+    baseline.clear(folder, chosen, known)
+    removed = sorted(before - set(row_files(folder)))
+    value = {
+        "rows": [str(file) for file in written],
+        "predictions": [str(path) for path in kept],
+        "removed": [str(path) for path in removed],
+        "left": left,
+    }
+    text = f"{len(written)} rows are the baseline {folder}, {len(kept)} with predictions"
+    text += f"; {len(removed)} older ones went" if removed else ""
+    text += f"; {len(left)} planned rows are missing, for which the night had no time" if left else ""
+    return value, text, 0
+
+
+def _check_night(done: night.Night, runs: Path, papers: Sequence[str], without: Sequence[str]) -> None:
+    """Raises :class:`UserError` unless a night is whole, but for rows that are left out and want of time."""
+    if not done.ended:
+        raise UserError(f"night {done.number} in {runs} was stopped: run the same `bench nightly` to its end")
+    failed = [one.id for one in done.failed if one.id.partition("/")[0] in papers and one.id not in without]
+    if failed:
+        names = " ".join(failed)
+        raise UserError(
+            f"{len(failed)} rows failed in night {done.number} in {runs}: run another night, or leave them out by "
+            f"--without {names}"
+        )
+    for path in matching.files_of(done, runs).values():
+        if path.parts[-4] in papers and not path.exists():
+            raise UserError(f"{path} has gone, which night {done.number} wrote: run another night")
 
 
 def history(options: argparse.Namespace) -> Output:
     """Draws a row's nights."""
+    planning.papers()  # they declare metrics of their own
     entries = remembering.read(options.out)
     if not entries:
         raise UserError(f"no nights in {options.out}: run `bench nightly` first, or name the folder with --out")
     ids = list(dict.fromkeys(one.row for one in entries))
-    matching = [name for name in ids if options.row in (name, name.rpartition("/")[2])]
-    matching = matching or [name for name in ids if options.row.lower() in name]
-    if len(matching) != 1:
-        raise UserError(f"{options.row!r} names {len(matching)} rows: choose one of {', '.join(matching or ids)}")
-    (row,) = matching
+    named = [name for name in ids if options.row in (name, name.rpartition("/")[2])]
+    named = named or [name for name in ids if options.row.lower() in name]
+    if len(named) != 1:
+        raise UserError(f"{options.row!r} names {len(named)} rows: choose one of {', '.join(named or ids)}")
+    (row,) = named
+    own = [one for one in entries if one.row == row]
     value: dict[str, Any] = {
         "row": row,
-        "metrics": {metric: remembering.series(entries, row, metric) for metric in judged()},
+        "metrics": {metric: remembering.series(entries, row, metric) for metric in remembering.judged(own)},
         "drifts": [
             {"metric": metric, "since": since, "direction": found.direction, "shift": found.shift}
-            for _, metric, since, found in remembering.drifts([one for one in entries if one.row == row], judged())
+            for _, metric, since, found in remembering.drifts(own)
         ],
     }
     value["metrics"] = {name: points for name, points in value["metrics"].items() if points}
-    return value, remembering.text(entries, row, judged()), 0
-
-
-def judged() -> list[str]:
-    """The metrics that can get better or worse."""
-    return [name for name, known in metrics.declared().items() if known.better and "*" not in name]
+    return value, remembering.text(own, row), 0

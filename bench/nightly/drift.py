@@ -3,6 +3,15 @@
 Each night's value is compared with the mean and deviation of the nights before it (Hawkins 1987): under a constant
 normal process the scores are independent standard normal ones, whatever its unknown mean and deviation are.  Two
 cumulative sums then look for a mean that has gone up or down (Page 1954).  A single odd night counts at most CLIP.
+
+The same code gives the same number, night after night: of equal values in a row the first counts alone.  So a single
+step that stays is no drift, it is a change, which the comparison with the baseline tells; several steps in one
+direction are one.  A drift is told for LISTED nights; then a new series begins where it began, and what it came to is
+what later nights are compared with.
+
+The limit is one value's.  A night follows some thousand values (rows times metrics), of which those that are measured
+anew with noise, times above all, can alarm without any drift: of V such values one does every :func:`false_alarms` / V
+nights, and is listed for LISTED nights.  With a thousand of them that is one in three weeks.
 """
 
 from __future__ import annotations
@@ -19,6 +28,8 @@ SLACK = 0.5
 LIMIT = 8.74
 # nights before the first score, and the largest that one night can score
 FIRST, CLIP = 5, 3.0
+# nights that a drift is told, from the one that found it
+LISTED = 30
 
 
 @dataclass(frozen=True)
@@ -67,16 +78,28 @@ def scores(values: Sequence[float]) -> list[float]:
 
 
 def find(values: Sequence[float]) -> Drift | None:
-    """The drift in one value's nights, oldest first; None where the sums stay below their limit on the last night."""
+    """The drift in one value's nights, oldest first, that was found within the last LISTED of them; None for none."""
+    # of equal nights in a row the first
+    nights = [place for place, value in enumerate(values) if place == 0 or value != values[place - 1]]
+    begin = 0
+    while (alarm := _alarm([values[night] for night in nights[begin:]])) is not None:
+        since, place, direction = alarm
+        night = nights[begin + since]
+        if len(values) - nights[begin + place] <= LISTED:
+            before, after = values[nights[begin] : night], values[night:]
+            return Drift(night, direction, math.fsum(before) / len(before), math.fsum(after) / len(after))
+        begin += since
+    return None
+
+
+def _alarm(values: Sequence[float]) -> tuple[int, int, str] | None:
+    """Of the first alarm, the place where its sum began, the place where it passed the limit, and the direction."""
     sums, starts = {"up": 0.0, "down": 0.0}, {"up": FIRST, "down": FIRST}
     for place, score in enumerate(scores(values), start=FIRST):
         for direction, sign in (("up", 1.0), ("down", -1.0)):
             sums[direction] = max(0.0, sums[direction] + sign * score - SLACK)
             if sums[direction] == 0.0:
                 starts[direction] = place + 1
-    direction = max(sums, key=lambda name: sums[name])
-    if sums[direction] <= LIMIT:
-        return None
-    since = starts[direction]
-    before, after = values[:since], values[since:]
-    return Drift(since, direction, math.fsum(before) / len(before), math.fsum(after) / len(after))
+            if sums[direction] > LIMIT:
+                return starts[direction], place, direction
+    return None

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench import metrics as declarations
 from bench.errors import UserError
-from bench.nightly import baseline, drift
+from bench.nightly import drift, makings
 from bench.report.cells import aggregate
 from bench.report.load import content
 from bench.store import disk_errors, make_folder
@@ -46,8 +47,8 @@ def setting_of(row: Mapping[str, Any]) -> str:
     parts = [f"{name} {row['setting'].get(name)}" for name in _SETTING]
     if given := row["setting"].get("weights"):
         parts.append(f"weights {str(given['sha256'])[:12]}")
-    for title, of in (("made on", baseline.made_on), ("timed on", baseline.timed_on)):
-        parts += [f"{title} {' and '.join(found)}"] if (found := sorted(of(row))) else []
+    for title, of in (("made on", makings.made_on), ("timed on", makings.timed_on)):
+        parts += [f"{title} {' and '.join(map(str, found))}"] if (found := sorted(of(row))) else []
     return ", ".join(parts)
 
 
@@ -105,33 +106,42 @@ def read(out: Path) -> list[Entry]:
 
 
 def series(entries: Iterable[Entry], row: str, metric: str) -> list[tuple[int, float]]:
-    """One metric of one row over the nights as (night, value), in the setting of its latest night."""
+    """One metric of one row over the nights as (night, value), in the setting and on the data of its latest night."""
     own = [one for one in entries if one.row == row and one.metrics]
     if not own:
         return []
     return [
         (one.night, float(one.metrics[metric][0] or 0.0))
         for one in own
-        if one.setting == own[-1].setting and metric in one.metrics
+        if (one.setting, one.data) == (own[-1].setting, own[-1].data) and metric in one.metrics
     ]
 
 
-def drifts(entries: Sequence[Entry], wanted: Iterable[str]) -> list[tuple[str, str, int, drift.Drift]]:
-    """Drifts of the ``wanted`` metrics of all rows, as (row, metric, night it began, drift)."""
+def judged(entries: Iterable[Entry]) -> list[str]:
+    """The metrics in these lines that can get better or worse, those of a family by their own names."""
+    names = dict.fromkeys(name for one in entries for name in one.metrics)
+    return [name for name in names if (known := declarations.find(name)) is not None and known.better]
+
+
+def drifts(entries: Sequence[Entry]) -> list[tuple[str, str, int, drift.Drift]]:
+    """Drifts of what can get better or worse in all rows, as (row, metric, night it began, drift)."""
+    by_row: dict[str, list[Entry]] = {}
+    for one in entries:
+        by_row.setdefault(one.row, []).append(one)
     found = []
-    for row in dict.fromkeys(one.row for one in entries):
-        for metric in wanted:
-            points = series(entries, row, metric)
+    for row, own in by_row.items():
+        for metric in judged(own):
+            points = series(own, row, metric)
             alarm = drift.find([value for _, value in points])
             if alarm is not None:
                 found.append((row, metric, points[alarm.since][0], alarm))
     return found
 
 
-def text(entries: Sequence[Entry], row: str, metrics: Iterable[str]) -> str:
+def text(entries: Sequence[Entry], row: str) -> str:
     """A row's nights for people: for each metric a bar for each night, its range, and a drift where there is one."""
     lines = [row]
-    for metric in metrics:
+    for metric in judged(one for one in entries if one.row == row):
         points = series(entries, row, metric)
         if points:
             values = [value for _, value in points]

@@ -106,6 +106,21 @@ def _read(out: Path, number: int) -> Night | None:
         return None  # killed before its first row ended
 
 
+def last(out: Path) -> Night | None:
+    """The last night in ``out``, whether it ended or not; None where there is none.
+
+    Raises :class:`UserError` where nothing is known of it: it was killed before its first row ended.
+    """
+    numbers = [int(path.name) for path in (out / "nightly").glob("[0-9]*") if path.name.isdigit()]
+    if not numbers:
+        return None
+    found = _read(out, max(numbers))
+    if found is None:
+        number = max(numbers)
+        raise UserError(f"night {number} in {out} was stopped before its first row ended: run `bench nightly` again")
+    return found
+
+
 def keep(out: Path, night: Night) -> None:
     """Writes the night's state."""
     write_json(folder(out, night.number) / STATE, asdict(night))

@@ -51,9 +51,11 @@ def markdown(
     elif checked:
         counts = Counter(str(row.word) for row in checked)
         words = ", ".join(f"{count} {word}" for word, count in counts.most_common())
-        elsewhere = sum(any(one.elsewhere for one in row.compared) for row in checked)
-        told = f" ({elsewhere} beside networks or times of other hardware)" if elsewhere else ""
+        elsewhere = sum(any(one.excuse in checking.ELSEWHERE for one in row.compared) for row in checked)
+        told = f" ({elsewhere} beside networks or times of other hardware or packages)" if elsewhere else ""
         parts.append(f"Against the baseline {baseline}: {words}{told}.")
+    if others := [row for row in checked if row.other]:
+        parts.append(f"## In another setting than the baseline {baseline}\n\n" + "\n".join(_others(others)))
     if drifts:
         lines = [
             f"- {row}, {metric}: {found.direction} since night {since}, {found.before:.4g} to {found.after:.4g}"
@@ -100,6 +102,14 @@ def _verdict(night: Night, checked: Sequence[checking.RowCheck], problem: str) -
     if not night.ended:
         return ", ".join(["stopped", *said])
     return ", ".join(said) or "fine"
+
+
+def _others(rows: Sequence[checking.RowCheck]) -> list[str]:
+    """Each difference in choices with the rows that have it."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(row.other, []).append(row.id)
+    return [f"- {len(found)} rows ({_inline(why)}): {', '.join(found)}" for why, found in names.items()]
 
 
 def _failed(report: Report, night: Night) -> str:

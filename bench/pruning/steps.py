@@ -28,7 +28,7 @@ from bench.pruning.reconstruction import reconstruct
 from bench.pruning.selection import Layer, select
 from bench.pruning.walk import Walk
 from bench.pruning.widths import MacModel, error_driven, scaled
-from bench.steps import Context, DataValue, Kind, Step, make_step
+from bench.steps import RATES, Context, DataValue, Kind, Step, make_step
 from bench.store import Record, Result, digest
 
 METRICS = (
@@ -364,9 +364,15 @@ def pruned(
 
 
 def single_layer(parent: Step, params: SingleLayer, data: DataValue, work: float) -> Step:
-    """The step that prunes one layer of the dense network alone, by several criteria."""
+    """The step that prunes one layer of the dense network alone, by several criteria.
+
+    It keeps no network, it measures many: an evaluation, which nights do anew.
+    """
     name = f"single layer({params.reader})"
-    return make_step(Kind.PRUNE, name, run_single_layer, params, [parent], data=data, device=parent.device, work=work)
+    device, rate = parent.device, RATES[Kind.PRUNE]
+    return make_step(
+        Kind.EVALUATE, name, run_single_layer, params, [parent], data=data, device=device, work=work, rate=rate
+    )
 
 
 def _target(widths: Widths) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,26 @@ def accept(
 
 
 def choose(
-    runs: Path, results: Path, papers: Sequence[str] | None, declared: Declarations, *, allow_dirty: bool = False
+    runs: Path,
+    results: Path,
+    papers: Sequence[str] | None,
+    declared: Declarations,
+    *,
+    allow_dirty: bool = False,
+    only: Collection[Path] | None = None,
 ) -> Chosen:
     """The row files in ``runs`` of these papers (all for None) that go to ``results``; nothing is written yet.
 
-    Rows that no script declares any more are left out.  Rows that ran replace what is there; rows that did not are
-    taken only where nothing was measured, so that no value is lost.  Raises :class:`UserError` where the code that made
-    one of the rows was not committed, unless ``allow_dirty``, where a row file is unreadable, and where nothing is
-    found.
+    With ``only`` no others than these files.  Rows that no script declares any more are left out.  Rows that ran
+    replace what is there; rows that did not are taken only where nothing was measured, so that no value is lost.
+    Raises :class:`UserError` where the code that made one of the rows was not committed, unless ``allow_dirty``, where
+    a row file is unreadable, and where nothing is found.
     """
     chosen = []
     for paper in _papers(runs, papers):
         for path in row_files(runs, paper):
+            if only is not None and path not in only:
+                continue
             row = content(path)
             if row["id"] not in declared.get(paper, {}):
                 continue

@@ -25,7 +25,14 @@ from bench.versatile.learned import learned_layers, network_orthogonality, ortho
 
 METRICS = (
     Metric(
-        "mask_bits", "mask bits", "bits", None, "Bits of the learned masks, beside the parameters.", "lower", count=True
+        "mask_bits",
+        "mask bits",
+        "bits",
+        None,
+        "Bits of the learned masks, beside the parameters.",
+        "lower",
+        count=True,
+        exact=True,
     ),
     Metric(
         "mask_overlap", "mask overlap", "", 3, "Mean of L_orth over layers and filters, 0 where masks are orthogonal."

@@ -2,70 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from baselines import IMAGES, PROVENANCE, bare, both, evaluation, put, ranged, row, top1
 
 from bench.errors import UserError
 from bench.nightly import baseline
-from bench.nightly.check import Word, check, text
-from bench.store import Record, Result, Store, row_path
-
-PROVENANCE = {
-    "code": "a" * 40,
-    "versions": {"torch": "2.9.1"},
-    "hardware": {"name": "a processor", "threads": 2},
-    "date": "2026-01-01T00:00:00+00:00",
-}
-IMAGES = 2000
-
-
-def row(records: list[dict[str, Any]], **provenance: Any) -> dict[str, Any]:
-    """A row file of one evaluation."""
-    return {
-        "id": "toy/table-1/pruned",
-        "setting": {"scale": "clutter", "seeds": [0], "device": "cpu", "data": {"name": "clutter", "fingerprint": "f"}},
-        "status": "ran",
-        "shape": None,
-        "records": [{**record, "step": "key"} for record in records],
-        "steps": {
-            "key": {"step": "evaluated(net)", "kind": "evaluate", "provenance": {**PROVENANCE, **provenance}},
-        },
-    }
-
-
-def put(root: Path, value: dict[str, Any]) -> Path:
-    path = row_path(root, value["id"], value["setting"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-    return path
-
-
-def top1(right: int) -> dict[str, Any]:
-    """An accuracy over 2,000 images with its normal interval."""
-    share = right / IMAGES
-    half = 196.0 * (share * (1 - share) / IMAGES) ** 0.5
-    value = 100.0 * share
-    return Record("top1_acc", value, "%", value - half, value + half, IMAGES, 0).to_json()
-
-
-def timed(value: float, half: float, name: str = "latency_dense", unit: str = "ms") -> dict[str, Any]:
-    return Record(name, value, unit, value - half, value + half).to_json()
-
-
-def evaluation(store: Store, classes: torch.Tensor, labels: torch.Tensor) -> None:
-    logits = torch.nn.functional.one_hot(classes, 10).float()
-    store.save("key", Result(arrays={"logits": logits, "labels": labels}), {})
-
-
-def both(tmp_path: Path, before: dict[str, Any], now: dict[str, Any]) -> Any:
-    put(tmp_path / "base", before)
-    put(tmp_path / "runs", now)
-    (found,) = check(tmp_path / "runs", tmp_path / "base")
-    return found
+from bench.nightly.check import check, text
+from bench.nightly.compared import Word
+from bench.store import Record, Store
 
 
 def test_unchanged_is_the_same(tmp_path: Path) -> None:
@@ -134,14 +82,33 @@ def test_other_data_are_not_paired_and_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("now", "half", "word"),
     [
-        (13.0, 0.2, Word.WORSE),  # 30 % slower
-        (10.8, 0.2, Word.SAME),  # 8 %: within the 10 % that neighbours are worth
-        (8.5, 0.2, Word.BETTER),
-        (12.0, 3.0, Word.AMBIGUOUS),  # so wide an interval could not have seen 15 %
+        (1.4, 0.02, Word.WORSE),  # 30 % less
+        (1.84, 0.02, Word.SAME),  # 8 %: within the 10 % that neighbours are worth
+        (2.3, 0.02, Word.BETTER),
+        (2.1, 0.5, Word.AMBIGUOUS),  # so wide an interval could not have seen 15 %
     ],
 )
-def test_times_have_a_relative_tolerance(tmp_path: Path, now: float, half: float, word: Word) -> None:
-    assert both(tmp_path, row([timed(10.0, 0.2)]), row([timed(now, half)])).word is word
+def test_speed_ups_have_a_relative_tolerance(tmp_path: Path, now: float, half: float, word: Word) -> None:
+    before, after = (row([ranged(*pair, "realised_speedup", "x")]) for pair in ((2.0, 0.02), (now, half)))
+    assert both(tmp_path, before, after).word is word
+
+
+@pytest.mark.parametrize(("now", "word"), [(13.0, Word.AMBIGUOUS), (8.0, Word.AMBIGUOUS), (10.8, Word.SAME)])
+def test_a_time_alone_is_one_of_a_machine_s_hour(tmp_path: Path, now: float, word: Word) -> None:
+    found = both(tmp_path, row([ranged(10.0, 0.2)]), row([ranged(now, 0.2)]))
+    assert found.word is word and not found.failed
+    assert ("another hour" in text([found])) is (word is Word.AMBIGUOUS)
+
+
+def test_each_clock_has_its_own_first_time(tmp_path: Path) -> None:
+    """The host took half as long again, the GPU did not: by its own clock the skipped network is 30 % slower."""
+    names = ("latency_dense", "latency_skipped", "latency_dense_events", "latency_skipped_events")
+    before, now = (
+        row([ranged(value, 0.01, name) for name, value in zip(names, values, strict=True)])
+        for values in ((10.0, 4.0, 8.0, 3.0), (15.0, 6.0, 8.0, 3.9))
+    )
+    words = [one.word for one in both(tmp_path, before, now).compared]
+    assert words == [Word.AMBIGUOUS, Word.SAME, Word.SAME, Word.WORSE]
 
 
 @pytest.mark.parametrize(
@@ -157,8 +124,8 @@ def test_times_have_a_relative_tolerance(tmp_path: Path, now: float, half: float
 def test_times_are_compared_in_units_of_the_dense_network_s(
     tmp_path: Path, dense: float, skipped: float, words: tuple[Word, Word]
 ) -> None:
-    before = row([timed(10.0, 0.2), timed(4.0, 0.1, "latency_skipped")])
-    found = both(tmp_path, before, row([timed(dense, 0.2), timed(skipped, 0.1, "latency_skipped")]))
+    before = row([ranged(10.0, 0.2), ranged(4.0, 0.1, "latency_skipped")])
+    found = both(tmp_path, before, row([ranged(dense, 0.2), ranged(skipped, 0.1, "latency_skipped")]))
     assert tuple(one.word for one in found.compared) == words
     assert found.failed == (Word.WORSE in words)
 
@@ -166,8 +133,8 @@ def test_times_are_compared_in_units_of_the_dense_network_s(
 def test_the_share_of_a_saving_that_was_realised_is_a_time_s(tmp_path: Path) -> None:
     """In percent, and still a ratio of times: 44.6 % and 41.8 % are the same, 33.2 % is less."""
     for now, word in ((41.8, Word.SAME), (33.2, Word.WORSE)):
-        before = row([timed(44.6, 0.5, "realised_share", "%")])
-        assert both(tmp_path, before, row([timed(now, 0.5, "realised_share", "%")])).word is word
+        before = row([ranged(44.6, 0.5, "realised_share", "%")])
+        assert both(tmp_path, before, row([ranged(now, 0.5, "realised_share", "%")])).word is word
 
 
 def test_the_load_of_the_machine_is_not_judged(tmp_path: Path) -> None:
@@ -180,6 +147,39 @@ def test_sizes_have_none(tmp_path: Path) -> None:
     """One parameter more is worse: what was counted has no noise."""
     size = [Record("params", value, "").to_json() for value in (853_018, 853_019)]
     assert both(tmp_path, row([size[0]]), row([size[1]])).word is Word.WORSE
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "before", "now", "word"),
+    [
+        # measured, without an interval: 2 % of the value
+        ("dynamic_macs", "MACs", 1e6, 1.019e6, Word.SAME),
+        ("dynamic_macs", "MACs", 1e6, 1.021e6, Word.WORSE),
+        ("dynamic_speedup", "x", 2.0, 1.97, Word.SAME),
+        ("dynamic_speedup", "x", 2.0, 1.9, Word.WORSE),
+        ("weight_reduction", "x", 3.0, 3.1, Word.BETTER),
+        ("memory_peak_batch1", "MB", 5.0, 5.05, Word.SAME),
+        ("held_out_error", "%", 20.0, 20.3, Word.SAME),
+        ("held_out_error", "%", 20.0, 20.5, Word.WORSE),
+        ("coco_ap", "%", 30.0, 29.5, Word.SAME),
+        ("coco_ap", "%", 30.0, 29.0, Word.WORSE),
+        ("chosen_channels", "%", 40.0, 38.0, Word.WORSE),
+        # and a tenth of a point, which is much of little: nobody can tell
+        ("coco_ap_s", "%", 0.3, 0.25, Word.AMBIGUOUS),
+        ("coco_ap_s", "%", 0.3, 0.1, Word.WORSE),
+        # rounding's
+        ("skipped_float64_difference", "", 5e-16, 8e-16, Word.SAME),
+        ("skipped_float64_difference", "", 5e-16, 1e-3, Word.WORSE),
+        # counted: any change is one, but for a sum in another order
+        ("expected_macs", "MACs", 1282911717.468567, 1282911717.468569, Word.SAME),
+        ("expected_macs", "MACs", 1282911717.468567, 1282911718.468567, Word.SAME),
+        ("expected_macs", "MACs", 1282911717.0, 1282911720.0, Word.WORSE),
+        ("theoretical_speedup", "x", 3.0, 3.0000000000000004, Word.SAME),
+        ("speedup", "x", 2.0, 1.999999, Word.WORSE),
+    ],
+)
+def test_what_has_no_interval(tmp_path: Path, name: str, unit: str, before: float, now: float, word: Word) -> None:
+    assert both(tmp_path, row([bare(name, before, unit)]), row([bare(name, now, unit)])).word is word
 
 
 ELSEWHERE = {"hardware": {"name": "another processor", "threads": 2}}
@@ -200,6 +200,9 @@ ELSEWHERE = {"hardware": {"name": "another processor", "threads": 2}}
         # speed-ups are a machine's
         ("time", [0, 1, 2], "time", Word.AMBIGUOUS),
         ("train", [0], "time", Word.WORSE),
+        # measured without an interval, of one network and of three
+        ("train", [0], "dynamic", Word.AMBIGUOUS),
+        ("train", [0, 1, 2], "dynamic", Word.WORSE),
     ],
 )
 @pytest.mark.parametrize("where", [ELSEWHERE, {"hardware": {"name": "a processor", "threads": 1}}])
@@ -210,13 +213,14 @@ def test_beside_a_baseline_from_elsewhere(
         "accuracy": ([top1(1800)], [top1(1700)]),
         "macs": ([Record("macs", 1e6, "MACs").to_json()], [Record("macs", 1.04e6, "MACs").to_json()]),
         "more macs": ([Record("macs", 1e6, "MACs").to_json()], [Record("macs", 1.06e6, "MACs").to_json()]),
-        "time": ([timed(2.0, 0.01, "realised_speedup", "x")], [timed(1.0, 0.01, "realised_speedup", "x")]),
+        "dynamic": ([bare("dynamic_macs", 1e6, "MACs")], [bare("dynamic_macs", 1.3e6, "MACs")]),
+        "time": ([ranged(2.0, 0.01, "realised_speedup", "x")], [ranged(1.0, 0.01, "realised_speedup", "x")]),
     }
     before, now = row(records[record][0]), row(records[record][1], **where)
     for one in (before, now):
         one["setting"]["seeds"], one["steps"]["key"]["kind"] = seeds, kind
     found = both(tmp_path, before, now)
-    assert found.word is word and found.compared[0].elsewhere is (word is Word.AMBIGUOUS)
+    assert found.word is word and (found.compared[0].excuse == "other hardware") is (word is Word.AMBIGUOUS)
     assert ("other hardware" in text([found])) is (word is Word.AMBIGUOUS)
     # on the same hardware each of them is worse, whatever evaluated the networks
     same = {"made_on": [PROVENANCE["hardware"]]}
@@ -227,12 +231,123 @@ def test_beside_a_baseline_from_elsewhere(
     assert found.word is Word.WORSE
 
 
+def made(row_: dict[str, Any], how: str, *versions: str) -> dict[str, Any]:
+    """The row with how its networks were made, and by which packages."""
+    return {**row_, "made_with": {"how": how, "versions": list(versions)}}
+
+
+@pytest.mark.parametrize(
+    ("how", "versions", "seeds", "word"),
+    [
+        # another torch rounds otherwise: one network of it is another network
+        ("same", ("torch 2.10.0",), [0], Word.AMBIGUOUS),
+        ("same", ("torch 2.10.0",), [0, 1, 2], Word.WORSE),
+        # the same packages explain nothing, and no package explains what changed code or parameters did
+        ("same", ("torch 2.9.1",), [0], Word.WORSE),
+        ("other", ("torch 2.9.1",), [0], Word.WORSE),
+        ("other", ("torch 2.10.0",), [0], Word.WORSE),
+    ],
+)
+def test_other_packages_make_other_networks(
+    tmp_path: Path, how: str, versions: tuple[str, ...], seeds: list[int], word: Word
+) -> None:
+    before, now = made(row([top1(1800)]), "same", "torch 2.9.1"), made(row([top1(1700)]), how, *versions)
+    for one in (before, now):
+        one["setting"]["seeds"] = seeds
+    found = both(tmp_path, before, now)
+    assert found.word is word and (found.compared[0].excuse == "other packages") is (word is Word.AMBIGUOUS)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "word"),
+    [
+        (None, "AVX512", Word.WORSE),  # older records have the name alone
+        ("AVX2", None, Word.WORSE),
+        ("AVX512", "AVX512", Word.WORSE),
+        ("AVX2", "AVX512", Word.AMBIGUOUS),
+    ],
+)
+def test_processors_of_one_name_differ_in_their_instructions(
+    tmp_path: Path, before: str | None, now: str | None, word: Word
+) -> None:
+    rows = []
+    for right, capability in ((1800, before), (1700, now)):
+        hardware = {**PROVENANCE["hardware"], **({} if capability is None else {"capability": capability})}
+        rows.append(row([top1(right)], hardware=hardware))
+    found = both(tmp_path, *rows)
+    assert found.word is word
+    assert any(part.startswith("device") for part in found.differs) is (word is Word.AMBIGUOUS)
+
+
+def point(value: float, series: str, x: float, half: float = 0.2) -> dict[str, Any]:
+    return Record("top1_err_increase", value, "pp", value - half, value + half, IMAGES, 0, x=x, series=series).to_json()
+
+
+def test_points_of_curves_are_compared_by_series_and_place(tmp_path: Path) -> None:
+    before = row([point(1.0, "lasso", 1.5), point(2.0, "lasso", 2.0), point(3.0, "first k", 2.0)])
+    assert both(tmp_path, before, before).word is Word.SAME
+    worse = row([point(1.0, "lasso", 1.5), point(9.0, "lasso", 2.0), point(3.0, "first k", 2.0)])
+    found = both(tmp_path, before, worse)
+    assert [one.word for one in found.compared] == [Word.SAME, Word.WORSE, Word.SAME]
+    assert "lasso at 2: +2.00 before, +9.00 now" in text([found])
+    gone = both(tmp_path, before, row([point(1.0, "lasso", 1.5), point(2.0, "lasso", 2.0)]))
+    assert gone.word is Word.MISSING and "first k at 2: was +3.00, not measured now" in text([gone])
+
+
+def test_a_row_of_which_nothing_is_compared_is_not_the_same(tmp_path: Path) -> None:
+    found = both(tmp_path, row([bare("machine_load", 0.5)]), row([bare("machine_load", 0.5)]))
+    assert found.word is Word.AMBIGUOUS and "nothing to compare" in text([found])
+    assert both(tmp_path, row([point(1.0, "lasso", 1.5)]), row([bare("machine_load", 0.5)])).word is Word.MISSING
+
+
+@pytest.mark.parametrize(("lost", "word"), [(0, Word.SAME), (1, Word.SAME), (12, Word.WORSE)])
+def test_an_error_is_paired_as_its_accuracy(tmp_path: Path, lost: int, word: Word) -> None:
+    labels = torch.arange(IMAGES) % 10
+    before = labels.clone()
+    before[1800:] = (before[1800:] + 1) % 10
+    now = before.clone()
+    now[:lost] = (now[:lost] + 1) % 10
+
+    def with_error(right: int) -> dict[str, Any]:
+        error = 100.0 - right / 20.0
+        return row([top1(right), {**ranged(error, 1.3, "top1_err", "%"), "seed": 0}])
+
+    path = put(tmp_path / "base", with_error(1800))
+    old = Store(tmp_path / "old")
+    evaluation(old, before, labels)
+    baseline.write(tmp_path / "base", [(path, with_error(1800))], old)
+    evaluation(Store(tmp_path / "runs"), now, labels)
+    put(tmp_path / "runs", with_error(1800 - lost))
+    (found,) = check(tmp_path / "runs", tmp_path / "base")
+    assert {one.metric: (one.word, one.changed) for one in found.compared} == {
+        "top1_acc": (word, lost),
+        "top1_err": (word, lost),
+    }
+
+
+def test_metrics_of_families_are_judged(tmp_path: Path) -> None:
+    before, now = (row([ranged(value, 2.0, "ap_voc07 (3)", "%")]) for value in (60.0, 40.0))
+    assert both(tmp_path, before, now).word is Word.WORSE
+
+
+def test_of_several_data_sets_no_clock_says_which_counts(tmp_path: Path) -> None:
+    """The row's data changed: one other set is compared, of two nobody can tell."""
+    put(tmp_path / "base", row([top1(1800)]))
+    for place, fingerprint in enumerate(("one", "two")):
+        other = row([top1(1800)], date=f"2026-01-0{place + 1}")
+        other["setting"]["data"]["fingerprint"] = fingerprint
+        put(tmp_path / "runs", other)
+        (found,) = check(tmp_path / "runs", tmp_path / "base")
+        assert found.word is (Word.SAME, Word.MISSING)[place]
+    assert "was measured on 2 other data sets" in text([found])
+
+
 def test_what_is_missing_fails_and_what_differs_is_named(tmp_path: Path) -> None:
     put(tmp_path / "base", row([top1(1800)]))
     (tmp_path / "runs").mkdir()
     (found,) = check(tmp_path / "runs", tmp_path / "base")
     assert found.word is Word.MISSING and found.failed and "was not run" in text([found])
-    gone = both(tmp_path, row([top1(1800), timed(1.0, 0.01)]), row([top1(1800)]))
+    gone = both(tmp_path, row([top1(1800), ranged(1.0, 0.01)]), row([top1(1800)]))
     assert gone.word is Word.MISSING
     worse = both(tmp_path, row([top1(1800)]), row([top1(1500)], code="b" * 40, versions={"torch": "2.10.0"}))
     said = text([worse])

@@ -37,9 +37,31 @@ def test_constant_nights_are_no_drift_and_one_odd_night_is_none() -> None:
         assert drift.find(nights.tolist()) is None
 
 
-def test_a_constant_value_that_steps_is_found() -> None:
-    found = drift.find([5.0] * 30 + [5.1] * 60)
-    assert found is not None and found.direction == "up" and 28 <= found.since <= 31
+def test_a_step_that_stays_is_a_change_and_no_drift() -> None:
+    """The same code gives the same number: one change of it is told by the comparison with the baseline."""
+    for nights in (1, 10, 60):
+        assert drift.find([5.0] * 30 + [5.1] * nights) is None
+    assert drift.find([5.0] * 30 + [5.1] * 30 + [4.9] * 30) is None
+
+
+def test_steps_in_one_direction_are_a_drift() -> None:
+    """A little worse with every change of the code, each of which stays for a week."""
+    nights = [90.0 - 0.05 * (n // 7) for n in range(7 * 16)]
+    found = drift.find(nights)
+    assert found is not None and found.direction == "down" and found.since % 7 == 0
+
+
+def test_a_drift_is_told_for_thirty_nights_and_then_is_what_later_nights_are_compared_with() -> None:
+    """A step of five deviations: found within a week, told for a month; a second one is found from there."""
+    noise = np.random.default_rng(5).normal(0.0, 1.0, 200)
+    noise[60:] += 5.0
+    told = [end for end in range(1, 161) if drift.find(noise[:end].tolist()) is not None]
+    assert told == list(range(told[0], told[0] + 30)) and 62 <= told[0] <= 68
+    noise[160:] += 5.0
+    found = drift.find(noise.tolist()[:170])
+    assert found is not None and 160 <= found.since <= 162
+    # its mean before is that since the first step
+    assert found.before == pytest.approx(5.0, abs=0.5) and found.after == pytest.approx(10.0, abs=1.5)
 
 
 def test_no_alarm_in_a_hundred_clean_nights() -> None:

@@ -43,20 +43,38 @@ def test_another_setting_is_another_series(tmp_path: Path) -> None:
     assert history.series([*entries, failed], "toy/t/a", "top1_acc") == [(2, 90.0), (3, 91.0)]
 
 
+def test_other_data_are_another_series() -> None:
+    """Numbers about other data are not compared with those before, nor do they drift from them."""
+    entries = [night(n, 90.0 + 0.001 * (n % 3)) for n in range(1, 31)]
+    entries += [night(n, 70.0 + 0.001 * (n % 3), data="other") for n in range(31, 41)]
+    assert history.series(entries, "toy/t/a", "top1_acc")[0][0] == 31
+    assert history.drifts(entries) == []
+
+
+def test_families_and_the_gpu_s_clocks_are_judged_and_loads_are_not() -> None:
+    """Of a family each by its own name; every time by every clock."""
+    names = ["latency_dense_events", "realised_speedup_graph", "realised_share_events", "ap_voc07 (3)", "latency_p99"]
+    values = {name: [1.0, None, None] for name in (*names, "machine_load", "nobody_s")}
+    one = replace(night(1, 0.0), metrics=values)
+    assert history.judged([one]) == names
+    lines = history.text([one], "toy/t/a").splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:]] == names
+
+
 def test_drifts_name_row_metric_and_night() -> None:
     entries = [night(n, 90.0 + 0.001 * (n % 3)) for n in range(1, 31)]
-    assert history.drifts(entries, ["top1_acc"]) == []
+    assert history.drifts(entries) == []
     entries += [night(n, 90.0 + 0.001 * (n % 3) - 0.001 * (n - 30)) for n in range(31, 71)]
-    ((row, metric, since, found),) = history.drifts(entries, ["top1_acc"])
+    ((row, metric, since, found),) = history.drifts(entries)
     assert (row, metric, found.direction) == ("toy/t/a", "top1_acc", "down") and 30 <= since <= 40
 
 
 def test_bars_and_their_range() -> None:
     entries = [night(n, value) for n, value in enumerate([1.0, 2.0, 8.0], start=1)]
-    said = history.text(entries, "toy/t/a", ["top1_acc", "top5_acc"])
+    said = history.text(entries, "toy/t/a")
     assert said == "toy/t/a\n  top1_acc: ▁▂█ (3 nights, 1 to 8, last 8)"
     with pytest.raises(UserError, match="no night has measured"):
-        history.text(entries, "toy/t/a", ["top5_acc"])
+        history.text(entries, "toy/t/b")
 
 
 def test_data_that_changed_since_the_last_night_are_told() -> None:
@@ -89,8 +107,10 @@ def test_networks_of_other_weights_or_threads_are_another_series() -> None:
 
     alike = history.setting_of(row(1, None))
     assert alike == "scale clutter, seeds [0], device cpu, made on CPU with 1 threads, timed on CPU with 2 threads"
-    others = [row(2, None), row(1, "a" * 64), row(1, "b" * 64), row(1, None, 4)]
-    assert len({alike, *map(history.setting_of, others)}) == 5
+    wider = row(1, None)
+    wider["made_on"] = [{**wider["made_on"][0], "capability": "AVX512"}]
+    others = [row(2, None), row(1, "a" * 64), row(1, "b" * 64), row(1, None, 4), wider]
+    assert len({alike, *map(history.setting_of, others)}) == 6
     assert history.setting_of(row(1, None)) == alike
 
 

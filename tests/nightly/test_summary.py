@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 from bench.nightly import summary
-from bench.nightly.check import Compared, RowCheck, Word
+from bench.nightly.check import RowCheck
 from bench.nightly.child import Report
+from bench.nightly.compared import Compared, Word
 from bench.nightly.drift import Drift
 from bench.nightly.night import Night
 
@@ -45,11 +46,28 @@ def test_a_night_of_two_failures_and_a_regression() -> None:
 
 def test_a_fine_night() -> None:
     fine = Night(1, {}, None, "d", rows={"toy/t/a": NIGHT.rows["toy/t/a"]}, ended=True)
-    page = summary.markdown(fine, [RowCheck("toy/t/a", "clutter")], [], [], "base")
+    same = RowCheck("toy/t/a", "clutter", [Compared("top1_acc", 90.0, 90.0, 0.5, Word.SAME)])
+    page = summary.markdown(fine, [same], [], [], "base")
     assert page.startswith("# Night 1: fine\n") and "Against the baseline base: 1 SAME." in page
     assert summary.status(fine, []) == 0
     different = Night(1, {}, None, "d", networks=[{"network": "n", "verdict": "different", "words": "w", "top1": 1.0}])
     assert summary.status(different, []) == 1
+
+
+def test_what_is_excused_and_what_is_in_another_setting_are_counted_and_named() -> None:
+    fine = Night(1, {}, None, "d", rows={"toy/t/a": NIGHT.rows["toy/t/a"]}, ended=True)
+    excused = [
+        RowCheck(f"toy/t/{why[-8:]}", "clutter", [Compared("top1_acc", 90.0, 80.0, 0.5, Word.AMBIGUOUS, excuse=why)])
+        for why in ("other hardware", "other packages", "another hour of the machine")
+    ]
+    others = [RowCheck(f"toy/t/{name}", "clutter", other="device cuda before, cpu now") for name in "bc"]
+    page = summary.markdown(fine, [*excused, *others], [], [], "base")
+    assert "base: 3 AMBIGUOUS, 2 OTHER SETTING (2 beside networks or times of other hardware or packages)." in page
+    assert (
+        "## In another setting than the baseline base\n\n- 2 rows (device cuda before, cpu now): toy/t/b, toy/t/c"
+        in page
+    )
+    assert summary.status(fine, [*excused, *others]) == 0
 
 
 def test_a_night_that_was_stopped_says_what_it_did_not_reach() -> None:

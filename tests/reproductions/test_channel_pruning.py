@@ -8,6 +8,7 @@ import pytest
 
 from bench.measure import steps as measuring
 from bench.models.recipe import Recipe
+from bench.nightly.order import FRESH
 from bench.pruning import steps as pruning
 from bench.pruning.calibration import Sampling
 from bench.pruning.layerwise import Method
@@ -493,6 +494,7 @@ def test_figure_4_prunes_single_layers_by_four_criteria() -> None:
         chain, recipe = chain_of(ROWS["Figure 4", name], setting("imagenet", (0,)))
         (step,) = chain.records
         assert step.run is pruning.run_single_layer
+        assert step.kind in FRESH and step.kind is Kind.EVALUATE  # accuracies, which a night measures anew
         assert step.params == pruning.SingleLayer(
             reader, ("first k", "max response", "lasso", "exact"), (1.25, 1.5, 2.0, 2.5, 3.0, 4.0),
             Sampling(positions=10, seed=0), 5000,

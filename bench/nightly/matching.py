@@ -1,0 +1,102 @@
+"""Which row of a run stands against one of the baseline, or why none does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import planning
+from bench.data import EMBEDDED
+from bench.nightly import settings
+from bench.nightly.night import Night
+from bench.nightly.order import EMBEDDED_SCALE
+from bench.report.load import RAN, content
+
+
+@dataclass(frozen=True)
+class Match:
+    """The row ``now``; else why it is ``missing``, or in which choices it is ``other`` than the baseline's."""
+
+    now: Mapping[str, Any] | None = None
+    missing: str = ""
+    other: str = ""
+
+
+def files_of(done: Night, out: Path) -> dict[str, Path]:
+    """The files of the rows that a night measured, by row, in the folder ``out`` wherever it has been moved to."""
+    return {name: out.joinpath(*path.parts[-4:]) for name, path in done.files.items()}
+
+
+def in_run(before: Mapping[str, Any], runs: Path, place: Path) -> Match:
+    """The file of the same name in ``runs``, else the only one of the row that differs in its data alone."""
+    if (runs / place).exists():
+        return _ran(content(runs / place))
+    stem = place.name.rpartition("--")[0]
+    rows = [content(path) for path in sorted((runs / place.parent).glob(f"{stem}--*.json"))]
+    like = [row for row in rows if row["id"] == before["id"] and _alike(before, row)]
+    if len(like) > 1:  # no clock says which of them counts
+        return Match(missing=f"was measured on {len(like)} other data sets: leave one of them in {runs}")
+    return _ran(like[0]) if like else Match(missing="was not run")
+
+
+def in_night(before: Mapping[str, Any], done: Night, out: Path) -> Match | None:
+    """The row as the night measured it; None for rows that it was not asked for or had no time for."""
+    name, scale = before["id"], before["setting"]["scale"]
+    file = files_of(done, out).get(name)
+    if file is not None:
+        now = content(file)
+        if now["setting"]["scale"] != scale:
+            return None
+        if other := settings.differing(settings.chosen(before), settings.chosen(now)):
+            return Match(other=other)
+        if (seeds := _seeds(before)) != _seeds(now):
+            words = f"seeds {seeds} before, {_seeds(now)} now"
+            one = done.arguments.get("seed") is not None
+            return Match(other=words) if one else Match(missing=f"{words}: accept a new baseline")
+        return _ran(now)
+    if name in done.left or not _asked(before, done):
+        return None
+    if other := _other_night(before, done):
+        return Match(other=other)
+    if (report := done.rows.get(name)) is not None:
+        return Match(missing=f"{report.status}: {report.reason}")
+    if name in done.not_run:
+        return Match(missing=f"cannot run any more: {done.not_run[name]}")
+    return Match(missing="no script has this row at this scale any more")
+
+
+def _ran(row: Mapping[str, Any]) -> Match:
+    return Match(row) if row["status"] == RAN else Match(missing=str(row["status"]))
+
+
+def _alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    return settings.chosen(before) == settings.chosen(now) and _seeds(before) == _seeds(now)
+
+
+def _seeds(row: Mapping[str, Any]) -> list[int]:
+    return list(row["setting"].get("seeds", ()))
+
+
+def _asked(row: Mapping[str, Any], done: Night) -> bool:
+    """Whether the night was asked for the row at its scale."""
+    setting, papers = row["setting"], done.arguments.get("papers")
+    paper = row["id"].partition("/")[0]
+    if papers and paper not in papers:
+        return False
+    scale = done.arguments.get("scale")
+    if scale == EMBEDDED_SCALE:
+        return setting["scale"] in EMBEDDED and not setting.get("folder")
+    if scale is None:  # each row at its own; of one that no script has any more nobody knows it
+        known = planning.papers().get(paper)
+        own = None if known is None else known.ids.get(row["id"])
+        return own is None or own.scale == setting["scale"]
+    return bool(Path(scale).name == setting["scale"])
+
+
+def _other_night(before: Mapping[str, Any], done: Night) -> str:
+    """In which of the night's choices a row that it did not measure differs; empty where in none."""
+    found = {"device": before["setting"].get("device"), "weights": settings.weights(before)}
+    asked = {name: done.arguments.get(name, value) for name, value in found.items()}
+    return settings.differing(found, asked)
