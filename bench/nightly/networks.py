@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -43,7 +43,7 @@ def told(name: str, verdict: str, words: str, top1: float | None = None) -> dict
 
 def evaluated(
     server: ForkServerContext, folders: Mapping[str, Path], job: Job, seconds: float, say: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """What became of each network, in their order, as soon as it is known; all together may take ``seconds``.
 
     They share a process, which asks once for data that are not here.  A crash or a hang costs one network; those behind
