@@ -89,7 +89,7 @@ def _received(receiver: Any, process: Any, name: str) -> Outcome:
     """What a row's process said at its end, or how it died.  Raises the :class:`DiskFull` that ended it."""
     try:
         outcome: Outcome | DiskFull = receiver.recv()
-    except EOFError:
+    except (EOFError, OSError):  # before its report, or within
         outcome = Outcome(name, FAILED, isolated.death(process))
     isolated.stop(process)
     if isinstance(outcome, DiskFull):

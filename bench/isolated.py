@@ -98,7 +98,7 @@ def planned(name: str, job: Job, keys: Set[str]) -> Planned:
     Raises :class:`UserError` where it is not what its starter planned, steps with ``keys``: what the code that was
     imported gives would be stored as of the code that is read.
     """
-    paper = planning.papers()[name.partition("/")[0]]
+    paper = planning.scripts()[0][name.partition("/")[0]]
     (entry,) = planning.plan(paper, [paper.ids[name]], job)
     if {step.key for step, _ in planning.steps_of([entry])} != keys:
         raise UserError(
@@ -117,7 +117,10 @@ def stop(process: Any) -> None:
 
 
 def death(process: Any) -> str:
-    """How a row's process ended that said nothing, in words."""
-    process.join()
-    code = process.exitcode or 0
-    return f"its process died of signal {-code}" if code < 0 else f"its process ended with status {code}"
+    """How a process ended that said nothing, in words."""
+    process.join(_GRACE)
+    code = process.exitcode
+    if code is None:
+        return "its process said nothing and did not end"
+    memory = ", as where memory runs out" if code == -signal.SIGKILL else ""
+    return f"its process died of signal {-code}{memory}" if code < 0 else f"its process ended with status {code}"

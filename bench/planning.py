@@ -96,29 +96,44 @@ class Planned:
 
 
 @functools.cache
-def papers() -> dict[str, Paper]:
-    """Every paper script in ``reproductions`` (found, not listed), by name."""
+def scripts() -> tuple[dict[str, Paper], dict[str, Exception]]:
+    """Every paper script in ``reproductions`` (found, not listed), by name, and what the broken ones raised."""
     package = importlib.import_module("reproductions")
-    found = {}
+    known = list(claims.by_id(Path(package.__path__[0]) / "registry").values())
+    found: dict[str, Paper] = {}
+    broken: dict[str, Exception] = {}
     for module in pkgutil.iter_modules(package.__path__):
         if not module.ispkg:
-            paper = importlib.import_module(f"reproductions.{module.name}").paper()
-            metrics.declare(paper.metrics)
-            found[paper.key] = paper
-    registry = Path(package.__path__[0]) / "registry"
-    known = list(claims.by_id(registry).values())
-    return {key: contrasts.with_claims(paper, known) for key, paper in found.items()}
+            try:
+                paper = importlib.import_module(f"reproductions.{module.name}").paper()
+                metrics.declare(paper.metrics)
+                found[paper.key] = contrasts.with_claims(paper, known)
+            except Exception as error:
+                broken[module.name] = error
+    return found, broken
+
+
+def papers() -> dict[str, Paper]:
+    """Every paper, by name.  Raises what a broken script raised."""
+    found, broken = scripts()
+    for error in broken.values():
+        raise error
+    return found
 
 
 def choose(
-    names: Sequence[str], table: str | None, row: str | None, several: bool = False
+    names: Sequence[str],
+    table: str | None,
+    row: str | None,
+    several: bool = False,
+    known: Mapping[str, Paper] | None = None,
 ) -> list[tuple[Paper, list[Row]]]:
-    """The papers and rows that a command names; everything for no names.
+    """The papers and rows that a command names, of those ``known`` (default: all); everything for no names.
 
     ``table`` is a beginning of names.  ``row`` is an id, an end of one or a name, else the beginning of one row's; with
     ``several`` of any number of rows.  Case is ignored.  Raises :class:`UserError` where nothing or too much matches.
     """
-    known = papers()
+    known = papers() if known is None else known
     for name in names:
         if name not in known:
             raise UserError(f"unknown paper {name!r}: choose one of {', '.join(known)}")

@@ -22,9 +22,9 @@ def warm() -> None:
     torch.set_num_threads(1)
     for name, scale in json.loads(os.environ.get(ROWS, "[]")):
         with contextlib.suppress(Exception):  # whoever runs the row meets it again and tells it
-            paper = planning.papers()[name.partition("/")[0]]
+            paper = planning.scripts()[0][name.partition("/")[0]]
             planning.plan(paper, [paper.ids[name]], Job(scale=scale, device="cpu", progress=False))
 
 
-planning.papers()
+planning.scripts()
 warm()

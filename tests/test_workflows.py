@@ -53,8 +53,45 @@ def test_commands_are_ones_that_exist(path: Path) -> None:
             elif words[0] == "tox":
                 assert words[1] == "-e" and f"[testenv:{words[2]}]" in (ROOT / "tox.ini").read_text()
             else:
+                given = ["--constraints", "constraints.txt", "--overrides", "overrides.txt"]
                 install = ["python", "-m", "pip", "install"]
-                assert words in ([*install, "-c", "constraints.txt", "-e", "."], [*install, "tox"])
+                uv = ["uv", "pip", "install", "--system", *given, "--editable", "."]
+                assert words in (uv, [*install, "tox"], [*install, "uv"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_who_sees_a_secret(path: Path) -> None:
+    """The night alone: no step that installs packages or checks out code, and no checkout leaves its token behind."""
+    assert "env" not in yaml.safe_load(path.read_text()) and not any("env" in job for job in jobs(path).values())
+    for step in steps(path):
+        if "secrets." in str(step):
+            assert step["run"].startswith("bench nightly ") and "secrets." not in step["run"]
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+
+
+def test_a_night_that_waits_for_its_machine_holds_up_no_other() -> None:
+    """Each job has its own group, and the one that needs a machine of ours is asked for by a variable."""
+    path = ROOT / ".github" / "workflows" / "nightly.yml"
+    assert "concurrency" not in yaml.safe_load(path.read_text())
+    groups = {name: job["concurrency"]["group"] for name, job in jobs(path).items()}
+    assert groups == {"embedded": "nightly-${{ matrix.paper }}", "gpu": "nightly-gpu"}
+    assert [name for name, job in jobs(path).items() if "if" in job] == ["gpu"]
+
+
+def test_a_night_is_not_cut_off_by_its_job() -> None:
+    """The budget, five minutes behind it, and half an hour for what is beyond: packages, the cache, pages."""
+    for job in jobs(ROOT / ".github" / "workflows" / "nightly.yml").values():
+        (night,) = [step["run"] for step in job["steps"] if step.get("run", "").startswith("bench nightly")]
+        assert job["timeout-minutes"] >= int(shlex.split(night)[-1]) + 5 + 30
+
+
+def test_the_cache_is_tidied_before_it_is_saved() -> None:
+    (job, _) = jobs(ROOT / ".github" / "workflows" / "nightly.yml").values()
+    done = [step.get("run") or step["uses"].partition("@")[0] for step in job["steps"]]
+    places = [next(k for k, one in enumerate(done) if one.startswith(what)) for what in ("bench nightly", "bench gc")]
+    assert places[0] < places[1] < done.index("actions/cache/save")
+    assert [step.get("if") for step in job["steps"] if step.get("run") == "bench gc"] == ["always()"]
 
 
 def test_every_paper_that_has_embedded_rows_has_its_night() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,6 +25,10 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 # the training and test images as arrays, where the original archive is not at hand, and how many there should be
 NPZ, WHOLE = ("train.npz", "test.npz"), (50_000, 10_000)
 LEAST_SHARE = 0.99
+# a server that says nothing for so many seconds has failed
+_SILENT = 60.0
+# why nothing could be downloaded, by folder: a process asks once
+_refused: dict[Path, str] = {}
 
 
 def _load(root: Path, train: bool) -> CIFAR10:
@@ -31,13 +36,20 @@ def _load(root: Path, train: bool) -> CIFAR10:
         return CIFAR10(str(root), train=train, download=False)
     except RuntimeError:
         pass
+    if (root := root.resolve()) in _refused:
+        raise UserError(_refused[root])
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENT)
     try:
         return CIFAR10(str(root), train=train, download=True)
     except Exception as error:  # the download layer raises many kinds; all mean the same to the user
-        raise UserError(
+        _refused[root] = (
             f"CIFAR-10 is not in {root} and could not be downloaded ({error}): "
             "put cifar-10-batches-py there, or name its folder with --data"
-        ) from error
+        )
+        raise UserError(_refused[root]) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def cifar10_images(root: Path) -> ImageSet:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -88,18 +87,12 @@ class Running:
         else:
             try:
                 found = self.receiver.recv()
-            except EOFError:
-                found = self._crashed()
+            except (EOFError, OSError):  # before its report, or within
+                found = Report(self.id, CRASHED, isolated.death(self.process))
         self.stop()
         if isinstance(found, DiskFull):
             raise found
         return replace(found, minutes=(time.monotonic() - self.begin) / 60.0)
-
-    def _crashed(self) -> Report:
-        reason = isolated.death(self.process)
-        if self.process.exitcode == -signal.SIGKILL:
-            reason += ", as where memory runs out"
-        return Report(self.id, CRASHED, reason)
 
     def stop(self) -> None:
         """The process has ended afterwards: by itself, else by SIGTERM, else by SIGKILL."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +15,14 @@ from typing import Any
 from bench import planning, processes, threads
 from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
-from bench.nightly import baseline, compared, matching, night, order, summary
+from bench.nightly import baseline, compared, matching, networks, night, order, summary
 from bench.nightly import check as checking
 from bench.nightly import history as remembering
 from bench.planning import Job, Planned
 from bench.registry import load as load_registry
 from bench.report import accept as accepting
 from bench.report.load import content, row_files
-from bench.store import Store, digest, disk_errors, file_digest, sole, write_text
+from bench.store import Store, digest, file_digest, sole, write_text
 from bench.tracking import modes
 
 BASELINE = Path("results/baseline")
@@ -30,6 +32,7 @@ _NOTHING = "it holds none of these rows in the same setting"
 
 def nightly(options: argparse.Namespace) -> Output:
     """Runs a night, or prints its plan."""
+    since = time.monotonic()
     job = job_of(options)
     if options.budget is not None and not options.budget > 0:
         raise UserError(f"--budget {options.budget:g} leaves no time: give minutes")
@@ -38,20 +41,22 @@ def nightly(options: argparse.Namespace) -> Output:
     if processes.launched() > 1:
         raise UserError("a night gives each row one process: leave out torchrun")
     with threads.sharing(options.jobs):
-        return _nightly(options, job)
+        return _nightly(options, job, since)
 
 
-def _nightly(options: argparse.Namespace, job: Job) -> Output:
-    chosen = planning.choose(options.paper, None, None)
+def _nightly(options: argparse.Namespace, job: Job, since: float) -> Output:
+    chosen, broken = order.chosen(options.paper)
     planned = order.planned(chosen, job)
     keys = dict.fromkeys(entry.paper.key for entry in planned)
     published = {key: load_registry(key, registry_folder()) for key in keys}
     worths = {entry.id: order.worth(entry, published[entry.paper.key]) for entry in planned}
+    planned += broken
+    limit = night.for_rows(options.budget, len(networks.found(RESULTS, {entry.paper.key for entry in planned})))
     base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
     if base is not None:
         checking.measured(base)
     if options.plan:
-        return _plan(planned, worths, job, options.budget, options.jobs)
+        return _plan(planned, worths, job, limit, options.jobs)
     able = [entry for entry in planned if entry.chain is not None]
     arguments = {
         "papers": list(options.paper),
@@ -71,18 +76,21 @@ def _nightly(options: argparse.Namespace, job: Job) -> Output:
 
     with night.alone(options.out):
         begun = night.begin(options.out, arguments)
-        if options.budget is not None:
-            left = [entry for entry in able if entry.id not in begun.rows]
-            if begun.rows and left and not _any_ends(left, job, options.budget - begun.minutes, begun.measured):
-                begun.ended = True  # it was stopped with nothing left of its budget: this is the next night
-                night.keep(options.out, begun)
-                begun = night.begin(options.out, arguments)
-            if not begun.rows:
-                _check_budget(able, job, options.budget)
+        rest = None if limit is None else limit - (time.monotonic() - since) / 60.0
+        left = [entry for entry in able if entry.id not in begun.rows]
+        if begun.rows and not _any_ends(left, job, None if rest is None else rest - begun.minutes, begun.measured):
+            begun.ended = True  # it was stopped with no row left, or no time for one: this is the next night
+            night.keep(options.out, begun)
+            begun = night.begin(options.out, arguments)
+        if rest is not None and not begun.rows:
+            _check_budget(able, job, options.budget, rest)
         try:
-            night.run(begun, planned, worths, job, options.budget, RESULTS, say, options.jobs)
+            night.run(begun, planned, worths, job, options.budget, RESULTS, say, options.jobs, since)
         finally:
             value, text, status = _told(begun, options.out, base, say, asked=options.baseline is not None)
+    if broken:
+        say("no pages are written and nothing is mirrored while a paper's script cannot be imported")
+        return value, text, status
     value["pages"] = [str(path) for path in write_pages(options.out)]
     watch = None if mode == modes.DISABLED else mirror_of(options.out, list(keys), mode, say)
     if watch is not None:
@@ -96,8 +104,8 @@ def _nightly(options: argparse.Namespace, job: Job) -> Output:
 def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], None], asked: bool = True) -> Output:
     """Compares what the night did, writes its summary and JUnit file, and says both.
 
-    Where they cannot be written, on a full disk, the summary is still said.  A baseline that was ``asked`` for and
-    holds none of the rows in their setting makes the status 1; the project's own may be of other data.
+    Where they cannot be written, on a full disk, the summary is still said, also to GitHub's page.  A baseline that was
+    ``asked`` for and holds none of the rows in their setting makes the status 1; the project's own may be of others.
     """
     checked: list[checking.RowCheck] = []
     problem, fails = "", True
@@ -109,20 +117,22 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
             problem, fails = _NOTHING, asked
     except UserError as error:  # what the night found is kept whatever became of the baseline
         problem = str(error)
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        problem = f"{type(error).__name__}: {error}"
     entries = remembering.read(out)
     drifts = remembering.drifts([one for one in entries if one.row in done.rows])
     changes = night.data_changes(entries, done.number)
     page = summary.markdown(done, checked, drifts, changes, str(base), problem)
     place = night.folder(out, done.number)
     try:
-        if step := os.environ.get("GITHUB_STEP_SUMMARY"):
-            with disk_errors(Path(step)), Path(step).open("a", encoding="utf-8") as file:
-                file.write(page)
         write_text(place / "summary.md", page)
         write_text(place / "junit.xml", summary.junit(done, checked))
     except UserError:
         say(page)
         raise
+    finally:
+        _to_github(page, say)
     status = summary.status(done, checked, problem if fails else "")
     value = {
         "night": asdict(done),
@@ -137,18 +147,33 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     return value, page, status
 
 
-def _any_ends(able: Sequence[Planned], job: Job, minutes: float, measured: Set[str]) -> bool:
+def _to_github(page: str, say: Callable[[str], None]) -> None:
+    """Adds the summary to the page of GitHub's step, where there is one."""
+    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            with Path(step).open("a", encoding="utf-8") as file:
+                file.write(page)
+        except OSError as error:
+            say(f"the summary is not on GitHub's page ({error})")
+
+
+def _any_ends(able: Sequence[Planned], job: Job, minutes: float | None, measured: Set[str]) -> bool:
     """Whether any row would end within the minutes; ``measured`` is what the night has behind it."""
+    if minutes is None:
+        return bool(able)
     costs = order.Costs(able, Store(job.out), measured)
     return any(costs.minutes(entry) <= minutes for entry in able)
 
 
-def _check_budget(able: Sequence[Planned], job: Job, budget: float) -> None:
-    """Raises :class:`UserError` where no row would end within the budget (minutes)."""
+def _check_budget(able: Sequence[Planned], job: Job, budget: float, rest: float) -> None:
+    """Raises :class:`UserError` where no row would end within the ``rest`` of the budget (minutes)."""
     costs = order.Costs(able, Store(job.out))
     least = min((costs.minutes(entry) for entry in able), default=0.0)
-    if least > budget:
-        raise UserError(f"no row ends within --budget {budget:g}: the shortest takes about {least:.1f} minutes")
+    if able and least > rest:
+        raise UserError(
+            f"no row ends within --budget {budget:g}, of which {max(0.0, rest):.1f} minutes are left for rows: "
+            f"the shortest takes about {least:.1f} minutes"
+        )
 
 
 def _plan(planned: Sequence[Planned], worths: dict[str, float], job: Job, budget: float | None, jobs: int) -> Output:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,9 +12,9 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from bench import evaluate, isolated, provenance, runner, side_by_side, threads
-from bench.errors import DiskFull, UserError
-from bench.nightly import child, history, order
+from bench import evaluate, isolated, provenance, runner, side_by_side
+from bench.errors import DiskFull
+from bench.nightly import child, history, networks, order
 from bench.nightly.child import Report
 from bench.nightly.order import Candidate, Costs
 from bench.planning import Job, Planned
@@ -22,6 +23,8 @@ from bench.store import Store, sole, write_json
 
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
+# whoever set the budget stops the night some time behind it: nothing may take more than so many seconds behind it
+GRACE = 300.0
 _ATTEMPTS = 2
 _BAD = (runner.FAILED, child.CRASHED, child.HUNG)
 STATE = "night.json"
@@ -33,7 +36,8 @@ class Night:
 
     ``arguments`` and ``commit`` tell whether a stopped night may go on.  ``left`` are rows for which the budget or the
     time until the interrupt did not last, with their planned minutes; ``not_run`` those that cannot run here, with the
-    reason; ``networks`` what became of the released networks.
+    reason; ``networks`` what became of the released networks.  A night has ``ended`` when its rows have: the next
+    command begins the next night, whatever became of the networks.
     """
 
     number: int
@@ -135,15 +139,21 @@ def run(
     results: Path,
     say: Callable[[str], None],
     jobs: int = 1,
+    since: float | None = None,
 ) -> Night:
     """Runs the rows that the night has not behind it, ``jobs`` at once; returns the same night.
 
-    ``budget`` (minutes) holds what earlier parts of the night took too: a row that would not end within it is left, the
-    next ones are tried.  The released networks in ``results`` are evaluated last.  Whatever ends it, the state is kept.
+    ``budget`` (minutes) holds what earlier parts of the night took too, and what passed ``since`` (of the monotonic
+    clock): a row that would not end within it is left, the next ones are tried.  The networks that ``results`` release
+    of these papers are evaluated last.  Whatever ends it, the state is kept.
     """
     store = Store(job.out)
-    begun, before = time.monotonic(), night.minutes
-    night.not_run = {entry.id: str(entry.reason) for entry in candidates if entry.chain is None}
+    begun, before = time.monotonic() if since is None else since, night.minutes
+    folders = networks.found(results, {entry.paper.key for entry in candidates})
+    limit = for_rows(budget, len(folders))
+    reasons = {entry.id: str(entry.reason) for entry in candidates if entry.chain is None}
+    failed = [entry.id for entry in candidates if isinstance(entry, order.Unplannable)]
+    night.not_run = {name: reason for name, reason in reasons.items() if name not in failed}
     able = [Candidate(entry, worths[entry.id]) for entry in candidates if entry.chain is not None]
     able = [one for one in able if one.entry.id not in night.rows]
     todo = order.in_order(able, store, night.measured)
@@ -159,31 +169,49 @@ def run(
         # of lines of one row and night the last one counts; a row that is behind the night is not run again
         history.append(job.out, line)
         night.rows[report.id], night.attempts[report.id] = report, tries
-        night.left.pop(report.id)
+        night.left.pop(report.id, None)
         night.minutes = spent()
         keep(job.out, night)
 
     def rest() -> float | None:
-        return None if budget is None else budget - spent()
+        return None if limit is None else limit - spent()
 
     rows = _Rows(todo, costs, job, store, night, jobs, say, runner.users_of(candidates))
     try:
+        for name in failed:
+            if name not in night.rows:
+                ended(Report(name, runner.FAILED, reasons[name]), 1)
         while rows.some_left(rest()):
             for report, tries in rows.wait(rest()):
                 ended(report, tries)
             if rows.full is not None:
                 raise rows.full
+        night.networks = [
+            networks.told(name, evaluate.INCOMPARABLE, "the night was stopped before it") for name in folders
+        ]
+        night.ended, night.minutes = True, spent()
+        keep(job.out, night)  # killed from here on, it has ended: the next night is not to go on with it
         if jobs > 1:
             runner.tidied([entry for entry in candidates if entry.chain is not None], job)
-        with threads.alone():
-            night.networks = released(results, job, say)
-        night.ended = True
+        seconds = math.inf if budget is None else 60.0 * (budget - spent()) + GRACE
+        with contextlib.closing(networks.evaluated(rows.server, folders, job, seconds, say)) as found:
+            for place, one in enumerate(found):
+                night.networks[place] = one
+    except KeyboardInterrupt as error:
+        if night.ended:
+            raise KeyboardInterrupt("stopped; its rows are done: the same command begins the next night") from error
+        raise
     finally:
         rows.stop()
         night.minutes = spent()
         night.left = {one.entry.id: round(costs.minutes(one.entry), 2) for one in todo if one.entry.id in night.left}
         keep(job.out, night)
     return night
+
+
+def for_rows(budget: float | None, count: int) -> float | None:
+    """What a night's rows may take of its budget (minutes), where so many released networks follow them."""
+    return None if budget is None else budget - networks.minutes(count, budget)
 
 
 class _Rows:
@@ -249,8 +277,8 @@ class _Rows:
         name, minutes = one.entry.id, self.costs.minutes(one.entry)
         self.night.planned[name] = round(minutes, 2)
         limit = max(_AT_LEAST, _PATIENCE * 60.0 * minutes)
-        if rest is not None:  # whoever set the budget stops the night some time behind it
-            limit = min(limit, 60.0 * rest + _AT_LEAST)
+        if rest is not None:
+            limit = min(limit, 60.0 * rest + GRACE)
         users = {key: self.users[key] for key in self.needs[name].needed if key in self.users}
         more = users, self.jobs > 1, self.labels[name]
         row = child.Running(self.server, one.entry, self.job, self.night.measured, limit, *more)
@@ -292,20 +320,6 @@ class _Rows:
         """No row runs any more."""
         for _, _, row in self.running.values():
             row.stop()
-
-
-def released(results: Path, job: Job, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The networks that ``results`` release, each evaluated again and compared with what was recorded."""
-    found = []
-    for network in sorted(path.parent for path in results.glob("*/networks/*/recipe.json")):
-        name = str(network.relative_to(results))
-        say(f"released network {name}")
-        try:
-            (one,) = evaluate.evaluate([network], job.data, job.device, progress=False)
-            found.append({"network": name, "verdict": one.verdict, "words": one.words, "top1": one.record.value})
-        except UserError as error:
-            found.append({"network": name, "verdict": evaluate.INCOMPARABLE, "words": str(error), "top1": None})
-    return found
 
 
 def data_changes(entries: Sequence[history.Entry], number: int) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -35,11 +37,35 @@ class Candidate:
     minutes: float = 0.0
 
 
+@dataclass(frozen=True)
+class Unplannable(Planned):
+    """A row for which the plan itself failed, with the reason: no row of this night that ends well."""
+
+
+def chosen(names: Sequence[str]) -> tuple[list[tuple[Paper, list[Row]]], list[Planned]]:
+    """The rows of these papers (all for none), and for each script that cannot be imported a row that stands for it."""
+    known, broken = planning.scripts()
+    sound = [name for name in names if name not in broken]
+    stand_ins = list[Planned]()
+    for name, error in broken.items():
+        if not names or name in names:
+            traceback.print_exception(error, file=sys.stderr)
+            row = Row("Script", "import", "")
+            stand_ins.append(Unplannable(Paper(name, "", "", [row], []), row, "", reason=_words(error)))
+    asked = bool(known) and bool(sound or not names)  # without names all papers are
+    return planning.choose(sound, None, None, known=known) if asked else [], stand_ins
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 def planned(chosen: Iterable[tuple[Paper, Sequence[Row]]], job: Job) -> list[Planned]:
     """All rows in the night's setting; with the scale ``embedded`` each on embedded data of its kind.
 
-    Rows of a paper of which none can run there are found with the reason.  Raises :class:`UserError` where no row of
-    any paper runs.
+    Rows of a paper of which none can run there are found with the reason, as are rows for other embedded data than the
+    night takes for their paper.  Where a plan fails, its row is :class:`Unplannable`.  Raises :class:`UserError` where
+    no row of any paper runs.
     """
     found, errors = list[Planned](), list[UserError]()
     for paper, rows in chosen:
@@ -56,17 +82,51 @@ def planned(chosen: Iterable[tuple[Paper, Sequence[Row]]], job: Job) -> list[Pla
                 except UserError as error:
                     errors.append(error)
                     found += [Planned(paper, row, scales[0] or row.scale, reason=str(error)) for row in group]
-    if all(entry.chain is None for entry in found) and errors:
+    if errors and all(entry.chain is None and not isinstance(entry, Unplannable) for entry in found):
         raise errors[0]
     return found
 
 
 def _first(paper: Paper, rows: Sequence[Row], scales: Sequence[str | None], job: Job) -> list[Planned]:
-    """The rows at the first of the scales that any of them is meant for."""
-    for scale in scales[:-1]:
-        if any(row.scales is None or scale in row.scales for row in rows if row.missing is None):
-            return planning.plan(paper, rows, replace(job, scale=scale))
-    return planning.plan(paper, rows, replace(job, scale=scales[-1]))
+    """The rows at the first of the scales that any of them is meant for; those for other ones are not run."""
+    runs = [row for row in rows if row.missing is None]
+    meant = [scale for scale in scales if any(row.scales is None or scale in row.scales for row in runs)]
+    scale = meant[0] if meant else scales[-1]
+    found = _plan(paper, rows, replace(job, scale=scale))
+    for row in rows:
+        others = [other for other in scales if other != scale and row.scales is not None and other in row.scales]
+        if others and scale not in (row.scales or ()):
+            reason = row.missing or f"runs at {' and '.join(map(str, others))} alone"
+            found.append(Planned(paper, row, str(others[0]), reason=reason))
+    return found
+
+
+def _plan(paper: Paper, rows: Sequence[Row], job: Job) -> list[Planned]:
+    """The rows in the job's setting; where a bug ends the plan, each is planned on its own and costs itself.
+
+    Raises the :class:`UserError` of :func:`planning.plan`.
+    """
+    try:
+        found = planning.plan(paper, rows, job)
+        planning.steps_of(found)  # their keys are made as late as that
+        return found
+    except UserError:
+        raise
+    except Exception:
+        pass  # told of the row that it is met in
+    return [_alone(paper, row, scale, job) for row, scale in planning.meant(rows, job)]
+
+
+def _alone(paper: Paper, row: Row, scale: str, job: Job) -> Planned:
+    try:
+        (found,) = planning.plan(paper, [row], job)
+        planning.steps_of([found])
+        return found
+    except UserError as error:
+        return Planned(paper, row, scale, reason=str(error))
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        return Unplannable(paper, row, scale, reason=_words(error))
 
 
 def worth(entry: Planned, published: Sequence[Published]) -> float:

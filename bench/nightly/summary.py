@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bench import evaluate, planning, runner
 from bench.nightly import check as checking
-from bench.nightly import drift
+from bench.nightly import drift, networks
 from bench.nightly.child import Report
 from bench.nightly.night import Night
 
@@ -17,9 +17,9 @@ Drifts = Sequence[tuple[str, str, int, drift.Drift]]
 
 
 def status(night: Night, checked: Sequence[checking.RowCheck], problem: str = "") -> int:
-    """The exit status: 1 where a row failed, a value got worse, is missing or could not be compared, else 0."""
-    different = any(one["verdict"] == evaluate.DIFFERENT for one in night.networks)
-    return int(bool(night.failed) or any(row.failed for row in checked) or different or bool(problem))
+    """The exit status: 1 where a row or a network failed, a value got worse, is missing or not compared, else 0."""
+    bad = any(one["verdict"] in (evaluate.DIFFERENT, networks.FAILED) for one in night.networks)
+    return int(bool(night.failed) or any(row.failed for row in checked) or bad or bool(problem))
 
 
 def markdown(
@@ -67,10 +67,13 @@ def markdown(
         )
     parts += [f"**Data changed:** {line}." for line in changes]
     if night.networks:
-        again = [one for one in night.networks if one["verdict"] != evaluate.INCOMPARABLE]
-        lines = [f"- {one['network']}: {_inline(one['words'])}" for one in again]
+        failed = [one for one in night.networks if one["verdict"] == networks.FAILED]
+        absent = [one for one in night.networks if one["verdict"] == evaluate.INCOMPARABLE]
+        again = [one for one in night.networks if one not in failed and one not in absent]
+        lines = [f"- {one['network']}: {networks.FAILED}: {_inline(one['words'])}" for one in failed]
+        lines += [f"- {one['network']}: {_inline(one['words'])}" for one in again]
         prefix = f"{evaluate.INCOMPARABLE}: "
-        reasons = Counter(one["words"].removeprefix(prefix) for one in night.networks if one not in again)
+        reasons = Counter(one["words"].removeprefix(prefix) for one in absent)
         lines += [f"- {count} {prefix}{_inline(why)}" for why, count in reasons.most_common()]
         heading = f"## Released networks: {len(again)} of {len(night.networks)} evaluated again and compared"
         parts.append(f"{heading}\n\n" + "\n".join(lines))
@@ -80,21 +83,23 @@ def markdown(
         heading = "Left for want of time" if night.ended else "Not reached"
         parts.append(f"## {heading}\n\n" + "\n".join(lines))
     if night.not_run:
-        reasons = Counter(night.not_run.values())
-        parts.append("## Cannot run here\n\n" + "\n".join(f"- {n} rows: {why}" for why, n in reasons.most_common()))
+        rows = Counter((name.partition("/")[0], why) for name, why in night.not_run.items())
+        lines = [f"- {paper}, {count} rows: {_inline(why)}" for (paper, why), count in rows.items()]
+        parts.append("## Not run here\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def _verdict(night: Night, checked: Sequence[checking.RowCheck], problem: str) -> str:
     """What went wrong in few words, or that nothing did; a night that did not end says so first."""
     worse = sum(row.failed for row in checked)
-    different = sum(one["verdict"] == evaluate.DIFFERENT for one in night.networks)
+    verdicts = Counter(one["verdict"] for one in night.networks)
     said = [
         f"{count} {what}"
         for count, what in (
             (len(night.failed), "failed"),
             (worse, "worse than the baseline"),
-            (different, "released networks differ"),
+            (verdicts[evaluate.DIFFERENT], "released networks differ"),
+            (verdicts[networks.FAILED], "released networks failed"),
         )
         if count
     ]
@@ -167,6 +172,9 @@ def junit(night: Night, checked: Sequence[checking.RowCheck]) -> str:
         if network["verdict"] == evaluate.DIFFERENT:
             counts["failures"] += 1
             ElementTree.SubElement(element, "failure", message=_printable(network["words"]))
+        elif network["verdict"] == networks.FAILED:
+            counts["errors"] += 1
+            ElementTree.SubElement(element, "error", message=_printable(network["words"]))
         elif network["verdict"] == evaluate.INCOMPARABLE:
             counts["skipped"] += 1
             ElementTree.SubElement(element, "skipped", message=_printable(network["words"]))

@@ -1,5 +1,6 @@
 """CIFAR-10 from arrays with nearly all images: what is checked, what missing images do to intervals and verdicts."""
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,3 +212,21 @@ def test_intervals_hold_what_missing_images_could_change() -> None:
     increase = far["top1_err_increase"]
     assert (increase.low, increase.high) == pytest.approx((-(wider.high or 0.0), -(wider.low or 0.0)))
     assert (far["kl"].low, far["kl"].high) == (near["kl"].low, near["kl"].high)
+
+
+def test_a_server_is_asked_once_and_may_not_be_silent_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of a plan and each released network asked anew, of a server that had not answered."""
+    asked: list[tuple[str, float | None]] = []
+
+    class Offline:
+        def __init__(self, root: str, train: bool, download: bool) -> None:
+            if download:
+                asked.append((root, socket.getdefaulttimeout()))
+            raise OSError("timed out") if download else RuntimeError("not found")
+
+    monkeypatch.setattr(cifar10, "CIFAR10", Offline)
+    for root in (tmp_path, tmp_path, tmp_path / "other"):
+        with pytest.raises(UserError, match=r"could not be downloaded \(timed out\)"):
+            cifar10_images(root)
+    assert asked == [(str(tmp_path), 60.0), (str(tmp_path / "other"), 60.0)]
+    assert socket.getdefaulttimeout() is None

@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import cli, provenance
+from bench import apart, cli, provenance
 from bench.errors import UserError
 from bench.models.recipe import Recipe
-from bench.nightly import commands, history, night
+from bench.nightly import child, commands, history, night
 from bench.nightly.child import Report
 from bench.nightly.night import Night
 from bench.planning import Planned
@@ -160,13 +161,26 @@ def test_a_baseline_of_nothing_alike_is_told(
 
 
 @pytest.mark.parametrize(
-    ("spent", "changed", "number"),
-    [(0.5, False, 1), (89.99, False, 2), (0.5, True, 2)],
+    ("budget", "spent", "done", "changed", "number"),
+    [
+        ("90", 0.5, "a", False, 1),
+        ("90", 89.99, "a", False, 2),
+        ("90", 0.5, "a", True, 2),
+        ("90", 0.5, "ab", False, 2),  # no row is left: the next command is to measure some
+        (None, 0.5, "a", False, 1),
+        (None, 0.5, "ab", False, 2),
+    ],
 )
 def test_which_stopped_nights_go_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, spent: float, changed: bool, number: int
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    budget: str | None,
+    spent: float,
+    done: str,
+    changed: bool,
+    number: int,
 ) -> None:
-    """One with time left of its budget and the same steps; ``-dirty`` alone does not say that the code is the same."""
+    """One with a row and time left, and the same steps; ``-dirty`` alone does not say that the code is the same."""
     monkeypatch.setattr(provenance, "git_state", lambda: "a" * 40 + "-dirty")
     rows = [Row("Table 1", name, "clutter") for name in ("a", "b")]
     paper = Paper("toy", "", "", rows, [])
@@ -183,18 +197,18 @@ def test_which_stopped_nights_go_on(
 
     def run(night_: Night, *more: Any) -> Night:
         begun.append(night_)
-        night_.rows["toy/table-1/a"] = Report("toy/table-1/a", "ok")
+        night_.rows.update({f"toy/table-1/{name}": Report(f"toy/table-1/{name}", "ok") for name in done})
         night_.minutes = spent
         night.keep(tmp_path, night_)
         return night_
 
-    monkeypatch.setattr(commands.planning, "choose", lambda *names: [])
+    monkeypatch.setattr(commands.planning, "choose", lambda *names, **more: [])
     monkeypatch.setattr(commands.order, "planned", planned)
     monkeypatch.setattr(commands, "load_registry", lambda *where: [])
     monkeypatch.setattr(commands, "write_pages", lambda out: [])
     monkeypatch.setattr(commands.night, "run", run)
     options = cli._parser().parse_args(
-        ["nightly", "toy", "--out", str(tmp_path), "--budget", "90", "--wandb", "disabled"]
+        ["nightly", "toy", "--out", str(tmp_path), "--wandb", "disabled", *(["--budget", budget] if budget else [])]
     )
     commands.nightly(options)
     if changed:
@@ -204,3 +218,64 @@ def test_which_stopped_nights_go_on(
     monkeypatch.setattr(commands.processes, "launched", lambda: 2)
     with pytest.raises(UserError, match="leave out torchrun"):
         commands.nightly(options)
+
+
+FINE = Night(1, {}, "c" * 40, "2026-01-01", {"toy/t/a": Report("toy/t/a", "ok")}, ended=True)
+
+
+def test_a_page_of_githubs_that_cannot_be_written_costs_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "gone" / "step.md"))
+    said: list[str] = []
+    _, page, status = commands._told(FINE, tmp_path, None, said.append)
+    (line,) = said
+    assert status == 0 and "No such file or directory" in line and "\n" not in line
+    assert (night.folder(tmp_path, 1) / "summary.md").read_text() == page
+    assert (night.folder(tmp_path, 1) / "junit.xml").exists()
+
+
+def test_a_bug_in_the_comparison_costs_the_comparison_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def check(*arguments: Any) -> Any:
+        raise KeyError("top1_acc")
+
+    monkeypatch.setattr(commands.checking, "check", check)
+    value, page, status = commands._told(FINE, tmp_path, tmp_path / "base", lambda text: None, asked=False)
+    assert status == 1 and value["not_compared"] == "KeyError: 'top1_acc'"
+    assert (night.folder(tmp_path, 1) / "summary.md").read_text() == page
+
+
+class Broken:
+    """The end of a pipe whose other end died while it sent, and a process that lingers."""
+
+    exitcode = None
+
+    def poll(self) -> bool:
+        return True
+
+    def recv(self) -> None:
+        raise OSError("got end of file during message")
+
+    def close(self) -> None:
+        pass
+
+    def join(self, seconds: float) -> None:
+        """A join without a limit would wait for ever."""
+
+    def is_alive(self) -> bool:
+        return False
+
+    def terminate(self) -> None:
+        pass
+
+    kill = terminate
+
+
+def test_a_process_that_dies_while_it_reports_or_lingers_costs_its_row() -> None:
+    row = object.__new__(child.Running)
+    row.id, row.begin, row.limit, row.receiver, row.process = "toy/t/a", time.monotonic(), 60.0, Broken(), Broken()
+    report = row.report()
+    assert report is not None
+    assert (report.status, report.reason) == ("crashed", "its process said nothing and did not end")
+    outcome = apart._received(Broken(), Broken(), "toy/t/a")
+    assert (outcome.status, outcome.reason) == ("failed", "its process said nothing and did not end")

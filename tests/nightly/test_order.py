@@ -15,7 +15,7 @@ from bench.nightly import order
 from bench.nightly.order import Candidate
 from bench.planning import Planned
 from bench.registry import Published, load
-from bench.rows import Chain, Paper, Row
+from bench.rows import Chain, Paper, Row, row_id
 from bench.steps import Context, Kind, Step, make_step
 from bench.store import Result, Store
 
@@ -161,7 +161,7 @@ def test_embedded_takes_each_row_to_the_data_of_its_kind(monkeypatch: Any) -> No
 
     def plan(paper: Paper, rows: list[Row], job: Any) -> list[Planned]:
         asked.append((paper.key, job.scale, [row.name for row in rows]))
-        return [Planned(paper, row, job.scale, chain=Chain([], [])) for row in rows]
+        return [Planned(paper, row, scale, chain=Chain([], [])) for row, scale in planning.meant(rows, job)]
 
     monkeypatch.setattr(order.planning, "plan", plan)
     rows = [
@@ -169,11 +169,18 @@ def test_embedded_takes_each_row_to_the_data_of_its_kind(monkeypatch: Any) -> No
         replace(Row("T", "b", "voc"), data="boxes"),
         Row("T", "c", "cifar10", scales=("digits",)),
     ]
+    rows.append(Row("T", "f", "cifar10", scales=("cifar10",)))  # on no embedded data
     small = [Row("T", "d", "cifar10", scales=("digits", "cifar10")), Row("T", "e", "imagenet", missing="a size")]
     papers = [(Paper("toy", "", "", rows, []), rows), (Paper("small", "", "", small, []), small)]
     found = order.planned(papers, order.Job(scale="embedded", device="cpu"))
-    assert asked == [("toy", "clutter", ["a", "c"]), ("toy", "scenes", ["b"]), ("small", "digits", ["d", "e"])]
-    assert len(found) == 5
+    assert asked == [("toy", "clutter", ["a", "c", "f"]), ("toy", "scenes", ["b"]), ("small", "digits", ["d", "e"])]
+    assert [(entry.id, entry.scale, entry.reason) for entry in found] == [
+        ("toy/t/a", "clutter", None),
+        ("toy/t/c", "digits", "runs at digits alone"),
+        ("toy/t/b", "scenes", None),
+        ("small/t/d", "digits", None),
+        ("small/t/e", "digits", None),
+    ]
 
 
 def test_a_paper_that_cannot_run_is_named_with_the_reason(monkeypatch: Any) -> None:
@@ -230,3 +237,87 @@ def test_a_row_that_takes_times_has_the_night_for_itself(monkeypatch: Any) -> No
     taken, left = order.within(rows, costs, 12.0, 2)
     # behind a (6) and b (3) three are left, c asks for 6
     assert ([one.entry.row.name for one in taken], [one.entry.row.name for one in left]) == (["a", "b"], ["c"])
+
+
+def test_a_bug_in_one_row_costs_that_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The night began with a traceback once, and without a row; a plain mistake of a row's is a reason as before."""
+
+    def plan(paper: Paper, rows: list[Row], job: Any) -> list[Planned]:
+        for row in rows:
+            if row.name == "bug":
+                raise KeyError("stage5")
+        if [row.name for row in rows] == ["weights"]:
+            raise UserError("weights that fit no network")
+        return [Planned(paper, row, job.scale, chain=Chain([], [])) for row in rows]
+
+    monkeypatch.setattr(order.planning, "plan", plan)
+    rows = [Row("T", name, "digits") for name in ("a", "bug", "weights", "b")]
+    found = order.planned([(Paper("toy", "", "", rows, []), rows)], order.Job(scale="digits", device="cpu"))
+    assert [(entry.row.name, entry.reason, isinstance(entry, order.Unplannable)) for entry in found] == [
+        ("a", None, False),
+        ("bug", "KeyError: 'stage5'", True),
+        ("weights", "weights that fit no network", False),
+        ("b", None, False),
+    ]
+    assert capsys.readouterr().err.count("Traceback") == 1
+    # with nothing else to run the night says so in its summary
+    (alone,) = order.planned([(Paper("toy", "", "", rows[1:2], []), rows[1:2])], order.Job(scale="digits"))
+    assert isinstance(alone, order.Unplannable)
+
+
+def test_a_key_that_cannot_be_made_costs_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are made when they are asked for, behind the plan."""
+    good, bad = entry("good", step("s", 1.0)), entry("bad", step("x", 1.0))
+    object.__setattr__(bad.chain.records[0], "params", object())  # type: ignore[union-attr]
+    known = {one.row.name: one for one in (good, bad)}
+    monkeypatch.setattr(order.planning, "plan", lambda paper, rows, job: [known[row.name] for row in rows])
+    rows = [good.row, bad.row]
+    found = order.planned([(Paper("toy", "", "", rows, []), rows)], order.Job(scale="clutter", device="cpu"))
+    assert [isinstance(one, order.Unplannable) for one in found] == [False, True]
+
+
+def test_a_script_that_cannot_be_imported_costs_its_paper(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a night, whose summary says so; other commands raise what the script did."""
+    imported = planning.importlib.import_module
+
+    def broken(name: str) -> Any:
+        if name == "reproductions.fbs":
+            raise RuntimeError("a typo")
+        return imported(name)
+
+    everything = set(planning.papers())
+    with monkeypatch.context() as patched:
+        patched.setattr(planning.importlib, "import_module", broken)
+        found = planning.scripts.__wrapped__()
+    monkeypatch.setattr(planning, "scripts", lambda: found)
+    assert set(found[0]) == everything - {"fbs"}
+    with pytest.raises(RuntimeError, match="a typo"):
+        planning.papers()
+
+    def chosen(*names: str) -> tuple[set[str], list[tuple[str, str | None]]]:
+        rows, failed = order.chosen(names)
+        assert all(isinstance(one, order.Unplannable) for one in failed)
+        return {paper.key for paper, _ in rows}, [(one.id, one.reason) for one in failed]
+
+    failed = [("fbs/script/import", "RuntimeError: a typo")]
+    assert chosen() == (everything - {"fbs"}, failed)
+    assert "RuntimeError: a typo" in capsys.readouterr().err
+    assert chosen("fbs") == (set(), failed)
+    assert chosen("thinet") == ({"thinet"}, [])
+    with pytest.raises(UserError, match="unknown paper"):
+        chosen("nothing")
+
+
+def test_rows_for_other_embedded_data_than_their_papers_are_told() -> None:
+    """Of ThiNet and DCP, whose other rows take clutter: they were neither run nor named."""
+    job, papers = order.Job(scale="embedded", device="cpu"), planning.papers()
+    for key in ("thinet", "discrimination_aware"):
+        rows = papers[key].rows
+        digits = {row_id(key, row) for row in rows if row.scales is not None and "digits" in row.scales}
+        digits -= {row_id(key, row) for row in rows if row.scales is None or "clutter" in row.scales or row.missing}
+        found = order.planned([(papers[key], rows)], job)
+        told = {entry.id for entry in found if entry.reason == "runs at digits alone"}
+        assert told and told == digits
+        assert len({entry.id for entry in found}) == len(found)

@@ -259,11 +259,11 @@ def test_a_second_attempt_must_fit_too(tmp_path: Path, simulated: type[Simulated
     assert not rows.some_left(0.1)
 
 
-@pytest.mark.parametrize(("budget", "seconds"), [(None, 4 * 3600.0), (100.0, 6600.0), (1000.0, 4 * 3600.0)])
+@pytest.mark.parametrize(("budget", "seconds"), [(None, 4 * 3600.0), (100.0, 6300.0), (1000.0, 4 * 3600.0)])
 def test_a_hanging_row_does_not_outlive_its_budget_by_much(
     tmp_path: Path, simulated: type[Simulated], budget: float | None, seconds: float
 ) -> None:
-    """An hour is planned and four are waited, but no more than ten minutes behind the night's own end."""
+    """An hour is planned and four are waited, but no more than five minutes behind the night's own end."""
     entry = planned(
         "r", make_step(Kind.TRAIN, "m", run_named, Named("m"), [], device="cpu", work=8.0 * 3594.0, rate=1.0)
     )
@@ -331,3 +331,60 @@ def test_a_long_chain_of_little_worth_is_not_left_for_the_end(
     entries += [planned("chain", dense), planned("end", lasting("end", long, dense))]
     run(tmp_path, entries, jobs, budget)
     assert simulated.diary[0][0] == f"toy/table-1/{first}"
+
+
+def test_the_budget_counts_what_passed_since_the_command_began(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """An hour of planning leaves nothing of 50 minutes."""
+    entries, begun = [planned("r", step("s"))], night.begin(tmp_path, {})
+    job, worths = Job(tmp_path, device="cpu"), {entries[0].id: 1.0}
+    night.run(begun, entries, worths, job, 50.0, tmp_path / "results", print, 1, time.monotonic() - 3600.0)
+    assert not begun.rows and begun.minutes == pytest.approx(60.0, abs=0.1)
+
+
+def test_rows_leave_time_for_the_released_networks() -> None:
+    assert night.for_rows(None, 7) is None
+    assert [night.for_rows(90.0, 0), night.for_rows(90.0, 7), night.for_rows(20.0, 7)] == [90.0, 83.0, 18.0]
+
+
+def test_a_night_that_is_stopped_at_its_networks_has_ended(
+    tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is killed there writes nothing more: the next command would go on with it and measure nothing."""
+    names = ["toy/networks/a", "toy/networks/b"]
+    monkeypatch.setattr(night.networks, "found", lambda results, papers: {name: Path(name) for name in names})
+    seen: list[night.Night | None] = []
+
+    def evaluated(server: Any, folders: Any, job: Job, seconds: float, say: Any) -> Any:
+        assert list(folders) == names and 90 * 60 < seconds < 95 * 60
+        yield night.networks.told(names[0], "same", "same", 90.0)
+        seen.append(night._read(tmp_path, 1))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(night.networks, "evaluated", evaluated)
+    with pytest.raises(KeyboardInterrupt, match="begins the next night"):
+        run(tmp_path, [planned("r", step("s"))], 1, budget=90.0)
+    (before,) = seen
+    kept = night._read(tmp_path, 1)
+    assert before is not None and before.ended and kept is not None and kept.ended
+    assert [(one["verdict"], one["words"]) for one in kept.networks] == [
+        ("same", "same"),
+        ("not compared", "the night was stopped before it"),
+    ]
+    assert night.begin(tmp_path, {}).number == 2
+
+
+def test_a_row_without_a_plan_has_failed(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """It is no row that cannot run here; the others run."""
+    good = planned("good", step("s"))
+    row = Row("Table 1", "bad", "clutter")
+    bad = order.Unplannable(Paper("toy", "", "", [row], []), row, "clutter", reason="KeyError: 'x'")
+    away = Planned(bad.paper, Row("Table 1", "away", "voc"), "voc", reason="needs voc")
+    begun, worths = night.begin(tmp_path, {}), {good.id: 1.0}
+    night.run(begun, [bad, good, away], worths, Job(tmp_path, device="cpu"), None, tmp_path / "results", print)
+    assert {name: report.status for name, report in begun.rows.items()} == {
+        "toy/table-1/bad": "failed",
+        "toy/table-1/good": "ok",
+    }
+    assert [(one.id, one.reason) for one in begun.failed] == [("toy/table-1/bad", "KeyError: 'x'")]
+    assert begun.not_run == {"toy/table-1/away": "needs voc"}
+    assert [(one.row, one.status) for one in history.read(tmp_path)] == [(bad.id, "failed"), (good.id, "ok")]

@@ -40,7 +40,7 @@ def test_a_night_of_two_failures_and_a_regression() -> None:
     assert places == sorted(places)
     assert "- toy/t/b: crashed (2 attempts): its process died of signal 9 &lt;&amp;&gt;" in page
     assert "| toy/t/a | ok | 1.0 | 0.9 | 2 reused, 0 made | 2 anew |" in page
-    assert "- toy/t/d (about 44 minutes)" in page and "- 2 rows: needs imagenet" in page
+    assert "- toy/t/d (about 44 minutes)" in page and "- toy, 2 rows: needs imagenet" in page
     assert summary.status(NIGHT, [WORSE]) == 1
 
 
@@ -114,3 +114,25 @@ def test_junit_counts_what_pytest_and_github_read() -> None:
     # what was in the baseline and was not run at all is a case of its own
     gone = RowCheck("toy/t/z", "clutter", missing="was not run")
     assert ElementTree.fromstring(summary.junit(NIGHT, [gone])).get("tests") == "7"
+
+
+def test_a_released_network_that_failed_fails_the_night() -> None:
+    """It is neither the same nor one whose data are missing."""
+    networks = [
+        {"network": "toy/networks/n", "verdict": "failed", "words": "ValueError: <x>", "top1": None},
+        {"network": "toy/networks/m", "verdict": "same", "words": "same", "top1": 90.0},
+    ]
+    night = Night(1, {}, None, "d", networks=networks, ended=True)
+    page = summary.markdown(night, [], [], [], "base")
+    assert page.startswith("# Night 1: 1 released networks failed\n") and summary.status(night, []) == 1
+    assert "## Released networks: 1 of 2 evaluated again and compared\n" in page
+    assert "- toy/networks/n: failed: ValueError: &lt;x&gt;" in page
+    suite = ElementTree.fromstring(summary.junit(night, []))
+    assert [suite.get(name) for name in ("tests", "errors", "failures", "skipped")] == ["2", "1", "0", "0"]
+
+
+def test_what_is_not_run_is_one_line_for_each_paper_and_reason() -> None:
+    why = {"a/t/x": "runs at digits alone", "a/t/y": "runs at digits alone", "b/t/x": "needs voc", "a/t/z": "needs voc"}
+    page = summary.markdown(Night(1, {}, None, "d", not_run=why, ended=True), [], [], [], "base")
+    lines = page.partition("## Not run here\n\n")[2].splitlines()
+    assert lines == ["- a, 2 rows: runs at digits alone", "- b, 1 rows: needs voc", "- a, 1 rows: needs voc"]
