@@ -194,7 +194,7 @@ def test_a_death_costs_its_row_and_a_full_disk_the_run(tmp_path: Path) -> None:
     server.ends = {entries[0].id: "dies", entries[2].id: FAILED}
     found = run(server, entries, 2)
     assert [one.status for one in found] == [FAILED, OK, FAILED, OK]
-    assert found[0].reason == "its process died of signal 9"
+    assert found[0].reason == "its process died of signal 9, as where memory runs out"
     server = Server(tmp_path / "full")
     server.ends, server.longest = {entries[0].id: "full"}, 0.5
     with pytest.raises(DiskFull, match="no space left"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import evaluate, isolated, provenance, runner, side_by_side
-from bench.errors import DiskFull
+from bench.errors import DiskFull, UserError
 from bench.nightly import child, history, networks, order
 from bench.nightly.child import Report
 from bench.nightly.order import Candidate, Costs
