@@ -30,6 +30,8 @@ def begun(function: Callable[..., object], *given: Any) -> BaseProcess:
 def done(function: Callable[..., object], *given: Any) -> int | None:
     """The exit status of ``function(*given)`` in a forked process; minus the signal that ended it."""
     process = begun(function, *given)
+    process.join(_SECONDS)
+    process.kill()  # one that waits for ever does not hold up the tests
     process.join()
     return process.exitcode
 
