@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -484,7 +485,7 @@ def _toy_row(out: Path) -> None:
     """The toy's row with most steps, in a process of its own: trained, pruned, tuned, measured."""
     spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy" / "reproductions" / "toy.py")
     assert spec is not None and spec.loader is not None
-    toy = importlib.util.module_from_spec(spec)
+    toy = sys.modules["toy"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toy)
     (row,) = [row for row in toy.paper().rows if row.name == "pruned, fine-tuned"]
     job = Job(out=out, scale="digits", device="cpu", progress=False)

@@ -119,7 +119,8 @@ def _others(rows: Sequence[checking.RowCheck]) -> list[str]:
 
 def _failed(report: Report, night: Night) -> str:
     tries = night.attempts.get(report.id, 1)
-    return f"- {report.id}: {report.status} ({tries} attempts): {_inline(report.reason)}"
+    attempts = "1 attempt" if tries == 1 else f"{tries} attempts"
+    return f"- {report.id}: {report.status} ({attempts}): {_inline(report.reason)}"
 
 
 def _table(night: Night) -> str:

@@ -346,6 +346,22 @@ def test_rows_leave_time_for_the_released_networks() -> None:
     assert [night.for_rows(90.0, 0), night.for_rows(90.0, 7), night.for_rows(20.0, 7)] == [90.0, 83.0, 18.0]
 
 
+def test_a_row_that_would_take_the_networks_time_is_left(
+    tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.35 minutes planned; of 0.38 a tenth is kept back."""
+    folders: dict[str, Path] = {}
+    monkeypatch.setattr(night.networks, "found", lambda results, papers: folders)
+    monkeypatch.setattr(night.networks, "evaluated", lambda server, found, *more: (one for one in ()))
+    (entry,) = entries = [
+        planned("r", make_step(Kind.TRAIN, "m", run_named, Named("m"), [], device="cpu", work=120.0, rate=1.0))
+    ]
+    assert set(run(tmp_path / "a", entries, 1, budget=0.38).rows) == {entry.id}
+    folders.update({f"toy/networks/{name}": Path(name) for name in "abcdefg"})
+    done = run(tmp_path / "b", entries, 1, budget=0.38)
+    assert not done.rows and done.left == {entry.id: 0.35}
+
+
 def test_a_night_that_is_stopped_at_its_networks_has_ended(
     tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch
 ) -> None:
