@@ -9,7 +9,6 @@ be followed and is given as a further root by who knows it.
 from __future__ import annotations
 
 import ast
-import copy
 import functools
 import hashlib
 import importlib.util
@@ -57,7 +56,10 @@ class Code:
 
 @dataclass
 class _Module:
-    """One source file: its top-level ``definitions`` and ``imports`` by name, and the ``effects`` of importing it."""
+    """One source file: its top-level ``definitions`` and ``imports`` by name, and the ``effects`` of importing it.
+
+    Without what people read (:class:`_Strip`).
+    """
 
     definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
     imports: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -155,7 +157,7 @@ def _module(module: str) -> _Module:
     found = _Module()
     if path is not None:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            _enter(node, found, module)
+            _enter(_Strip().visit(node), found, module)
     return found
 
 
@@ -216,7 +218,7 @@ def _references(module: str, name: str) -> tuple[tuple[str, str] | str, ...]:
         for child in ast.walk(node):
             if isinstance(child, (ast.Import, ast.ImportFrom)):
                 bound.update(_bindings(child, module))
-        for chain in _chains(_stripped(node)):
+        for chain in _chains(node):
             if chain[0] in bound:
                 found.update(dict.fromkeys(_resolved((*bound[chain[0]], *chain[1:]))))
             elif chain[0] in here.definitions and chain[0] != name:
@@ -266,7 +268,7 @@ def _resolved(path: tuple[str, ...]) -> Iterator[tuple[str, str] | str]:
 def _text(module: str, name: str) -> str:
     here = _module(module)
     nodes = here.definitions.get(name, []) if name else here.effects
-    return "\n".join(_dump(_stripped(node)) for node in nodes)
+    return "\n".join(map(_dump, nodes))
 
 
 def _dump(node: object) -> str:
@@ -299,9 +301,3 @@ class _Strip(ast.NodeTransformer):
         elif isinstance(node, ast.Assert):
             node.msg = None
         return node
-
-
-def _stripped(node: ast.stmt) -> ast.stmt:
-    stripped = _Strip().visit(copy.deepcopy(node))
-    assert isinstance(stripped, ast.stmt)
-    return stripped
