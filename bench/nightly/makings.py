@@ -51,7 +51,9 @@ def other_packages(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     recorded them, the packages explain nothing.
     """
     old, new = before.get("made_with"), now.get("made_with")
-    return bool(old and new) and old["how"] == new["how"] and old["versions"] != new["versions"]
+    if old is None or new is None:
+        return False
+    return bool(old["how"] == new["how"] and old["versions"] != new["versions"])
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
