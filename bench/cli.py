@@ -250,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
     where(sub)
 
-    sub = command("check", "compare a run with a baseline: SAME, BETTER, WORSE, AMBIGUOUS, MISSING")
+    sub = command("check", "compare a run, or the last night, with a baseline: SAME, BETTER, WORSE, AMBIGUOUS, MISSING")
     sub.add_argument("--baseline", type=Path, help="the folder to compare with (default results/baseline)")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
 

@@ -71,14 +71,15 @@ def write(folder: Path, chosen: Chosen, store: Store) -> list[Path]:
 
 def _small(row: Mapping[str, Any], store: Store) -> dict[str, Tensor]:
     """The classes that a row predicts, as they are kept."""
-    gone = [name for name, key in evaluations(row).items() if store.load(key) is None]
+    found = predicted(row, store)
+    gone = [name for name, key in evaluations(row).items() if name not in found and store.load(key) is None]
     if gone:
         raise UserError(
             f"{row['id']}: the predictions of {', '.join(gone)} are not in {store.root}: run the row again there"
         )
     return {
         name: classes.to(torch.uint8 if int(classes.max()) < 256 else torch.int16)
-        for name, (classes, _, _) in predicted(row, store).items()
+        for name, (classes, _, _) in found.items()
     }
 
 

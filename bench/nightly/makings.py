@@ -51,7 +51,7 @@ def other_packages(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     recorded them, the packages explain nothing.
     """
     old, new = before.get("made_with"), now.get("made_with")
-    if not old or not new:
+    if old is None or new is None:
         return False
     return bool(old["how"] == new["how"] and old["versions"] != new["versions"])
 

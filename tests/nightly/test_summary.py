@@ -114,6 +114,10 @@ def test_junit_counts_what_pytest_and_github_read() -> None:
     # what was in the baseline and was not run at all is a case of its own
     gone = RowCheck("toy/t/z", "clutter", missing="was not run")
     assert ElementTree.fromstring(summary.junit(NIGHT, [gone])).get("tests") == "7"
+    # and what cannot run any more is one failure, not skipped beside it
+    row = RowCheck("toy/t/e", "clutter", missing="cannot run any more")
+    unable = ElementTree.fromstring(summary.junit(NIGHT, [row]))
+    assert (unable.get("tests"), unable.get("skipped"), unable.get("failures")) == ("6", "2", "1")
 
 
 def test_a_released_network_that_failed_fails_the_night() -> None:
