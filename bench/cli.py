@@ -231,8 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--from", dest="source", type=Path, default=Path("runs"))
     sub.add_argument("--to", type=Path, default=Path("results"))
 
-    sub.add_argument("--baseline", type=Path, help="promote to this baseline instead, of nights the last one, "
-        "with predictions; no pages")  # fmt: skip
+    sub.add_argument("--baseline", type=Path, help="promote the last night's rows, or those of a folder "
+        "without nights, to this baseline, with predictions; no pages")  # fmt: skip
     sub.add_argument("--without", nargs="+", default=[], metavar="ROW", help="leave these rows out of the baseline, "
         "such as those that failed in the night")  # fmt: skip
 
@@ -250,7 +250,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--wandb", choices=MODES, help="the W&B mirror (default $WANDB_MODE, else online with a login)")
     where(sub)
 
-    sub = command("check", "compare a run, or the last night, with a baseline: SAME, BETTER, WORSE, AMBIGUOUS, MISSING")
+    sub = command("check", "compare a run, or the last night, with a baseline: SAME, BETTER, WORSE, AMBIGUOUS, "
+        "MISSING, OTHER SETTING")  # fmt: skip
     sub.add_argument("--baseline", type=Path, help="the folder to compare with (default results/baseline)")
     sub.add_argument("--out", type=Path, default=Path("runs"), help="the folder of the runs (default runs/)")
 

@@ -107,7 +107,9 @@ def scripts() -> tuple[dict[str, Paper], dict[str, Exception]]:
             try:
                 paper = importlib.import_module(f"reproductions.{module.name}").paper()
                 metrics.declare(paper.metrics)
-                found[paper.key] = contrasts.with_claims(paper, known)
+                paper = contrasts.with_claims(paper, known)
+                _ = paper.ids  # raises where two rows have one
+                found[paper.key] = paper
             except Exception as error:
                 broken[module.name] = error
     return found, broken

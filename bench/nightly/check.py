@@ -32,7 +32,7 @@ from bench.verdict import LEAST_RUNS
 # by so much sizes may differ that follow from data on other hardware
 _SIZES = 0.05
 _HARDWARE, _PACKAGES, _HOUR = "other hardware", "other packages", "another hour of the machine"
-# what tells networks or times of elsewhere
+# the excuses of networks that were made, and of times that were taken, elsewhere
 ELSEWHERE = (_HARDWARE, _PACKAGES)
 
 
@@ -138,7 +138,7 @@ def _drifts(old: Mapping[Place, Cell], new: Mapping[Place, Cell]) -> dict[Place,
 
 
 class _Excuses:
-    """Why a value may be another one though nobody changed anything that it should tell."""
+    """Why a value may differ though neither the code nor a parameter changed."""
 
     def __init__(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         self.timed = "" if makings.alike(makings.timed_on(before), makings.timed_on(now)) else _HARDWARE

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence, Set
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,9 @@ def _nightly(options: argparse.Namespace, job: Job, since: float) -> Output:
         rest = None if limit is None else limit - (time.monotonic() - since) / 60.0
         left = [entry for entry in able if entry.id not in begun.rows]
         if begun.rows and not _any_ends(left, job, None if rest is None else rest - begun.minutes, begun.measured):
-            begun.ended = True  # it was stopped with no row left, or no time for one: this is the next night
-            night.keep(options.out, begun)
+            # it was stopped with no row left, or no time for one: this is the next night
+            if (stopped := night.last(options.out)) is not None:
+                night.keep(options.out, replace(stopped, ended=True))
             begun = night.begin(options.out, arguments)
         if rest is not None and not begun.rows:
             _check_budget(able, job, options.budget, rest)
@@ -199,7 +200,7 @@ def check(options: argparse.Namespace) -> Output:
     """Compares a run with the baseline."""
     if not options.out.is_dir():
         raise UserError(f"no runs in {options.out}: name their folder with --out")
-    planning.papers()  # they declare metrics of their own
+    planning.scripts()  # they declare metrics of their own
     found = checking.check(options.out, options.baseline or BASELINE, night.last(options.out))
     said, failed = checking.text(found), any(row.failed for row in found)
     if not compares(found):
@@ -226,7 +227,8 @@ def accept(options: argparse.Namespace) -> Output:
 def _accepted(options: argparse.Namespace, done: night.Night | None) -> Output:
     runs, folder, known = options.source, options.baseline, declared()
     for name in options.without:
-        if not any(name in rows for rows in known.values()):
+        failed = done is not None and name in done.rows  # also of a row that no script has any more
+        if not failed and not any(name in rows for rows in known.values()):
             raise UserError(f"--without {name}: no script has this row, see `bench list`")
     if done is None:
         files = {path: content(path)["id"] for path in row_files(runs)}
@@ -245,7 +247,9 @@ def _accepted(options: argparse.Namespace, done: night.Night | None) -> Output:
     kept = baseline.write(folder, chosen, Store(runs))
     written = accepting.write(runs, folder, wanted, known, chosen)
     baseline.clear(folder, chosen, known)
-    removed = sorted(before - set(row_files(folder)))
+    now = set(row_files(folder))
+    removed = sorted(before - now)
+    older = {content(path)["id"] for path in now} & set(left)
     value = {
         "rows": [str(file) for file in written],
         "predictions": [str(path) for path in kept],
@@ -254,7 +258,9 @@ def _accepted(options: argparse.Namespace, done: night.Night | None) -> Output:
     }
     text = f"{len(written)} rows are the baseline {folder}, {len(kept)} with predictions"
     text += f"; {len(removed)} older ones went" if removed else ""
-    text += f"; {len(left)} planned rows are missing, for which the night had no time" if left else ""
+    if left:
+        text += f"; for {len(left)} planned rows the night had no time: {len(left) - len(older)} are missing"
+        text += f", {len(older)} stay as they were" if older else ""
     return value, text, 0
 
 
@@ -269,14 +275,14 @@ def _check_night(done: night.Night, runs: Path, papers: Sequence[str], without: 
             f"{len(failed)} rows failed in night {done.number} in {runs}: run another night, or leave them out by "
             f"--without {names}"
         )
-    for path in matching.files_of(done, runs).values():
-        if path.parts[-4] in papers and not path.exists():
+    for name, path in matching.files_of(done, runs).items():
+        if path.parts[-4] in papers and name not in without and not path.exists():
             raise UserError(f"{path} has gone, which night {done.number} wrote: run another night")
 
 
 def history(options: argparse.Namespace) -> Output:
     """Draws a row's nights."""
-    planning.papers()  # they declare metrics of their own
+    planning.scripts()  # they declare metrics of their own
     entries = remembering.read(options.out)
     if not entries:
         raise UserError(f"no nights in {options.out}: run `bench nightly` first, or name the folder with --out")

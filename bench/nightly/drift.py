@@ -6,8 +6,8 @@ cumulative sums then look for a mean that has gone up or down (Page 1954).  A si
 
 The same code gives the same number, night after night: of equal values in a row the first counts alone.  So a single
 step that stays is no drift, it is a change, which the comparison with the baseline tells; several steps in one
-direction are one.  A drift is told for LISTED nights; then a new series begins where it began, and what it came to is
-what later nights are compared with.
+direction are a drift.  A drift is told for LISTED nights; then a new series begins where it began, and what it came to
+is what later nights are compared with.
 
 The limit is one value's.  A night follows some thousand values (rows times metrics), of which those that are measured
 anew with noise, times above all, can alarm without any drift: of V such values one does every :func:`false_alarms` / V

@@ -73,11 +73,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _comparable(before: Iterable[Device], now: Iterable[Device]) -> tuple[set[Device], set[Device]]:
-    """Both sides, without the instructions where one of them lacks any."""
+    """Both sides, without the instructions of a processor of whose name one side recorded none."""
     old, new = set(before), set(now)
-    if all(one.capability for one in old | new):
-        return old, new
-    return {replace(one, capability="") for one in old}, {replace(one, capability="") for one in new}
+    bare = {one.name for one in old | new if not one.capability}
+
+    def known(side: set[Device]) -> set[Device]:
+        return {replace(one, capability="") if one.name in bare else one for one in side}
+
+    return known(old), known(new)
 
 
 def _told(parts: Sequence[str]) -> str:

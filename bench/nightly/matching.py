@@ -56,7 +56,7 @@ def in_night(before: Mapping[str, Any], done: Night, out: Path) -> Match | None:
             one = done.arguments.get("seed") is not None
             return Match(other=words) if one else Match(missing=f"{words}: accept a new baseline")
         return _ran(now)
-    if name in done.left or not _asked(before, done):
+    if name in done.left or name in done.elsewhere or not _asked(before, done):
         return None
     if other := _other_night(before, done):
         return Match(other=other)
@@ -83,16 +83,17 @@ def _asked(row: Mapping[str, Any], done: Night) -> bool:
     """Whether the night was asked for the row at its scale."""
     setting, papers = row["setting"], done.arguments.get("papers")
     paper = row["id"].partition("/")[0]
-    if papers and paper not in papers:
+    known, broken = planning.scripts()
+    if (papers and paper not in papers) or paper in broken:  # a broken script is told as that
         return False
     scale = done.arguments.get("scale")
     if scale == EMBEDDED_SCALE:
         return setting["scale"] in EMBEDDED and not setting.get("folder")
     if scale is None:  # each row at its own; of one that no script has any more nobody knows it
-        known = planning.papers().get(paper)
-        own = None if known is None else known.ids.get(row["id"])
+        own = known[paper].ids.get(row["id"]) if paper in known else None
         return own is None or own.scale == setting["scale"]
-    return bool(Path(scale).name == setting["scale"])
+    name = Path(scale).name
+    return bool(name == setting["scale"] and (name != scale) == bool(setting.get("folder")))
 
 
 def _other_night(before: Mapping[str, Any], done: Night) -> str:

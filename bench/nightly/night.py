@@ -23,7 +23,7 @@ from bench.store import Store, sole, write_json
 
 # a row is stopped at this many times its planned seconds, and not before so many: the plan learns slowly
 _PATIENCE, _AT_LEAST = 4.0, 600.0
-# whoever set the budget stops the night some time behind it: nothing may take more than so many seconds behind it
+# so many seconds a row may go on when its part of the budget is over, and so many the networks behind the budget's end
 GRACE = 300.0
 _ATTEMPTS = 2
 _BAD = (runner.FAILED, child.CRASHED, child.HUNG)
@@ -35,8 +35,9 @@ class Night:
     """What a night did so far; ``<out>/nightly/<number>/night.json`` holds it.
 
     ``arguments`` and ``commit`` tell whether a stopped night may go on.  ``left`` are rows for which the budget or the
-    time until the interrupt did not last, with their planned minutes; ``not_run`` those that cannot run here, with the
-    reason; ``networks`` what became of the released networks.  A night has ``ended`` when its rows have: the next
+    time until the interrupt did not last, with their planned minutes; ``not_run`` those that cannot run here, and
+    ``elsewhere`` those for other embedded data than the night takes, with the reason; ``networks`` what became of the
+    released networks.  A night has ``ended`` when its rows have: the next
     command begins the next night, whatever became of the networks.
     """
 
@@ -49,6 +50,7 @@ class Night:
     planned: dict[str, float] = field(default_factory=dict)
     left: dict[str, float] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
     networks: list[dict[str, Any]] = field(default_factory=list)
     minutes: float = 0.0
     ended: bool = False
@@ -93,7 +95,7 @@ def begin(out: Path, arguments: Mapping[str, Any]) -> Night:
     if numbers:
         last = _read(out, max(numbers))
         if last is not None and not last.ended and (last.arguments, last.commit) == (arguments, commit):
-            return replace(last, left={}, not_run={})
+            return replace(last, left={}, not_run={}, elsewhere={})
         if not (folder(out, max(numbers)) / STATE).exists():
             number = max(numbers)  # its first row did not end, or the disk was full
     return Night(number, arguments, commit, provenance.now())
@@ -153,7 +155,9 @@ def run(
     limit = for_rows(budget, len(folders))
     reasons = {entry.id: str(entry.reason) for entry in candidates if entry.chain is None}
     failed = [entry.id for entry in candidates if isinstance(entry, order.Unplannable)]
-    night.not_run = {name: reason for name, reason in reasons.items() if name not in failed}
+    night.elsewhere = {entry.id: reasons[entry.id] for entry in candidates if isinstance(entry, order.Elsewhere)}
+    told = {*failed, *night.elsewhere}
+    night.not_run = {name: reason for name, reason in reasons.items() if name not in told}
     able = [Candidate(entry, worths[entry.id]) for entry in candidates if entry.chain is not None]
     able = [one for one in able if one.entry.id not in night.rows]
     todo = order.in_order(able, store, night.measured)

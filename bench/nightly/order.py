@@ -42,6 +42,11 @@ class Unplannable(Planned):
     """A row for which the plan itself failed, with the reason: no row of this night that ends well."""
 
 
+@dataclass(frozen=True)
+class Elsewhere(Planned):
+    """A row that is meant for other embedded data than the night takes for its paper, with the reason."""
+
+
 def chosen(names: Sequence[str]) -> tuple[list[tuple[Paper, list[Row]]], list[Planned]]:
     """The rows of these papers (all for none), and for each script that cannot be imported a row that stands for it."""
     known, broken = planning.scripts()
@@ -97,7 +102,7 @@ def _first(paper: Paper, rows: Sequence[Row], scales: Sequence[str | None], job:
         others = [other for other in scales if other != scale and row.scales is not None and other in row.scales]
         if others and scale not in (row.scales or ()):
             reason = row.missing or f"runs at {' and '.join(map(str, others))} alone"
-            found.append(Planned(paper, row, str(others[0]), reason=reason))
+            found.append(Elsewhere(paper, row, str(others[0]), reason=reason))
     return found
 
 
@@ -112,9 +117,12 @@ def _plan(paper: Paper, rows: Sequence[Row], job: Job) -> list[Planned]:
         return found
     except UserError:
         raise
-    except Exception:
-        pass  # told of the row that it is met in
-    return [_alone(paper, row, scale, job) for row, scale in planning.meant(rows, job)]
+    except Exception as error:
+        bug = error
+    alone = [_alone(paper, row, scale, job) for row, scale in planning.meant(rows, job)]
+    if not any(isinstance(entry, Unplannable) for entry in alone):  # else it is told of the row that it is met in
+        traceback.print_exception(bug, file=sys.stderr)
+    return alone
 
 
 def _alone(paper: Paper, row: Row, scale: str, job: Job) -> Planned:

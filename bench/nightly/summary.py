@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from bench import evaluate, planning, runner
 from bench.nightly import check as checking
-from bench.nightly import drift, networks
+from bench.nightly import compared, drift, networks
 from bench.nightly.child import Report
 from bench.nightly.night import Night
 
@@ -45,7 +45,7 @@ def markdown(
         parts.append("## Rows that failed\n\n" + "\n".join(_failed(one, night) for one in night.failed))
     bad = [row for row in checked if row.failed]
     if bad:
-        parts.append(f"## Worse than the baseline {baseline}\n\n```\n{checking.text(bad)}\n```")
+        parts.append(f"## Worse than the baseline {baseline}, or missing\n\n```\n{checking.text(bad)}\n```")
     elif problem:
         parts.append(f"**Not compared with the baseline {baseline}:** {_inline(problem)}.")
     elif checked:
@@ -82,8 +82,9 @@ def markdown(
         lines = [f"- {name} ({planning.minutes(minutes)})" for name, minutes in night.left.items()]
         heading = "Left for want of time" if night.ended else "Not reached"
         parts.append(f"## {heading}\n\n" + "\n".join(lines))
-    if night.not_run:
-        rows = Counter((name.partition("/")[0], why) for name, why in night.not_run.items())
+    if night.not_run or night.elsewhere:
+        unable = {**night.not_run, **night.elsewhere}
+        rows = Counter((name.partition("/")[0], why) for name, why in unable.items())
         lines = [f"- {paper}, {count} rows: {_inline(why)}" for (paper, why), count in rows.items()]
         parts.append("## Not run here\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -91,13 +92,14 @@ def markdown(
 
 def _verdict(night: Night, checked: Sequence[checking.RowCheck], problem: str) -> str:
     """What went wrong in few words, or that nothing did; a night that did not end says so first."""
-    worse = sum(row.failed for row in checked)
+    words = Counter(row.word for row in checked)
     verdicts = Counter(one["verdict"] for one in night.networks)
     said = [
         f"{count} {what}"
         for count, what in (
             (len(night.failed), "failed"),
-            (worse, "worse than the baseline"),
+            (words[compared.Word.WORSE], "worse than the baseline"),
+            (words[compared.Word.MISSING], "missing of the baseline"),
             (verdicts[evaluate.DIFFERENT], "released networks differ"),
             (verdicts[networks.FAILED], "released networks failed"),
         )

@@ -32,7 +32,7 @@ Batch = tuple[Mapping[fx.Node, Any], Tensor]
 class Replay:
     """L of one reader over all mini-batches; its passes begin at the reader.
 
-    Each pass of SGD starts without momentum: the released code has a new optimiser behind each pick.
+    Each pass of SGD starts without momentum: the released code has a new optimiser, and one pass, behind each pick.
 
     ``batches()`` gives, for each mini-batch, the values in front of the reader (:meth:`Walk.live`) and O_b (B x n x H x
     W); ``original`` is the reader's weight n x c x kh x kw; ``auxiliary`` the classifier's loss, or None for L_M alone.

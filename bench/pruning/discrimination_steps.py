@@ -43,7 +43,7 @@ def blocks(recipe: Recipe) -> list[str]:
 
 
 def places(count: int, losses: int) -> list[int]:
-    """Behind how many of ``count`` blocks each of ``losses`` stands: SCUT-AILab/DCP at b2df46b, ``cal_pivot``.
+    """Behind how many of ``count`` blocks each of ``losses`` stands (the released code's ``cal_pivot``).
 
     Raises :class:`UserError` where two would stand behind the same block.
     """

@@ -129,7 +129,7 @@ def test_kept_activations_against_two_passes_from_the_images(
     net = copy.deepcopy(baseline)
     batches = [torch.randn(64, 3, 32, 32) for _ in range(2)]
     labels = [torch.randint(10, (64,)) for _ in batches]
-    parts = [part for part in segments(RESNET20, losses) if part.producers]
+    parts = segments(RESNET20, losses)
     heads = Heads(baseline, [part.position for part in parts if part.position], RESNET20.input_shape, 10)
     heads.eval().requires_grad_(False)
     passes: Counter[str] = Counter()

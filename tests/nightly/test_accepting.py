@@ -85,7 +85,7 @@ def test_it_is_of_the_last_night_alone(folders: Folders) -> None:
     folders.night(2, {"toy/t/a": folders.measured("toy/t/a")}, left={"toy/t/c": 5.0, "other/t/a": 5.0})
     value, text = folders.accept()
     assert folders.based() == {"a": 90.0}
-    assert value["left"] == ["toy/t/c"] and "1 planned rows are missing" in text
+    assert value["left"] == ["toy/t/c"] and "for 1 planned rows the night had no time: 1 are missing" in text
     assert [Path(path).name for path in value["predictions"]] == [
         path.with_suffix(".safetensors").name for path in row_files(folders.base)
     ]

@@ -54,7 +54,12 @@ def test_what_was_not_measured_is_missing_with_the_reason(folders: Folders) -> N
         folders.measured(name, now=None)
     folders.measured("same")
     folders.reports["toy/t/failed"] = Report("toy/t/failed", "crashed", "its process died of signal 9")
-    done = folders.night(not_run={"toy/t/unable": "needs clutter: it is damaged"}, left={"toy/t/left": 5.0})
+    folders.measured("digits", now=None)
+    done = folders.night(
+        not_run={"toy/t/unable": "needs clutter: it is damaged"},
+        elsewhere={"toy/t/digits": "runs at digits alone"},
+        left={"toy/t/left": 5.0},
+    )
     found = {one.id: one for one in check(folders.runs, folders.base, done)}
     assert {name: one.word for name, one in found.items()} == {
         "toy/t/gone": Word.MISSING,
@@ -75,7 +80,8 @@ def test_what_was_not_measured_is_missing_with_the_reason(folders: Folders) -> N
         ({"papers": ["other"]}, {}),
         ({"scale": "digits"}, {}),
         ({"scale": "embedded"}, {"toy/t/a": Word.MISSING}),
-        ({"scale": "/data/clutter"}, {"toy/t/a": Word.MISSING}),
+        # the user's folder of that name holds other data
+        ({"scale": "/data/clutter"}, {}),
         # no script has it, so nobody knows its own scale
         ({"scale": None}, {"toy/t/a": Word.MISSING}),
         # the baseline is another device's, or of no weights
@@ -160,7 +166,7 @@ def test_a_night_tells_failed_rows_once(folders: Folders) -> None:
     folders.measured("d", device="cuda")
     folders.reports["toy/t/b"] = Report("toy/t/b", "failed", "no such file")
     value, page, status = commands._told(folders.night(), folders.runs, folders.base, lambda text: None)
-    assert status == 1 and page.startswith("# Night 1: 1 failed, 1 worse than the baseline\n")
+    assert status == 1 and page.startswith("# Night 1: 1 failed, 1 missing of the baseline\n")
     assert {one["row"]: one["word"] for one in value["check"]} == {
         "toy/t/a": "SAME",
         "toy/t/c": "MISSING",
