@@ -221,11 +221,18 @@ def test_a_second_attempt_is_planned_with_what_it_measures_again(
 def test_an_interrupt_stops_all(tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [planned(f"r{place}", step(f"s{place}")) for place in range(3)]
     monkeypatch.setattr(simulated, "longest", 60.0)
-    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
-    begin = time.monotonic()
+    sent: list[float] = []
+
+    def interrupt() -> None:
+        while len(simulated.diary) < 2:  # both have begun
+            time.sleep(0.01)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, entries, 2)
-    assert time.monotonic() - begin < 10.0 and not simulated.alive
+    assert time.monotonic() - sent[0] < 10.0 and not simulated.alive
     assert len(simulated.diary) == 2
     kept = night.begin(tmp_path, {})
     assert not kept.ended and kept.number == 1
