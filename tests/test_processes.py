@@ -56,7 +56,7 @@ def test_a_crash_costs_one_row(tmp_path: Path) -> None:
         "toy/table-2/fails": "failed",
         "toy/table-2/ends-well": "ok",
     }
-    assert rows["toy/table-2/dies"]["reason"] == "its process died of signal 9"
+    assert rows["toy/table-2/dies"]["reason"] == "its process died of signal 9, as where memory runs out"
     assert "ZeroDivisionError" in rows["toy/table-2/fails"]["reason"]
 
 
