@@ -115,7 +115,8 @@ def _read(out: Path, number: int) -> Night | None:
 def last(out: Path) -> Night | None:
     """The last night in ``out``, whether it ended or not; None where there is none.
 
-    Raises :class:`UserError` where nothing is known of it: it was killed before its first row ended.
+    Raises :class:`UserError` where nothing is known of it: it was killed before its first row ended, or its file is
+    damaged.
     """
     numbers = [int(path.name) for path in (out / "nightly").glob("[0-9]*") if path.name.isdigit()]
     if not numbers:
@@ -123,6 +124,8 @@ def last(out: Path) -> Night | None:
     found = _read(out, max(numbers))
     if found is None:
         number = max(numbers)
+        if (state := folder(out, number) / STATE).exists():
+            raise UserError(f"{state} is not readable: remove {state.parent}, or run `bench nightly` again")
         raise UserError(f"night {number} in {out} was stopped before its first row ended: run `bench nightly` again")
     return found
 

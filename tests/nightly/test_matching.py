@@ -150,6 +150,10 @@ def test_the_check_is_of_the_last_night(folders: Folders) -> None:
     night.folder(folders.runs, 3).mkdir()
     with pytest.raises(UserError, match=r"night 3 .* was stopped before its first row ended"):
         commands.check(options(folders))
+    # what it did is there, but cut off
+    (night.folder(folders.runs, 3) / night.STATE).write_text('{"number": 3, "rows"')
+    with pytest.raises(UserError, match=r"00003.night\.json is not readable: remove "):
+        commands.check(options(folders))
 
 
 def test_a_check_of_nothing_alike_fails(folders: Folders) -> None:
