@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.errors import UserError
 from bench.nightly import settings
 from bench.report.accept import Chosen
-from bench.report.load import RAN, Declarations, content, row_files
+from bench.report.load import RAN, content, row_files
 from bench.store import Store, disk_errors, make_folder
 
 _TOP1 = "top1_acc"
@@ -83,18 +83,16 @@ def _small(row: Mapping[str, Any], store: Store) -> dict[str, Tensor]:
     }
 
 
-def clear(folder: Path, chosen: Chosen, declared: Declarations) -> None:
-    """Removes what accepted rows, which are written, replace, and what no script declares any more, of their papers.
+def clear(folder: Path, chosen: Chosen) -> None:
+    """Removes what accepted rows, which are written, replace, and predictions whose row has gone, of their papers.
 
     A row replaces one of other data or seeds, not one that somebody chose to run otherwise, on another device for one.
-    Predictions go with their row.
     """
     targets = {target for target, _ in chosen}
     replaced = [_same(row) for _, row in chosen if row["status"] == RAN]
     for paper in sorted({row["id"].partition("/")[0] for _, row in chosen}):
         for path in row_files(folder, paper):
-            row = content(path)
-            if row["id"] not in declared.get(paper, {}) or (path not in targets and _same(row) in replaced):
+            if path not in targets and _same(content(path)) in replaced:
                 with disk_errors(path):
                     path.unlink()
         left = {predictions_path(path) for path in row_files(folder, paper)}

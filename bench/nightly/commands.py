@@ -246,7 +246,7 @@ def _accepted(options: argparse.Namespace, done: night.Night | None) -> Output:
     before = set(row_files(folder))
     kept = baseline.write(folder, chosen, Store(runs))
     written = accepting.write(runs, folder, wanted, known, chosen)
-    baseline.clear(folder, chosen, known)
+    baseline.clear(folder, chosen)
     now = set(row_files(folder))
     removed = sorted(before - now)
     older = {content(path)["id"] for path in now} & set(left)

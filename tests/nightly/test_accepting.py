@@ -91,6 +91,23 @@ def test_it_is_of_the_last_night_alone(folders: Folders) -> None:
     ]
 
 
+def test_what_the_night_had_no_time_for_stays_as_it_was(folders: Folders) -> None:
+    folders.accepted("toy/t/b")
+    folders.night(1, {"toy/t/a": folders.measured("toy/t/a")}, left={"toy/t/b": 5.0, "toy/t/c": 5.0})
+    _, text = folders.accept()
+    assert folders.based() == {"a": 90.0, "b": 50.0}
+    assert "for 2 planned rows the night had no time: 1 are missing, 1 stay as they were" in text
+
+
+def test_a_failed_row_that_no_script_has_can_be_left_out(folders: Folders) -> None:
+    """It stood for a script that could not be imported, or has another name since; its file may have gone."""
+    folders.night(1, {"toy/t/a": folders.measured("toy/t/a"), "toy/script/import": "RuntimeError: a typo"})
+    with pytest.raises(UserError, match="--without toy/script/import"):
+        folders.accept()
+    folders.accept(without=("toy/script/import",))
+    assert folders.based() == {"a": 90.0}
+
+
 def test_rows_that_failed_are_left_out_only_by_name(folders: Folders) -> None:
     folders.night(1, {"toy/t/a": folders.measured("toy/t/a"), "toy/t/b": "no such file"})
     with pytest.raises(UserError, match=r"1 rows failed in night 1 .* --without toy/t/b"):

@@ -10,7 +10,7 @@ import torch
 from baselines import IMAGES, PROVENANCE, bare, both, evaluation, put, ranged, row, top1
 
 from bench.errors import UserError
-from bench.nightly import baseline
+from bench.nightly import baseline, makings
 from bench.nightly.check import check, text
 from bench.nightly.compared import Word
 from bench.store import Record, Store
@@ -277,6 +277,14 @@ def test_processors_of_one_name_differ_in_their_instructions(
     found = both(tmp_path, *rows)
     assert found.word is word
     assert any(part.startswith("device") for part in found.differs) is (word is Word.AMBIGUOUS)
+
+
+def test_a_gpu_beside_them_hides_no_instructions() -> None:
+    """GPUs have none to record; a processor of whose name one side recorded none is compared by name."""
+    gpu, old = makings.Device("H100", 8), makings.Device("EPYC", 2)
+    narrow, wide = makings.Device("EPYC", 2, "AVX2"), makings.Device("EPYC", 2, "AVX512")
+    assert not makings.alike([gpu, narrow], [gpu, wide])
+    assert makings.alike([gpu, narrow], [gpu, narrow]) and makings.alike([gpu, old], [gpu, wide])
 
 
 def point(value: float, series: str, x: float, half: float = 0.2) -> dict[str, Any]:

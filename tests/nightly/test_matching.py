@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from baselines import put, row, top1
 
+from bench import planning
 from bench.errors import UserError
 from bench.nightly import commands, night
 from bench.nightly.check import check, text
@@ -94,6 +95,20 @@ def test_what_the_night_was_not_asked_for_is_not_missing(
 ) -> None:
     folders.measured("a", now=None)
     assert folders.words(folders.night(arguments={**ASKED, **asked})) == words
+
+
+def test_rows_of_a_script_that_cannot_be_imported_are_not_missing_too(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The night has a failed row that stands for the script; the other papers' rows are compared."""
+    folders.measured("a", now=None)
+    folders.measured("b")
+    for scale in ("clutter", "embedded", None):
+        done = folders.night(arguments={**ASKED, "papers": [], "scale": scale})
+        monkeypatch.setattr(planning, "scripts", lambda: ({}, {"toy": RuntimeError("a typo")}))
+        assert folders.words(done) == {"toy/t/b": Word.SAME}
+        monkeypatch.setattr(planning, "scripts", lambda: ({}, {}))
+        assert folders.words(done) == {"toy/t/a": Word.MISSING, "toy/t/b": Word.SAME}
 
 
 def test_other_choices_are_named_and_compared_with_nothing(folders: Folders) -> None:

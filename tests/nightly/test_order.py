@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -265,6 +266,38 @@ def test_a_bug_in_one_row_costs_that_row(monkeypatch: pytest.MonkeyPatch, capsys
     assert isinstance(alone, order.Unplannable)
 
 
+def test_a_bug_that_no_row_has_alone_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows are planned one by one, and the traceback is in the log."""
+
+    def plan(paper: Paper, rows: list[Row], job: Any) -> list[Planned]:
+        if len(rows) > 1:
+            raise KeyError("together")
+        return [Planned(paper, row, job.scale, chain=Chain([], [])) for row in rows]
+
+    monkeypatch.setattr(order.planning, "plan", plan)
+    rows = [Row("T", name, "digits") for name in ("a", "b")]
+    found = order.planned([(Paper("toy", "", "", rows, []), rows)], order.Job(scale="digits", device="cpu"))
+    assert [(entry.row.name, entry.reason) for entry in found] == [("a", None), ("b", None)]
+    assert "KeyError: 'together'" in capsys.readouterr().err
+
+
+def test_two_rows_of_one_id_cost_their_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = planning.importlib.import_module
+
+    def doubled(name: str) -> Any:
+        if name == "reproductions.fbs":
+            rows = [Row("T", "a", "digits"), Row("T", "a", "digits")]
+            return SimpleNamespace(paper=lambda: Paper("fbs", "", "", rows, []))
+        return imported(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(planning.importlib, "import_module", doubled)
+        known, broken = planning.scripts.__wrapped__()
+    assert "fbs" not in known and list(broken) == ["fbs"] and "two rows of fbs" in str(broken["fbs"])
+
+
 def test_a_key_that_cannot_be_made_costs_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are made when they are asked for, behind the plan."""
     good, bad = entry("good", step("s", 1.0)), entry("bad", step("x", 1.0))
@@ -320,4 +353,5 @@ def test_rows_for_other_embedded_data_than_their_papers_are_told() -> None:
         found = order.planned([(papers[key], rows)], job)
         told = {entry.id for entry in found if entry.reason == "runs at digits alone"}
         assert told and told == digits
+        assert {entry.id for entry in found if isinstance(entry, order.Elsewhere)} == told
         assert len({entry.id for entry in found}) == len(found)

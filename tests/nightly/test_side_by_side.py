@@ -218,6 +218,17 @@ def test_a_second_attempt_is_planned_with_what_it_measures_again(
     assert done.planned == {entry.id: 0.6}
 
 
+def test_what_a_night_does_not_run_is_told_by_kind(tmp_path: Path, simulated: type[Simulated]) -> None:
+    """Rows that cannot run here, rows for other embedded data, and rows whose plan failed, which alone are failed."""
+    one = planned("r", step("s"))
+    kinds = {"unable": Planned, "digits": order.Elsewhere, "bug": order.Unplannable}
+    rows = {name: Row("Table 1", name, "clutter") for name in kinds}
+    others = [kinds[name](Paper("toy", "", "", [row], []), row, "clutter", reason=name) for name, row in rows.items()]
+    done = run(tmp_path, [one, *others], 1)
+    assert done.not_run == {"toy/table-1/unable": "unable"} and done.elsewhere == {"toy/table-1/digits": "digits"}
+    assert {name: report.status for name, report in done.rows.items()} == {one.id: OK, "toy/table-1/bug": "failed"}
+
+
 def test_an_interrupt_stops_all(tmp_path: Path, simulated: type[Simulated], monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [planned(f"r{place}", step(f"s{place}")) for place in range(3)]
     monkeypatch.setattr(simulated, "longest", 60.0)

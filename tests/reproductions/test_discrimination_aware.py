@@ -293,6 +293,12 @@ def test_methods_without_stages_are_tuned_as_long_in_one_go(scale: str, staged: 
         assert found == (staged if name in ("WM+", "DCP", "Random DCP") else at_once), name
 
 
+def test_vggnet_with_two_losses_has_three_stages() -> None:
+    for name, epochs in {"DCP": [2, 2, 2, 3], "WM": [9], "tuned as long": [9]}.items():
+        (last,) = chain_of(ROWS[T1, f"VGGNet, {name}"], "clutter").networks
+        assert [step.params.schedule.epochs for step in path(last)[1:] if hasattr(step.params, "schedule")] == epochs
+
+
 @pytest.mark.parametrize(("asked", "epochs"), [(False, [5, 18]), (True, [100, 400])])
 def test_slimming_has_a_quarter_before_the_removal(asked: bool, epochs: list[int]) -> None:
     """Of 23 epochs: VGGNet has two losses, so three stages of one and 20."""
