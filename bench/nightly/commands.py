@@ -45,6 +45,9 @@ def nightly(options: argparse.Namespace) -> Output:
 
 
 def _nightly(options: argparse.Namespace, job: Job, since: float) -> Output:
+    base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
+    if base is not None:
+        checking.measured(base)
     chosen, broken = order.chosen(options.paper)
     planned = order.planned(chosen, job)
     keys = dict.fromkeys(entry.paper.key for entry in planned)
@@ -52,9 +55,6 @@ def _nightly(options: argparse.Namespace, job: Job, since: float) -> Output:
     worths = {entry.id: order.worth(entry, published[entry.paper.key]) for entry in planned}
     planned += broken
     limit = night.for_rows(options.budget, len(networks.found(RESULTS, {entry.paper.key for entry in planned})))
-    base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
-    if base is not None:
-        checking.measured(base)
     if options.plan:
         return _plan(planned, worths, job, limit, options.jobs)
     able = [entry for entry in planned if entry.chain is not None]
@@ -204,7 +204,10 @@ def check(options: argparse.Namespace) -> Output:
     found = checking.check(options.out, options.baseline or BASELINE, night.last(options.out))
     said, failed = checking.text(found), any(row.failed for row in found)
     if not compares(found):
-        said, failed = f"{said}\nthe baseline is not compared: {_NOTHING}".lstrip(), True
+        reason = f"the baseline is not compared: {_NOTHING}"
+        said, failed = f"{said}\n{reason}".lstrip(), True
+        if options.json:  # rows alone do not say it
+            print(reason, file=sys.stderr, flush=True)
     return checking.to_json(found), said, int(failed)
 
 

@@ -147,7 +147,7 @@ def test_a_folder_is_compared_wherever_it_is(folders: Folders, tmp_path: Path) -
 
 
 def options(folders: Folders) -> argparse.Namespace:
-    return argparse.Namespace(out=folders.runs, baseline=folders.base)
+    return argparse.Namespace(out=folders.runs, baseline=folders.base, json=True)
 
 
 def test_the_check_is_of_the_last_night(folders: Folders) -> None:
@@ -171,11 +171,12 @@ def test_the_check_is_of_the_last_night(folders: Folders) -> None:
         commands.check(options(folders))
 
 
-def test_a_check_of_nothing_alike_fails(folders: Folders) -> None:
+def test_a_check_of_nothing_alike_fails(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     folders.measured("a", now=None)
     night.keep(folders.runs, folders.night(arguments={**ASKED, "scale": "digits"}))
     value, said, status = commands.check(options(folders))
-    assert (value, status) == ([], 1) and "holds none of these rows in the same setting" in said
+    reason = "the baseline is not compared: it holds none of these rows in the same setting"
+    assert (value, status, said) == ([], 1, reason) and capsys.readouterr().err == f"{reason}\n"
 
 
 def test_a_night_tells_failed_rows_once(folders: Folders) -> None:
