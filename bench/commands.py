@@ -343,11 +343,16 @@ def data(options: argparse.Namespace) -> Output:
 
 
 def write_pages(root: Path) -> list[Path]:
-    """The pages of all papers; why a value is not decided is said without regard to what this machine has."""
+    """The pages of all papers; why a value is not decided is said without regard to what this machine has.
+
+    Data are at hand that come with the packages, or that rows in ``root`` were measured on.
+    """
     folder = registry_folder()
+    files = (loading.content(path) for path in loading.row_files(root))
+    held = {value["setting"]["scale"] for value in files if value["status"] == loading.RAN}
 
     def absent(scale: str) -> str:
-        return covering.NOT_RUN if scale in bench.data.EMBEDDED else covering.DATA
+        return covering.NOT_RUN if scale in bench.data.EMBEDDED or scale in held else covering.DATA
 
     return pages.write(root, folder, abouts(), coverages(registered(folder), root, folder, absent))
 

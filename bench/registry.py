@@ -6,7 +6,8 @@ known to exist and could not be read. Value, tolerance and effect are in the row
 
 ``kind`` says what decides the value (:data:`KINDS`), ``convention`` how a size is counted (:data:`CONVENTIONS`, for
 sizes only); what else has to be said of a value stands in ``note``, in words. A size whose network cannot be built has
-a note that begins with one of :data:`UNDECIDABLE`.
+a note that begins with one of :data:`UNDECIDABLE`, an accuracy of which only a bound is printed one that begins with
+:data:`BOUND`.
 
 Direction: ``higher`` or ``lower`` is better, or ``exact``: counts, sizes, their reductions, computed checks, settings.
 
@@ -19,6 +20,9 @@ Tolerance, by one rule for all papers:
 Effect: the difference that the row is about: the absolute value of a change, gap or increase; for an accuracy or error
 its distance from the baseline that the same table prints for the same network and data, or that the note names
 (``baseline 92.07``); empty where there is none. No verdict may tolerate more than half of it (:attr:`Published.limit`).
+
+``origin`` says whose value it is (:data:`ORIGINS`), ``verified`` that it was read in the publication, in its authors'
+own files, or in a source that quotes it and is named (``secondary: ...``).
 
 A key is (table, row, model, dataset, metric, convention): one printed row can be counted by several conventions.
 """
@@ -36,7 +40,7 @@ from bench.errors import UserError
 
 COLUMNS = (
     *("paper", "table", "row", "model", "dataset", "metric", "value", "unit", "kind", "convention", "note", "protocol"),
-    *("direction", "tolerance", "effect", "source", "verified"),
+    *("direction", "tolerance", "effect", "source", "verified", "origin"),
 )
 DIRECTIONS = ("higher", "lower", "exact")
 KINDS = {
@@ -47,6 +51,12 @@ KINDS = {
     "width": "channels of a layer",
     "setting": "hyper-parameters",
     "check": "our own arithmetic; never called published",
+}
+ORIGINS = {
+    "paper": "printed in the publication, its supplement or its later version",
+    "authors": "in the authors' own files: their repository, releases or logs",
+    "others": "reported by others: a run of theirs, or what their paper prints",
+    "ours": "our own arithmetic: checks",
 }
 CONVENTIONS = {
     "conv": "MACs of the convolutions",
@@ -71,6 +81,8 @@ _FACTORS = {
 }
 # why no network of ours can decide a size: what its note then begins with
 UNDECIDABLE = ("other method's network", "network not published", "follows from a rounded value")
+# "at most 3.83 points below": the value itself is not printed, and is this one or a better one
+BOUND = "lower bound"
 # how many counts one unit holds
 UNITS = {"": 1, "MACs": 1, "k": 10**3, "M": 10**6, "1e8": 10**8, "G": 10**9, "GMACs": 10**9, "B": 10**9}
 _PRINTED = re.compile(r"~?(?P<number>[+-]?\d+(?:\.\d+)?(?:e[+-]?\d{1,2})?)(?P<suffix>[kMGB]?)")
@@ -127,7 +139,18 @@ class Published:
     effect: float | None = None
     source: str
     verified: bool
+    origin: str = "paper"
     printed: str
+
+    @property
+    def counted(self) -> bool:
+        """Whether a verdict on it enters a count: somebody could read it, and others than the authors do not say it."""
+        return self.verified and self.origin != "others"
+
+    @property
+    def quoted(self) -> bool:
+        """Whether it was read where another source quotes it."""
+        return self.source.startswith("secondary")
 
     @property
     def last_digit(self) -> float:
@@ -142,6 +165,11 @@ class Published:
         if self.effect:
             tolerance = min(tolerance, self.effect / 2.0)
         return max(tolerance, self.last_digit)
+
+    @property
+    def bound(self) -> bool:
+        """Whether the published value may also be a better one: the paper prints a bound."""
+        return self.note.startswith(BOUND)
 
     @property
     def undecidable(self) -> str | None:
@@ -193,6 +221,10 @@ def _entry(cells: dict[str, str], paper: str) -> Published:
         raise ValueError(f"direction {cells['direction']!r} is unknown; use one of {', '.join(DIRECTIONS)}")
     if cells["verified"] not in ("yes", "no"):
         raise ValueError(f"verified is {cells['verified']!r}; write yes or no")
+    if cells["origin"] not in ORIGINS:
+        raise ValueError(f"origin {cells['origin']!r} is unknown; use one of {', '.join(ORIGINS)}")
+    if (cells["origin"] == "ours") != (cells["kind"] == "check"):
+        raise ValueError(f"kind {cells['kind']!r} of origin {cells['origin']!r}; checks, and nothing else, are ours")
     if cells["paper"] != paper:
         raise ValueError(f"paper {cells['paper']!r} is not the file's; write {paper}")
     return Published(

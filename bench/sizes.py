@@ -109,7 +109,7 @@ def decided(paper: Paper, published: Sequence[Published]) -> list[Decided]:
             published[place],
             row,
             None if value is None else Fraction(value),
-            Verdict(word, verified=published[place].verified),
+            Verdict(word, verified=published[place].counted),
         )
         for place, row, value, word in found
     ]
@@ -140,10 +140,10 @@ def _decide(entry: Published, row: str, metric: str, recipe: Recipe) -> Decided:
     try:
         value = size(recipe, metric, entry.convention)
     except OtherConvention:
-        return Decided(entry, row, None, Verdict(OTHER_CONVENTION, verified=entry.verified))
+        return Decided(entry, row, None, Verdict(OTHER_CONVENTION, verified=entry.counted))
     if metric in COUNTS and metric != "memory":
         value /= UNITS[entry.unit]
-    return Decided(entry, row, value, Verdict("exact" if entry.agrees(value) else "wrong", verified=entry.verified))
+    return Decided(entry, row, value, Verdict("exact" if entry.agrees(value) else "wrong", verified=entry.counted))
 
 
 def size(recipe: Recipe, metric: str, convention: str) -> Fraction:

@@ -9,7 +9,8 @@ about):
 * ``better``: the lower bound lies above t;
 * ``reproduced``: it lies above -t;
 * ``not reproduced``: the upper bound lies below -t;
-* ``inconclusive`` otherwise.
+* ``inconclusive`` otherwise, and instead of the first two where the paper prints a bound alone ("at least 87.54"): the
+  published value may be anywhere beyond it.
 
 sigma is the spread of three or more runs (Student's t with S - 1 degrees of freedom).  With fewer the paired noise of
 the images against the dense network stands in, and the verdict says so: it holds as far as seeds move a run no more
@@ -32,6 +33,7 @@ LEAST_RUNS = 3
 # a dense network further than this from the paper's is another base (points)
 LARGEST_BASE_DIFFERENCE = 4.0
 ANALOGUE, OTHER_BASE, OTHER_CONVENTION = "analogue", "other base", "other convention"
+A_BOUND = "the paper prints a bound"
 _QUANTILE = float(special.ndtri(0.95))
 _MOST_RUNS = 1000
 
@@ -42,7 +44,8 @@ class Verdict:
 
     ``low`` and ``high`` are the one-sided 95 % bounds of ours minus published in the better direction, in the published
     row's unit.  ``stand_in`` says that the images' noise stood in for the runs' spread.  A verdict on a value that
-    nobody could verify is not ``verified``: it is shown in brackets and enters no count.
+    nobody could verify, or that others than the paper's authors report, is not ``verified``: it is shown in brackets
+    and enters no count.
     """
 
     word: str
@@ -80,13 +83,15 @@ def of_value(
     if not sigma >= 0.0 or not math.isfinite(sigma) or runs < 1:
         raise ValueError(f"a spread of {sigma} over {runs} runs")
     if math.isnan(measured):
-        return Verdict("not reproduced", "no number", verified=published.verified)
+        return Verdict("not reproduced", "no number", verified=published.counted)
     sigma, tolerance = max(sigma, least_sigma), published.limit
     difference = measured - published.value if published.direction == "higher" else published.value - measured
     reach = half_width(sigma, runs) + slack
     low, high = difference - reach, difference + reach
     stand_in = runs < LEAST_RUNS
-    if low > tolerance:
+    if published.bound and high >= -tolerance:
+        word, reason = "inconclusive", A_BOUND
+    elif low > tolerance:
         word, reason = "better", ""
     elif low > -tolerance:
         word, reason = "reproduced", ""
@@ -96,7 +101,7 @@ def of_value(
         word, reason = "inconclusive", _what_settles(difference, tolerance, sigma, runs, slack)
     if stand_in and word != "inconclusive":
         reason = "one run" if runs == 1 else f"{runs} runs"
-    return Verdict(word, reason, low, high, stand_in, published.verified)
+    return Verdict(word, reason, low, high, stand_in, published.counted)
 
 
 def half_width(sigma: float, runs: int) -> float:
@@ -121,8 +126,11 @@ def _what_settles(difference: float, tolerance: float, sigma: float, runs: int, 
 def power(published: Published, sigma: float, runs: int) -> float:
     """The probability of ``reproduced`` or ``better`` where our procedure equals the paper's, for ``runs`` runs.
 
-    ``sigma`` is the true spread of one run in the published row's unit.  A spread of zero decides at once.
+    ``sigma`` is the true spread of one run in the published row's unit.  A spread of zero decides at once; beside a
+    bound nothing does.
     """
+    if published.bound:
+        return 0.0
     if sigma == 0.0:
         return 1.0
     shift = published.limit / (sigma * math.sqrt(1.0 / runs + 1.0))

@@ -112,7 +112,6 @@ SOURCES = {
             ("thinet-transfer-beats-scratch", "Train from scratch"),
         )
     },
-    "fbs-beats-slimming-2x": ((FIGURE3, "FBS at 2x", "top-1"), ("Baselines of " + FIGURE3, "NS at 2x", "top-1")),
     "fbs-beats-slimming-resnet18": (
         ("Table 1", "FBS", "accelerated top-1 err"),
         ("Table 1", "Network Slimming (their impl.)", "accelerated top-1 err"),

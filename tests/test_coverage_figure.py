@@ -12,7 +12,7 @@ from bench.report.coverage import Coverage, Outcome
 
 def value(kind: str, verified: bool = True) -> Published:
     cells = {**dict.fromkeys(Published.__dataclass_fields__, ""), "kind": kind, "value": 1.0, "tolerance": None}
-    return Published(**{**cells, "verified": verified})  # type: ignore[arg-type]
+    return Published(**{**cells, "verified": verified, "origin": "paper"})  # type: ignore[arg-type]
 
 
 def outcomes(kind: str, *texts: str) -> list[Outcome]:
@@ -24,7 +24,7 @@ def test_bars_are_the_verified_values_by_verdict(tmp_path: Path) -> None:
     found = [*outcomes("accuracy", "reproduced", "data", "method"), *outcomes("size", "exact", "exact", "wrong")]
     found.append(Outcome(value("accuracy", verified=False), "reproduced", decided=True))
     nothing = Counter[str]()
-    coverages = {"toy": Coverage(found, nothing, nothing, nothing), "study": Coverage([], nothing, nothing, nothing)}
+    coverages = {"toy": Coverage(found, *5 * [nothing]), "study": Coverage([], *5 * [nothing])}
     assert coverage_figure.counted(coverages, {"toy": "A toy"}) == [
         ("A toy: accuracies", {"reproduced": 1, "not decided": 2}),
         ("A toy: sizes", {"exact": 2, "wrong": 1}),

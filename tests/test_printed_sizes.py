@@ -70,6 +70,6 @@ def test_all_of_them_stand_in_a_file_of_their_own(made: tuple[Path, list[str], l
 
 def test_a_paper_without_printed_sizes_has_no_such_part(tmp_path: Path) -> None:
     rows = {"toy/half": Declared("Table 1", "half", 0, "imagenet")}
-    coverage = Coverage([Outcome(ACCURACY, METHOD, False)], Counter(), Counter(), Counter())
+    coverage = Coverage([Outcome(ACCURACY, METHOD, False)], *(Counter() for _ in range(5)))
     assert printed_sizes.section(tmp_path, rows, [ACCURACY], coverage) == ([], [])
     assert list(tmp_path.iterdir()) == []

@@ -92,6 +92,7 @@ GOOD = {
     "effect": "1.2",
     "source": "paper, p. 5",
     "verified": "yes",
+    "origin": "paper",
 }
 
 
@@ -145,6 +146,32 @@ def test_kinds_are_those_counted(paper: str) -> None:
         for kind in dict.fromkeys(entry.kind for entry in read)
     }
     assert counts == KIND_COUNTS[paper]
+
+
+# read and verified accuracies and sizes, by whose they are: the paper's, in its authors' files, others'
+ORIGIN_COUNTS = {
+    "channel_pruning": {"accuracy": (19, 11, 44), "size": (0, 2, 0)},
+    "thinet": {"accuracy": (19, 12, 31), "size": (20, 12, 14)},
+    "discrimination_aware": {"accuracy": (152, 0, 0), "size": (118, 0, 0)},
+    "fbs": {"accuracy": (20, 6, 25), "size": (8, 3, 8)},
+    "localization_aware_ssd": {"accuracy": (0, 0, 1), "size": (2, 0, 2)},
+    "versatile_filters": {"accuracy": (0, 13, 2), "size": (0, 14, 2)},
+}
+
+
+@pytest.mark.parametrize("paper", ORIGIN_COUNTS)
+def test_whose_values_they_are(paper: str) -> None:
+    """By name: what others ran, or print of the method, is never the paper's; only the others are left uncounted."""
+    entries = [entry for entry in load(paper, FOLDER) if entry.value is not None and entry.verified]
+    for kind, counts in ORIGIN_COUNTS[paper].items():
+        found = Counter(entry.origin for entry in entries if entry.kind == kind)
+        assert tuple(found[origin] for origin in ("paper", "authors", "others")) == counts
+    strangers = "rethinking", "Caffe_IncReg", "PocketFlow", "user report", "pytorch-Thinet", "reproduction", "quoted in"
+    for entry in load(paper, FOLDER):
+        theirs = entry.table.startswith(strangers) or entry.row.endswith("(rerun)")
+        assert (entry.origin == "others") is theirs, entry
+        assert entry.counted is (entry.verified and not theirs)
+        assert entry.table[:5] != "Table" or entry.origin in ("paper", "ours")
 
 
 def test_totals_of_the_six_papers() -> None:
@@ -377,6 +404,9 @@ def test_printed_numbers_are_read_as_printed(
         ({"direction": "up"}, "direction 'up' is unknown"),
         ({"verified": "maybe"}, "verified is 'maybe'"),
         ({"verified": ""}, "verified is ''"),
+        ({"origin": ""}, "origin '' is unknown"),
+        ({"origin": "ours"}, "kind 'accuracy' of origin 'ours'; checks, and nothing else, are ours"),
+        ({"kind": "check"}, "kind 'check' of origin 'paper'; checks, and nothing else, are ours"),
         ({"paper": "other"}, "paper 'other' is not the file's"),
         ({"row": "ours"}, "same table, row, model, dataset, metric and convention as line 2"),
     ],
@@ -403,7 +433,7 @@ def test_other_headers_and_ragged_rows_are_told_with_file_and_line(tmp_path: Pat
     with pytest.raises(UserError, match=r"toy\.csv, line 1: unknown, repeated or reordered columns; "):
         load("toy", tmp_path)
     (tmp_path / "toy.csv").write_text(",".join(COLUMNS) + "\ntoy,Table 1\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"toy\.csv, line 2: 2 cells instead of 17; "):
+    with pytest.raises(UserError, match=r"toy\.csv, line 2: 2 cells instead of 18; "):
         load("toy", tmp_path)
     (tmp_path / "toy.csv").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"toy\.csv, line 1: column paper, table, .* is missing; "):

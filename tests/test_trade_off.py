@@ -58,7 +58,9 @@ def test_points_and_figure(tmp_path: Path, scale: str) -> None:
         for r, m, v, u, d, verified in PUBLISHED:
             kind = {"kind": "size", "convention": "conv+fc+gates"} if u == "x" else {"kind": "accuracy"}
             cells = {"paper": "toy", "table": TABLE, "row": r, "model": "M", "dataset": "C", "metric": m, "value": v}
-            writer.writerow({**cells, "unit": u, "direction": d, "source": "s", "verified": verified, **kind})
+            writer.writerow(
+                {**cells, "unit": u, "direction": d, "source": "s", "verified": verified, "origin": "paper", **kind}
+            )
     root = tmp_path / "runs"
     row(root, 0, "dense", 1.0, 95.0, {"top1_acc": ["dense net", "top-1"]}, scale)
     row(

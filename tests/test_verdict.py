@@ -19,6 +19,8 @@ def published(
     effect: float | None = None,
     unit: str = "%",
     verified: bool = True,
+    note: str = "",
+    origin: str = "paper",
 ) -> Published:
     """A published value with the fields a verdict reads."""
     return Published(
@@ -37,6 +39,8 @@ def published(
         tolerance=tolerance,
         effect=effect,
         source="",
+        note=note,
+        origin=origin,
         verified=verified,
         printed=printed,
     )
@@ -116,6 +120,24 @@ def test_a_single_run_and_an_unverified_value_are_marked() -> None:
     assert str(of_value(90.0, published(), sigma=0.1, runs=1)) == "reproduced (one run)"
     assert str(of_value(90.0, published(), sigma=0.1, runs=2)) == "reproduced (2 runs)"
     assert str(of_value(90.0, published(verified=False), sigma=0.1, runs=3)) == "[reproduced]"
+    assert str(of_value(90.0, published(origin="others"), sigma=0.1, runs=3)) == "[reproduced]"
+    assert str(of_value(90.0, published(origin="authors"), sigma=0.1, runs=3)) == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("measured", "direction", "expected"),
+    [
+        (95.0, "higher", "inconclusive (the paper prints a bound)"),  # its value may be 99
+        (90.0, "higher", "inconclusive (the paper prints a bound)"),
+        (80.0, "higher", "not reproduced (one run)"),  # worse than the bound is worse than the value
+        (85.0, "lower", "inconclusive (the paper prints a bound)"),
+        (95.0, "lower", "not reproduced (one run)"),
+    ],
+)
+def test_beside_a_bound_nothing_is_reproduced(measured: float, direction: str, expected: str) -> None:
+    row = published(direction=direction, note="lower bound; of the text")
+    assert str(of_value(measured, row, sigma=0.1, runs=1)) == expected
+    assert power(row, 0.1, 1) == 0.0 and power(published(direction=direction), 0.1, 1) > 0.9
 
 
 @pytest.mark.parametrize(

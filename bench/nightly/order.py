@@ -141,7 +141,7 @@ def worth(entry: Planned, published: Sequence[Published]) -> float:
     """What a night gains by a row: more at the scale of its paper, where verdicts fall."""
     row = entry.row
     links = [registry.linked(published, row.table, link) for link in row.published.values()]
-    decided = sum(link is not None and link.verified for link in links) if entry.scale not in EMBEDDED else 0
+    decided = sum(link is not None and link.counted for link in links) if entry.scale not in EMBEDDED else 0
     claim = row.table == "Claims"
     return _VALUE * decided + _CLAIM * claim + _RELEASE * row.release + _ROW
 

@@ -1,7 +1,8 @@
 """How many published values are decided, by which verdict, and why each of the others is not.
 
-Counted are accuracies and sizes that somebody could read and verify.  Values that nobody could verify stand apart with
-their verdicts in brackets; so do unread ones, times, sizes of trained networks, widths, settings and our own checks.
+Counted are accuracies and sizes of the paper or of its authors' files that somebody could read and verify.  Values
+that nobody could verify, and those that others report, stand apart with their verdicts in brackets; so do unread ones,
+times, sizes of trained networks, widths, settings and our own checks.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from typing import Any
 
 from bench.registry import KINDS, Published
 from bench.report.load import Line
+from bench.verdict import A_BOUND, OTHER_BASE
 
+_PLURAL = {"accuracy": "accuracies", "size": "sizes"}
 JUDGED = ("accuracy", "size")
+OTHERS = "others"
 DECIDED = ("reproduced", "better", "not reproduced", "exact", "wrong")
 # why a value is not decided
-METHOD, DATA, GPU, NOT_RUN, POWER = "method", "data", "GPU", "not run", "power"
+METHOD, DATA, GPU, NOT_RUN, POWER, BOUND = "method", "data", "GPU", "not run", "power", "bound"
 REASONS = {
     METHOD: "no row of ours implements it",
     DATA: "its data set is not at hand",
     GPU: "its data are at hand, a GPU is not",
-    NOT_RUN: "it can run here and has not",
+    NOT_RUN: "its data are at hand and it has not been run",
     POWER: "measured, and too noisy to decide",
+    BOUND: "measured, and no worse than the bound that is printed",
 }
 
 
@@ -40,39 +45,53 @@ class Outcome:
 class Coverage:
     """The outcomes of a paper's accuracies and sizes that were read, and how many values there are of each kind.
 
-    ``kinds`` counts all that was read, ``verified`` what of it was checked, ``unread`` what was not read.
+    ``kinds`` counts all that was read, ``counted`` what of it is the paper's or its authors' and was checked,
+    ``others`` what others report, ``quoted`` what of the counted was read in a source that quotes it, ``unread`` what
+    was not read.
     """
 
     outcomes: Sequence[Outcome]
     kinds: Counter[str]
-    verified: Counter[str]
+    counted: Counter[str]
+    others: Counter[str]
+    quoted: Counter[str]
     unread: Counter[str]
 
-    def decided(self, kind: str, verified: bool = True) -> Counter[str]:
-        """Verdicts on the values of a kind."""
-        return self._count(kind, verified, decided=True)
+    def decided(self, kind: str) -> Counter[str]:
+        """Verdicts on the counted values of a kind."""
+        return self._count(kind, lambda entry: entry.counted, decided=True)
 
     def open(self, kind: str) -> Counter[str]:
-        """Reasons why values of a kind are not decided."""
-        return self._count(kind, verified=True, decided=False)
+        """Reasons why counted values of a kind are not decided."""
+        return self._count(kind, lambda entry: entry.counted, decided=False)
 
-    def _count(self, kind: str, verified: bool, decided: bool) -> Counter[str]:
+    def in_brackets(self, kind: str, others: bool) -> Counter[str]:
+        """Verdicts on the values of a kind that ``others`` report, or that nobody could verify."""
+        return self._count(kind, lambda entry: not entry.counted and (entry.origin == OTHERS) == others, decided=True)
+
+    def unverified(self, kind: str) -> int:
+        """How many values of a kind were read and nobody could verify, without those of others."""
+        return self.kinds[kind] - self.counted[kind] - self.others[kind]
+
+    def _count(self, kind: str, chosen: Callable[[Published], bool], decided: bool) -> Counter[str]:
         return Counter(
             outcome.text
             for outcome in self.outcomes
-            if (outcome.published.kind, outcome.published.verified, outcome.decided) == (kind, verified, decided)
+            if (outcome.published.kind, outcome.decided) == (kind, decided) and chosen(outcome.published)
         )
 
     def __add__(self, other: Coverage) -> Coverage:
         return Coverage(
             [*self.outcomes, *other.outcomes],
             self.kinds + other.kinds,
-            self.verified + other.verified,
+            self.counted + other.counted,
+            self.others + other.others,
+            self.quoted + other.quoted,
             self.unread + other.unread,
         )
 
 
-EMPTY = Coverage([], Counter(), Counter(), Counter())
+EMPTY = Coverage([], Counter(), Counter(), Counter(), Counter(), Counter())
 
 
 def of_paper(
@@ -105,7 +124,9 @@ def of_paper(
     return Coverage(
         outcomes,
         Counter(entry.kind for entry in read),
-        Counter(entry.kind for entry in read if entry.verified),
+        Counter(entry.kind for entry in read if entry.counted),
+        Counter(entry.kind for entry in read if entry.origin == OTHERS),
+        Counter(entry.kind for entry in read if entry.counted and entry.quoted),
         Counter(entry.kind for entry in published if entry.value is None),
     )
 
@@ -118,21 +139,29 @@ def _outcome(entry: Published, verdict: str | None, reason: str) -> Outcome:
     if word in DECIDED:
         return Outcome(entry, word, decided=True)
     if word == "inconclusive":
-        return Outcome(entry, "other base" if rest.startswith("other base") else POWER, decided=False)
+        reasons = {OTHER_BASE: OTHER_BASE, A_BOUND: BOUND}
+        reason = next((told for said, told in reasons.items() if rest.startswith(said)), POWER)
+        return Outcome(entry, reason, decided=False)
     return Outcome(entry, text, decided=False)
 
 
 def to_json(coverage: Coverage) -> dict[str, Any]:
     """Counts, and every value with its outcome."""
     kinds: dict[str, Any] = {
-        kind: {"read": coverage.kinds[kind], "verified": coverage.verified[kind], "unread": coverage.unread[kind]}
+        kind: {
+            "read": coverage.kinds[kind],
+            "counted": coverage.counted[kind],
+            "of_others": coverage.others[kind],
+            "quoted": coverage.quoted[kind],
+            "unread": coverage.unread[kind],
+        }
         for kind in KINDS
     }
     for kind in JUDGED:
         kinds[kind] |= {
             "decided": dict(coverage.decided(kind)),
             "open": dict(coverage.open(kind)),
-            "in_brackets": dict(coverage.decided(kind, verified=False)),
+            "in_brackets": dict(coverage.in_brackets(kind, False) + coverage.in_brackets(kind, True)),
         }
     values = [
         {
@@ -146,6 +175,7 @@ def to_json(coverage: Coverage) -> dict[str, Any]:
             "kind": entry.kind,
             "convention": entry.convention,
             "verified": entry.verified,
+            "origin": entry.origin,
             "decided": outcome.decided,
             "outcome": outcome.text,
         }
@@ -165,7 +195,7 @@ def text(coverages: Mapping[str, Coverage]) -> str:
             parts = [_counts(counter) for counter in (verdicts, reasons) if counter]
             label = name if number == 0 else ""
             lines.append(
-                f"{label:<24}{kind:<10}{coverage.verified[kind]:>10}{verdicts.total():>9}  {'; '.join(parts) or '-'}"
+                f"{label:<24}{kind:<10}{coverage.counted[kind]:>10}{verdicts.total():>9}  {'; '.join(parts) or '-'}"
             )
         lines.append(f"{'':<24}{_apart(coverage)}")
     found = {reason for coverage in coverages.values() for kind in JUDGED for reason in coverage.open(kind)}
@@ -184,21 +214,24 @@ def markdown(coverages: Mapping[str, Coverage], titles: Mapping[str, str]) -> li
     for name, coverage in [*printed.items(), ("**all papers**", total)]:
         for number, kind in enumerate(JUDGED):
             verdicts, reasons = coverage.decided(kind), coverage.open(kind)
-            plural = {"accuracy": "accuracies", "size": "sizes"}[kind]
             label = titles.get(name, name) if number == 0 else ""
-            numbers = f"{coverage.verified[kind]} | {verdicts.total()}"
-            lines.append(f"| {label} | {plural} | {numbers} | {_counts(verdicts)} | {_counts(reasons)} |")
+            numbers = f"{coverage.counted[kind]} | {verdicts.total()}"
+            lines.append(f"| {label} | {_PLURAL[kind]} | {numbers} | {_counts(verdicts)} | {_counts(reasons)} |")
     found = {reason for kind in JUDGED for reason in total.open(kind)}
     meanings = "; ".join(f"*{reason}*: {meaning}" for reason, meaning in REASONS.items() if reason in found)
     others = [kind for kind in KINDS if kind not in JUDGED and total.kinds[kind]]
     terms = {
-        **({"unverified": "not checked against the publication"} if total.kinds != total.verified else {}),
+        **({"unverified": "not checked against the publication"} if any(map(total.unverified, JUDGED)) else {}),
+        **({"of others": "reported by others than the paper's authors"} if total.others.total() else {}),
         **({"unread": "known to be printed, but not read"} if total.unread.total() else {}),
         **{kind: KINDS[kind] for kind in others},
     }
     told = "; ".join(f"*{term}*: {meaning}" for term, meaning in terms.items())
     apart = f"{_apart(total).capitalize()}." + (f" Of these, {told}." if told else "")
-    return [*lines, "", f"{meanings[:1].upper()}{meanings[1:]}. {apart}"]
+    counted = "Counted is what the papers print, or their authors' own files say, and somebody could read"
+    if quoted := [f"{total.quoted[kind]} {_PLURAL[kind]}" for kind in JUDGED if total.quoted[kind]]:
+        counted += f" ({' and '.join(quoted)} in a source that quotes them)"
+    return [*lines, "", f"{counted}. {meanings[:1].upper()}{meanings[1:]}. {apart}"]
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -209,10 +242,13 @@ def _apart(coverage: Coverage) -> str:
     """What is not counted: unverified and unread values, and the other kinds."""
     parts = []
     for kind in JUDGED:
-        unverified = coverage.kinds[kind] - coverage.verified[kind]
-        if unverified:
-            brackets = coverage.decided(kind, verified=False)
-            parts.append(f"{unverified} {kind} unverified" + (f" [{_counts(brackets)}]" if brackets else ""))
+        for count, word, others in (
+            (coverage.unverified(kind), "unverified", False),
+            (coverage.others[kind], "of others", True),
+        ):
+            if count:
+                brackets = coverage.in_brackets(kind, others)
+                parts.append(f"{count} {kind} {word}" + (f" [{_counts(brackets)}]" if brackets else ""))
         if coverage.unread[kind]:
             parts.append(f"{coverage.unread[kind]} {kind} unread")
     parts += [f"{coverage.kinds[kind]} {kind}" for kind in KINDS if kind not in JUDGED and coverage.kinds[kind]]

@@ -54,7 +54,7 @@ def draw(coverages: Mapping[str, Coverage], titles: Mapping[str, str], path: Pat
         axes.invert_yaxis()
         axes.margins(x=0.12)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("published values that could be verified")
+        axes.set_xlabel("values of the papers that could be verified")
         present = [word for word in (*_DECIDED, _OPEN) if any(word in numbers for _, numbers in bars)]
         handles = [mpl.patches.Patch(color=_COLOURS.get(word, _GREY), label=word) for word in present]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

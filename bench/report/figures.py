@@ -26,7 +26,7 @@ from bench.report.drawing import COLOURS, MARKERS, STYLE, digest_of, label_ends,
 from bench.report.glossary import metric, position
 from bench.report.judging import CONTRASTS
 from bench.report.load import Line
-from bench.report.readable import DAGGER
+from bench.report.readable import DAGGER, mark
 from bench.report.tables import Table
 from bench.store import write_text
 
@@ -208,7 +208,7 @@ def published_points(lines: Sequence[Line]) -> list[tuple[str, float, float, boo
         if y is None and speedup is not None and (match := _AT_ACCURACY.search(speedup.row)):
             y = float(match[1])
         if x and y is not None:
-            verified = all(entry.verified for entry in (accuracy, speedup) if entry is not None)
+            verified = all(entry.counted for entry in (accuracy, speedup) if entry is not None)
             found.append((series_of(line.name), 100.0 / x, y, verified))
     return found
 
@@ -407,7 +407,7 @@ def published_value(lines: Sequence[Line], name: str) -> tuple[float, str] | Non
             if linked in (name, mirror) and entry.value is not None:
                 where = f"published ({line.own_scale}, quoted)" if line.analogue else "published"
                 value = entry.value if linked == name else -entry.value
-                found.add((value, where + ("" if entry.verified else DAGGER)))
+                found.add((value, where + mark(entry)))
     return found.pop() if len(found) == 1 else None
 
 

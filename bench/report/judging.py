@@ -53,7 +53,7 @@ def judge(
     if cell.unit != published.unit and not (cell.unit in _POINTS and published.unit in (*_POINTS, "")):
         return Verdict("not comparable", f"{cell.unit or 'count'} with {published.unit or 'count'}")
     if bases is not None and abs(bases[0] - bases[1]) > verdict.LARGEST_BASE_DIFFERENCE and _is_change(name):
-        return Verdict("inconclusive", verdict.OTHER_BASE, verified=published.verified)
+        return Verdict("inconclusive", verdict.OTHER_BASE, verified=published.counted)
     least = 100.0 / cell.n if cell.n else 0.0
     sigma = _sigma(cells, name)
     if sigma is None:
@@ -103,11 +103,11 @@ def _judge_size(cell: Cell, published: Published) -> Verdict:
         try:
             value = registry.converted(value, given, published.convention, ratio=cell.unit == "x")
         except registry.OtherConvention:
-            return Verdict(verdict.OTHER_CONVENTION, verified=published.verified)
+            return Verdict(verdict.OTHER_CONVENTION, verified=published.counted)
     agrees = published.agrees(value / factor)
     if published.kind == "check":
         return Verdict("check agrees" if agrees else "check differs")
-    return Verdict("exact" if agrees else "wrong", verified=published.verified)
+    return Verdict("exact" if agrees else "wrong", verified=published.counted)
 
 
 def _convention(cell: Cell) -> str:

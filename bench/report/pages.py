@@ -16,7 +16,7 @@ from bench.report import coverage_figure, figures, findings, leaderboard_page, n
 from bench.report.coverage import EMPTY, Coverage
 from bench.report.glossary import meanings
 from bench.report.load import Declared, Line, read
-from bench.report.readable import DAGGER
+from bench.report.readable import DAGGER, DOUBLE_DAGGER
 from bench.report.tables import Table, build_all
 from bench.store import disk_errors, write_text
 
@@ -297,8 +297,9 @@ def _index(
             "",
             "Verdicts are counted by published value and by claim; rows that neither belongs to have none. An analogue "
             "ran on other data than the paper's: its published value is quoted and not compared. Values and claims "
-            f"marked {DAGGER} on the pages were not checked against the publication: their verdicts stand in brackets "
-            "and are not counted, nor are checks of our own arithmetic.",
+            f"marked {DAGGER} on the pages were not checked against the publication, and values marked {DOUBLE_DAGGER} "
+            "are reported by others than the paper's authors: their verdicts stand in brackets and are not counted, nor "
+            "are checks of our own arithmetic.",
             "",
         ]
     absent = [papers[paper].title for paper in papers if paper not in found]

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench import verdict
 from bench.registry import Published
+from bench.report.readable import mark
 
 # test images (LFW: pairs of faces)
 IMAGES = {
@@ -102,11 +103,10 @@ def text(found: Mapping[str, Sequence[Power]], rows: bool) -> str:
                 entry = power.published
                 value = f"{entry.metric} {entry.printed} {entry.unit}"
                 name = f"{value}, {entry.row}, {entry.model}, {entry.table}"
-                mark = "" if entry.verified else "†"
-                lines.append(f"{name[:84] + mark:<86} {entry.limit:>6.2f} {_numbers(power)}")
+                lines.append(f"{name[:84] + mark(entry):<86} {entry.limit:>6.2f} {_numbers(power)}")
             lines.append("")
     lines.append(
-        f"{'':<24} {'data':<24} {'published':>9}  {'decidable with 1 run':>20}  {'with 3 runs':>11}  not verified"
+        f"{'':<24} {'data':<24} {'published':>9}  {'decidable with 1 run':>20}  {'with 3 runs':>11}  not counted"
     )
     total: dict[str, list[Power]] = {}
     for paper, powers in found.items():
@@ -120,7 +120,8 @@ def text(found: Mapping[str, Sequence[Power]], rows: bool) -> str:
         "",
         "decidable: at least an even chance of `reproduced` where our procedure equals the paper's. Spread of a run:",
         "the noise of the test images, paired with the dense network; seeds that matter lower the power. Three runs",
-        "have less of it than one because they estimate their spread and one run is given it. † not verified.",
+        "have less of it than one because they estimate their spread and one run is given it. † not checked against",
+        "the publication; ‡ reported by others than the paper's authors; neither is counted, nor is a bound decidable.",
     ]
     return "\n".join(lines)
 
@@ -139,10 +140,10 @@ def _data(entry: Published) -> str:
 
 
 def _counts(paper: str, name: str, powers: Sequence[Power]) -> str:
-    verified = [power for power in powers if power.published.verified]
-    numbers = [sum(power.decidable(runs) for power in verified) for runs in RUNS]
-    apart = len(powers) - len(verified)
-    return f"{paper:<24} {name:<24} {len(verified):>9}  {numbers[0]:>20}  {numbers[1]:>11}  {apart or '':>12}"
+    counted = [power for power in powers if power.published.counted]
+    numbers = [sum(power.decidable(runs) for power in counted) for runs in RUNS]
+    apart = len(powers) - len(counted)
+    return f"{paper:<24} {name:<24} {len(counted):>9}  {numbers[0]:>20}  {numbers[1]:>11}  {apart or '':>12}"
 
 
 def to_json(powers: Sequence[Power]) -> list[dict[str, Any]]:
@@ -151,7 +152,18 @@ def to_json(powers: Sequence[Power]) -> list[dict[str, Any]]:
         {
             **{
                 name: getattr(power.published, name)
-                for name in ("paper", "table", "row", "model", "dataset", "metric", "printed", "unit", "verified")
+                for name in (
+                    "paper",
+                    "table",
+                    "row",
+                    "model",
+                    "dataset",
+                    "metric",
+                    "printed",
+                    "unit",
+                    "verified",
+                    "origin",
+                )
             },
             "limit": power.published.limit,
             "sigma": power.sigma,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from bench.registry import Published
 from bench.report.coverage import REASONS, Coverage
 from bench.report.load import Declared
-from bench.report.readable import DAGGER, printed
+from bench.report.readable import MARKS, printed
 from bench.report.render import markdown_text
 from bench.store import write_text
 
@@ -56,7 +56,7 @@ def section(
 def _cells(entry: Published, decided: Decided | None, said: str) -> tuple[str, ...]:
     ours = "" if decided is None or decided.value is None else _rounded(decided.value, entry)
     verdict = REASONS.get(said, said)
-    verdict = verdict if entry.verified or decided is None else f"[{verdict}]"
+    verdict = verdict if entry.counted or decided is None else f"[{verdict}]"
     where = f"{entry.row} ({entry.model})" if entry.model and entry.model not in entry.row else entry.row
     return entry.table, where, entry.metric, entry.convention, printed(entry), ours, verdict
 
@@ -69,20 +69,19 @@ def _rounded(value: Fraction, entry: Published) -> str:
 
 def _table(lines: Sequence[Sequence[str]]) -> list[str]:
     head = ["| " + " | ".join(_HEAD) + " |", "| :-- | :-- | :-- | :-- | --: | --: | :-- |"]
-    foot = ["", f"{DAGGER} not checked against the publication: the verdict stands in brackets."]
-    unverified = any(DAGGER in cell for cells in lines for cell in cells)
-    return [*head, *("| " + " | ".join(map(markdown_text, cells)) + " |" for cells in lines),
-            *(foot if unverified else [])]  # fmt: skip
+    signs = [sign for sign in MARKS if any(sign in cell for cells in lines for cell in cells)]
+    foot = ["", "; ".join(f"{sign} {MARKS[sign]}" for sign in signs) + ": the verdict stands in brackets."]
+    return [*head, *("| " + " | ".join(map(markdown_text, cells)) + " |" for cells in lines), *(foot if signs else [])]
 
 
 def _csv(entries: Sequence[tuple[Published, str]], found: Mapping[Published, Decided]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     about = "table", "row", "model", "metric", "convention"
-    writer.writerow([*about, "published", "unit", "verified", "ours", "outcome"])
+    writer.writerow([*about, "published", "unit", "verified", "origin", "ours", "outcome"])
     for entry, said in entries:
         decided = found.get(entry)
         ours = "" if decided is None or decided.value is None else float(decided.value)
         where = [getattr(entry, name) for name in about]
-        writer.writerow([*where, entry.printed, entry.unit, entry.verified, ours, said])
+        writer.writerow([*where, entry.printed, entry.unit, entry.verified, entry.origin, ours, said])
     return file.getvalue()

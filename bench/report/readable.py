@@ -18,7 +18,12 @@ from bench.report.cells import Cell
 from bench.report.glossary import metric, position
 from bench.report.load import Line
 
-DAGGER = "†"
+# a value that nobody could check, and one that others than the paper's authors report
+DAGGER, DOUBLE_DAGGER = "†", "‡"
+MARKS = {
+    DAGGER: "not checked against the publication",
+    DOUBLE_DAGGER: "reported by others than the paper's authors",
+}
 ROW, MACS, METRIC, OURS, VERDICT = "row", "MACs (speed-up)", "metric", "ours", "verdict"
 PUBLISHED, DIFFERENCE, EXPECTED = "published", "difference", "expected (our arithmetic)"
 MOST_COLUMNS = 8
@@ -79,9 +84,18 @@ def cell_text(cell: Cell) -> str:
 
 
 def printed(entry: Published) -> str:
-    """A published value as printed, with its unit, and a dagger where nobody checked it."""
+    """A published value as printed, with its unit, what it bounds, and its mark."""
     text = f"{entry.printed or '(unread)'} {entry.unit}".strip()
-    return text if entry.verified else text + DAGGER
+    if entry.bound:
+        text = f"{'at most' if entry.direction == 'lower' else 'at least'} {text}"
+    return text + mark(entry)
+
+
+def mark(entry: Published) -> str:
+    """What stands beside a value that no count holds; empty for the others."""
+    if entry.origin == "others":
+        return DOUBLE_DAGGER
+    return "" if entry.verified else DAGGER
 
 
 def row_name(line: Line, all_ours: bool, seeds: int | None = None) -> str:

@@ -16,7 +16,19 @@ from bench.report.cells import Cell
 from bench.report.glossary import metric, position
 from bench.report.judging import CONTRASTS
 from bench.report.load import Line
-from bench.report.readable import DAGGER, ROW, VERDICT, cell_text, columns, printed, readable, row_name, usual_seeds
+from bench.report.readable import (
+    DAGGER,
+    MARKS,
+    ROW,
+    VERDICT,
+    cell_text,
+    columns,
+    mark,
+    printed,
+    readable,
+    row_name,
+    usual_seeds,
+)
 
 _DIFFERENCE = re.compile("change|increase|difference|ratio|agreement|kl")
 CLAIMED, REAL = "claimed", "real (own shape)"
@@ -127,8 +139,8 @@ def _claims(lines: Sequence[Line]) -> Table:
             if name in line.cells:
                 text["contrast"] = f"{shown.heading} {cell_text(line.cells[name])} {shown.unit}"
             unit = "%" if claim.metric == "kl" else "pp"
-            mark = "" if claim.verified else DAGGER
-            text["published"] = "" if claim.published is None else f"{claim.published:g} {unit}{mark}"
+            dagger = "" if claim.verified else DAGGER
+            text["published"] = "" if claim.published is None else f"{claim.published:g} {unit}{dagger}"
             text["smallest of interest"] = f"{claim.smallest:g} {unit}"
         body.append(text)
     first = lines[0]
@@ -196,8 +208,8 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
     ran = [line for line in lines if line.ran]
     shown = [line.cells[name] for line in ran for name in chosen if name in line.cells]
     cells = [*shown, *(point.cell for line in ran for point in line.points)]
-    if any(not entry.verified for line in lines for entry in line.links.values()):
-        notes.append(f"{DAGGER} published value not checked against the publication.")
+    marked = {mark(entry) for line in lines for entry in line.links.values()}
+    notes += [f"{sign} published value {meaning}." for sign, meaning in MARKS.items() if sign in marked]
     for own in dict.fromkeys(line.own_scale for line in ran if line.analogue):
         quoted = any(line.links for line in lines if line.analogue and line.own_scale == own)
         end = "; the published value is quoted in the CSV and HTML files, not compared" if quoted else ""
@@ -217,7 +229,10 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
             "spread of a run."
         )
     if any(not found.verified for found in verdicts):
-        notes.append("[verdict]: on a published value that nobody could verify; it enters no count.")
+        notes.append(
+            "[verdict]: on a value that nobody could verify, or that others than the paper's authors report; it enters "
+            "no count."
+        )
     images = sorted({cell.n for cell in cells if cell.n is not None and _counts(cell.metric, "images")})
     if images:
         notes.append(f"Measured on {' or '.join(f'{n:,}' for n in images)} test images.")

@@ -75,10 +75,10 @@ class Runs:
                 kinds = {
                     "params": {"kind": "size", "convention": "all"},
                     "FLOPs": {"kind": "size", "convention": "2x conv+fc"},
-                    "MACs": {"kind": "check"},
+                    "MACs": {"kind": "check", "origin": "ours"},
                 }
                 kind = kinds.get(line["metric"], {"kind": "accuracy"})
-                writer.writerow(line | kind)
+                writer.writerow({"origin": "paper"} | line | kind)
 
     def row(
         self,
