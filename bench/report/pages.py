@@ -298,8 +298,8 @@ def _index(
             "Verdicts are counted by published value and by claim; rows that neither belongs to have none. An analogue "
             "ran on other data than the paper's: its published value is quoted and not compared. Values and claims "
             f"marked {DAGGER} on the pages were not checked against the publication, and values marked {DOUBLE_DAGGER} "
-            "are reported by others than the paper's authors: their verdicts stand in brackets and are not counted, nor "
-            "are checks of our own arithmetic.",
+            "are reported by others than the paper's authors: their verdicts stand in brackets and are not counted, "
+            "nor are checks of our own arithmetic.",
             "",
         ]
     absent = [papers[paper].title for paper in papers if paper not in found]

@@ -37,7 +37,8 @@ _TEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     # a bracket after a line's end would be read as the argument of the line break
     "[": "{[}", "]": "{]}", "|": r"\textbar{}", '"': "''",
-    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "±": r"$\pm$", "\u00d7": r"$\times$", "\u2013": "--", "\u2212": "$-$", "…": r"\ldots{}",
+    "†": r"$^\dagger$", "‡": r"$^\ddagger$",
+    "±": r"$\pm$", "\u00d7": r"$\times$", "\u2013": "--", "\u2212": "$-$", "…": r"\ldots{}",
     "≤": r"$\leq$", "≥": r"$\geq$", "Δ": r"$\Delta$", "λ": r"$\lambda$", "ε": r"$\epsilon$", "→": r"$\to$",
 }
 # fmt: on
