@@ -188,7 +188,7 @@ def test_claims_are_rows_of_the_page(runs: Runs, low: float, high: float, scale:
     assert line.claim is not None and line.outcomes == [expected]
     table = runs.table()
     (row,) = table.frame.to_dict("records")
-    assert row["claim"] == "A beats B" and row["verdict"] == expected and row["published"] == "1.5 pp"
+    assert row["claim"] == "A beats B" and row["verdict"] == expected and row["difference as printed"] == "1.5 pp"
     write(runs.root, runs.registry, runs.about())
     assert "A beats B" in (runs.root / PAPER / "README.md").read_text()
     counted = "| holds |" in (runs.root / "README.md").read_text()

@@ -125,13 +125,16 @@ def build(lines: Sequence[Line], published: Sequence[Published]) -> Table:
     return Table(first.paper, first.table, first.scale, tuple(lines), readable(lines), frame[filled], notes, unlinked)
 
 
+_PRINTED = "difference as printed"
+
+
 def _claims(lines: Sequence[Line]) -> Table:
     """What the paper claims of two of its rows each: their paired contrast, the published effect, the verdict."""
     body, notes = [], []
     for line in lines:
         claim = line.claim
         text = {"claim": line.name if claim is None else claim.statement, "first": "", "second": "", "contrast": ""}
-        text |= {"published": "", "smallest of interest": "", VERDICT: "; ".join(line.outcomes)}
+        text |= {_PRINTED: "", "smallest of interest": "", VERDICT: "; ".join(line.outcomes)}
         if claim is not None:
             name, _ = CONTRASTS[claim.metric]
             shown = metric(name)
@@ -140,7 +143,7 @@ def _claims(lines: Sequence[Line]) -> Table:
                 text["contrast"] = f"{shown.heading} {cell_text(line.cells[name])} {shown.unit}"
             unit = "%" if claim.metric == "kl" else "pp"
             dagger = "" if claim.verified else DAGGER
-            text["published"] = "" if claim.published is None else f"{claim.published:g} {unit}{dagger}"
+            text[_PRINTED] = "" if claim.published is None else f"{claim.published:g} {unit}{dagger}"
             text["smallest of interest"] = f"{claim.smallest:g} {unit}"
         body.append(text)
     first = lines[0]
@@ -148,9 +151,10 @@ def _claims(lines: Sequence[Line]) -> Table:
     notes.append(
         "Contrast: first minus second, paired by image and seed, with its 95 % interval. A claim holds where the "
         "whole interval lies on the claimed side of zero and its far end reaches the smallest effect of interest; it "
-        "does not hold where all of it falls short of that effect and does not contain the published one; it is "
+        "does not hold where all of it falls short of that effect and does not contain the printed difference; it is "
         "undecided otherwise, and where the second was trained and is near chance (a criterion that leaves nothing "
-        "before fine-tuning is beaten all the same). The smallest effect: half of the published one, at most 0.5 pp."
+        "before fine-tuning is beaten all the same). The smallest effect: half of the printed "
+        "difference (of the two values as printed: our subtraction), at most 0.5 pp."
     )
     for told, statements in _grounds(ran).items():
         notes.append(f"Where it is claimed ({'; '.join(statements)}): {told}.")
