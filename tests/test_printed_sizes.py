@@ -38,7 +38,7 @@ def made(tmp_path: Path) -> tuple[Path, list[str], list[Path]]:
     rows = {"toy/half": Declared("Table 1", "half", 0, "imagenet", sizes=lambda published: found)}
     words = [(RIGHT, "exact"), (WRONG, "wrong"), (OPEN, METHOD), (DOUBTFUL, "exact"), (ACCURACY, METHOD)]
     outcomes = [Outcome(entry, word, word != METHOD) for entry, word in words]
-    coverage = Coverage(outcomes, Counter(), Counter(), Counter())
+    coverage = Coverage(outcomes, *(Counter() for _ in range(5)))
     text, files = printed_sizes.section(tmp_path, rows, [entry for entry, _ in words], coverage)
     return tmp_path, text, files
 

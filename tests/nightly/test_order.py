@@ -123,6 +123,7 @@ def test_what_a_row_is_worth() -> None:
     published = [
         Published(**{**fields, "table": "Table 1", "row": "A", "metric": "top1", "verified": True}),
         Published(**{**fields, "table": "Table 1", "row": "B", "metric": "top1", "verified": False}),
+        Published(**{**fields, "table": "Table 1", "row": "C", "metric": "top1", "verified": True, "origin": "others"}),
     ]
 
     def worth(scale: str, **more: Any) -> float:
@@ -133,12 +134,13 @@ def test_what_a_row_is_worth() -> None:
     assert worth("cifar10", **linked) == 11.0
     assert worth("clutter", **linked) == 1.0
     assert worth("cifar10", published={"top1_acc": ("B", "top1")}) == 1.0
+    assert worth("cifar10", published={"top1_acc": ("C", "top1")}) == 1.0
     assert worth("clutter", table="Claims") == 6.0
     assert worth("cifar10", release=True) == 4.0
 
 
 def test_every_row_of_the_papers_has_a_worth() -> None:
-    """At its own scale: ten for each verified value that its links name, whatever their form, and what else it is."""
+    """At its own scale: ten for each value of its links that is the paper's and verified, whatever their form, and what else it is."""
     folder = Path(__file__).parents[2] / "reproductions" / "registry"
     for key, paper in planning.papers().items():
         published = load(key, folder)
@@ -150,7 +152,7 @@ def test_every_row_of_the_papers_has_a_worth() -> None:
                     for one in published
                     if (one.table, one.row, one.metric) == (row.table, name, metric) and model in ([], [one.model])
                 ]
-                verified += entry.verified
+                verified += entry.verified and entry.origin != "others"
             own = row.scale not in ("digits", "clutter", "scenes")
             expected = 10.0 * verified * own + 5.0 * (row.table == "Claims") + 3.0 * row.release + 1.0
             assert order.worth(Planned(paper, row, row.scale), published) == expected
