@@ -58,6 +58,8 @@ DEVIATIONS = [
     "solver runs 20 epochs.",
     "Weights: torchvision's VGG-16 and ResNet-50 v1.5 unless weights are given; the paper's are Caffe's (ResNet-50 v1, "
     "stride in the first 1x1).",
+    "Batch norm is folded into the layer in front of it everywhere, so that LASSO weighs each output by its "
+    "(gamma / sigma)^2; the released code does so for ResNet-56, but prunes ResNet-50 unmerged (`res.bn`).",
     "Max response: largest energy of a channel's contribution to the responses. As we remember it the paper ranks by "
     "the absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
     "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how "

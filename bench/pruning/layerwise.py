@@ -1,7 +1,8 @@
-"""Layer-by-layer channel pruning: select, remove, reconstruct, go on (CP's and ThiNet's walk through a network).
+"""Layer-by-layer channel pruning: select, remove, reconstruct, go on (CP's walk through a network).
 
 Asymmetric: inputs come from the network as pruned so far, target responses from the original one, so errors do not pile
-up from layer to layer.
+up from layer to layer.  ThiNet's factors are fitted in the same way; its released code takes inputs and responses both
+from the network as it is by then, which is a walk of its own for each layer, over the network that the last one left.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from reproductions import thinet
 
 PUBLISHED = load("thinet", Path(thinet.__file__).parent / "registry")
 ROWS = {(row.table, row.name): row for row in thinet.paper().rows}
+FIGURE4 = "Figure 4 (selection criteria, VGG-GAP on CUB-200)"
 # printed, in billions and millions: FLOPs count a multiplication and an addition, VGG's parameters no biases
 SIZES = {
     ("Table 1 (VGG-16)", "Original"): ("30.94", "138.34"),
@@ -124,6 +125,11 @@ ACCURACIES = {
     ("Table 4 (transfer)", "Train from scratch"): (44.27,),
     ("Table 4 (transfer)", "ThiNet-Conv"): (70.90,),
     ("Table 4 (transfer)", "ThiNet-GAP"): (69.43,),
+    (FIGURE4, "original"): (71.18,),
+    (FIGURE4, "weight sum"): (55.16,),
+    (FIGURE4, "APoZ"): (63.81,),
+    (FIGURE4, "ThiNet w/o w"): (65.65,),
+    (FIGURE4, "ThiNet"): (66.90,),
 }
 
 
@@ -133,7 +139,7 @@ def test_every_row_is_judged_by_what_is_printed_for_it() -> None:
         if row.published:
             entries = [find(PUBLISHED, row.table, *link) for link in row.published.values()]
             found[place] = tuple(entry.value for entry in entries if entry is not None)
-            wanted = {"Table 2": ["top1_change", "top5_change"], "Table 4": ["top1_acc"]}
+            wanted = {"Table 2": ["top1_change", "top5_change"], "Table 4": ["top1_acc"], "Figure ": ["top1_acc"]}
             assert list(row.published) == wanted.get(place[0][:7], ["top1_acc", "top5_acc"])
     assert found == ACCURACIES
 
@@ -231,18 +237,32 @@ def test_table_4_prunes_on_one_data_set_and_tunes_on_the_other() -> None:
     assert told("ThiNet-Conv") == [("train", "clutter"), *layers, ("edit", None), ("train", "own")]
     gap = [("train", "clutter"), *layers[:-1], ("edit", None), layers[-1], ("edit", None), ("train", "own")]
     assert told("ThiNet-GAP") == gap
-    own = [(kind, "own") for kind, _ in layers]
-    assert told("FT & prune") == [*told("VGG-16"), *own[:-1], ("edit", None), own[-1]]
+    assert told("FT & prune") == [*told("VGG-16"), *((kind, "own") for kind, _ in layers)]
     assert told("Train from scratch") == [("train", "own")]
     for name in ("VGG-16", "FT & prune", "Train from scratch", "ThiNet-Conv", "ThiNet-GAP"):
         row = ROWS["Table 4 (transfer)", name]
         assert row.further("digits") == {"source": Source("clutter", apart="digits")}
         assert row.further("CUB-200") == {"source": Source("imagenet")}
         (network,) = chain_of(row, "digits").networks
-        if name != "Train from scratch":
-            assert NewOutputs(10) in [step.params.edit for step in path(network) if step.run is training.run_edited]
+        edits = [step.params.edit for step in path(network) if step.run is training.run_edited]
+        fresh = {
+            "Train from scratch": [],
+            "FT & prune": [ReplaceHead(10)],
+            "ThiNet-GAP": [ReplaceHead(), NewOutputs(10)],
+        }
+        assert edits == fresh.get(name, [NewOutputs(10)])
         evaluation = chain_of(row, "digits").evaluations[0]
         assert (evaluation.parents[0].key, evaluation.source) == (network.key, Source("own"))
+
+
+def test_networks_are_moved_as_the_author_tunes_vgg_gap() -> None:
+    """3,948 iterations of 188 an epoch, a tenth of the rate behind 1,316 and 2,632."""
+    (network,) = chain_of(ROWS[FIGURE4, "original"], "imagenet").networks
+    dense, edited, moved = path(network)
+    assert dense.run is training.run_loaded and edited.params == training.Editing(ReplaceHead(1000), 0)
+    epochs, milestones = 3948 // 188, (1316 // 188, 2632 // 188)
+    schedule = Schedule(epochs, 1e-3, 32, weight_decay=5e-4, shape="steps", milestones=milestones)
+    assert moved.params == training.Training(schedule, 0)
 
 
 @pytest.mark.parametrize("scale", ["clutter", "cifar10"])
@@ -301,12 +321,41 @@ CRITERIA = {
     "exact, least squares": Method("exact", compensate=False),
 }
 
+AFRESH = {
+    "weight sum, rescaled, responses of the pruned network": CRITERIA["weight sum, rescaled"],
+    "ThiNet, responses of the pruned network": PUBLISHED_METHOD,
+}
+
+
+@pytest.mark.parametrize("name", AFRESH)
+def test_responses_of_the_pruned_network(name: str) -> None:
+    """Each layer is pruned in the network that the one before has left; no error is told, the last step knows one's."""
+    found = chain_of(ROWS["ResNet-56: criteria with and without rescaling", name], "cifar10", (0, 1, 2))
+    layers = [(f"layer{stage}.{block}.conv1", 8 << stage - 1) for stage in (1, 2, 3) for block in range(9)]
+    for network, seed in zip(found.networks, (0, 1, 2), strict=True):
+        dense, *steps = path(network)
+        assert [step.params for step in steps] == [
+            pruning.Pruning(
+                AFRESH[name],
+                pruning.Fixed({layer: count}),
+                Sampling(positions=10, seed=seed),
+                5000,
+                balanced=True,
+                alone=True,
+            )
+            for layer, count in layers
+        ]
+        assert [step.transient for step in steps] == [True] * 26 + [False]
+        assert dense.run is training.run_trained and dense.key in {one.parents[0].key for one in found.references}
+    assert not any(record.run is pruning.run_pruned for record in found.records)
+
 
 def test_every_criterion_without_and_with_the_same_rescaling() -> None:
     """At half of the inner filters of ResNet-56 and of conv1_1 to conv4_3 of VGG-16, three seeds."""
     for network in ("ResNet-56", "VGG-16 on CIFAR-10"):
         table = f"{network}: criteria with and without rescaling"
-        assert [name for where, name in ROWS if where == table] == ["dense", *CRITERIA]
+        names = [name for where, name in ROWS if where == table]
+        assert names == ["dense", *CRITERIA, *(AFRESH if network == "ResNet-56" else ())]
         for name, method in CRITERIA.items():
             row = ROWS[table, name]
             assert (row.scale, row.seeds, row.ours) == ("cifar10", (0, 1, 2), True)
@@ -319,26 +368,71 @@ def test_every_criterion_without_and_with_the_same_rescaling() -> None:
                 assert len(params.widths.keep) == (27 if network == "ResNet-56" else 10)
 
 
-def test_figure_4_has_five_curves_of_the_dense_network_and_four_shares() -> None:
-    names = {name: name for name in ("random", "weight sum", "APoZ", "ThiNet w/o w", "ThiNet")}
-    names["ThiNet w/o w"] = "ThiNet, without rescaling"
-    table = "Figure 4 (selection criteria, VGG-GAP on CUB-200)"
-    (step,) = chain_of(ROWS[table, "curves"], "cifar10").records
+# the author's names of Figure 4's criteria, and those of the rows above
+FIGURE4_CRITERIA = {name: name for name in ("random", "weight sum", "APoZ", "ThiNet w/o w", "ThiNet")}
+FIGURE4_CRITERIA["ThiNet w/o w"] = "ThiNet, without rescaling"
+
+
+def test_figure_4_prunes_vgg_gap_layer_by_layer_and_tunes_it() -> None:
+    """ThiNet's network is Table 4's `FT & prune`, 66.90 in both; the others differ by the criterion alone."""
+    (there,) = chain_of(ROWS["Table 4 (transfer)", "FT & prune"], "digits").networks
+    (whole,) = chain_of(ROWS[FIGURE4, "original"], "digits").networks
+    for name, other in FIGURE4_CRITERIA.items():
+        found = chain_of(ROWS[FIGURE4, name], "digits")
+        (network,) = found.networks
+        assert (network.key == there.key) is (name == "ThiNet")
+        expected = [
+            replace(step.params, method=CRITERIA[other]) if step.run is pruning.run_pruned else step.params
+            for step in path(there)
+        ]
+        assert [step.params for step in path(network)] == expected
+        # compared with VGG-GAP, which all start from
+        assert [one.parents[0].key for one in found.references] == [whole.key]
+        assert path(network)[2].key == whole.key
+        row = ROWS[FIGURE4, name]
+        assert (row.scales, row.seeds, row.seeds_on("digits")) == (("digits",), (0, 1, 2), (0,))
+        assert row.further("CUB-200") == {"source": Source("imagenet")}
+
+
+def test_figure_4_has_five_curves_of_vgg_gap_and_three_shares() -> None:
+    (step,) = chain_of(ROWS[FIGURE4, "curves"], "digits").records
     assert step.run is measuring.run_points
-    assert step.params.series == tuple(name for name in names for _ in range(5))
+    assert step.params.series == tuple(name for name in FIGURE4_CRITERIA for _ in range(4))
+    (whole,) = chain_of(ROWS[FIGURE4, "original"], "digits").networks
     for place, (name, run) in enumerate(zip(step.params.series, step.parents, strict=True)):
         network = run.parents[0]
-        if place % 5 == 0:
-            assert step.params.x[place] == 1.0 and network.run is training.run_trained
+        if place % 4 == 0:
+            assert step.params.x[place] == 1.0 and network.key == whole.key
         else:
-            share = (0.8, 0.6, 0.4, 0.2)[place % 5 - 1]
-            assert network.params.method == CRITERIA[names[name]]
-            # of the first layer's 32 filters, half of VGG-16's
-            assert network.params.widths.keep["features.0"] == int(32 * share + 1e-9)
-    assert list(step.params.x[1:5]) == sorted(step.params.x[1:5])
-    for name, other in names.items():
-        (network,) = chain_of(ROWS[table, name], "cifar10").networks
-        assert network.params.method == CRITERIA[other]
+            share = (0.8, 0.5, 0.2)[place % 4 - 1]
+            prunings = [one.params for one in path(network) if one.run is pruning.run_pruned]
+            assert {params.method for params in prunings} == {CRITERIA[FIGURE4_CRITERIA[name]]}
+            # of the first layer's 16 filters, a quarter of VGG-16's
+            assert prunings[0].widths.keep == {"features.0": int(16 * share + 1e-9)} and len(prunings) == 10
+            assert network.run is training.run_trained
+    assert list(step.params.x[1:4]) == sorted(step.params.x[1:4])
+
+
+def _macs(share: float) -> int:
+    """MACs of VGG-16's convolutions, ten of thirteen of which keep the share of their filters, counted by hand."""
+    filters = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    sides = [224, 224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14]
+    kept = [int(share * n + 1e-9) if place < 10 else n for place, n in enumerate(filters)]
+    return sum(9 * a * b * side**2 for a, b, side in zip([3, *kept], kept, sides, strict=False))
+
+
+def test_the_shares_of_figure_4_are_told_by_their_flops() -> None:
+    """The author's script has the shares of FLOPs; those of filters follow, to a few hundredths of a per cent."""
+    found = [entry for entry in PUBLISHED if entry.table == FIGURE4 and entry.row != "original"]
+    assert len(found) == 5 * 9
+    for entry in found:
+        name, _, share = entry.row.partition(", r = ")
+        assert name in FIGURE4_CRITERIA
+        stated = float(entry.note.partition(" % of the FLOPs")[0])
+        assert 100 * _macs(float(share)) / _macs(1.0) == pytest.approx(stated, abs=0.03)
+    (wrong,) = [entry for entry in found if not entry.verified]
+    assert (wrong.row, wrong.printed) == ("random, r = 0.5", "7.96") and "typing error" in wrong.note
+    assert ROWS[FIGURE4, "random"].published == {}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -400,18 +494,8 @@ def test_a_killed_chain_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_places_of_figure_4_are_the_speed_ups() -> None:
-    """VGG-16's convolutions counted by hand: ten of thirteen keep the share of their filters."""
-    filters = [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    sides = [224, 224, 112, 112, 56, 56, 56, 28, 28, 28, 14, 14, 14]
-
-    def count(kept: list[int]) -> int:
-        return sum(9 * a * b * side**2 for a, b, side in zip([3, *kept], kept, sides, strict=False))
-
-    expected = [1.0]
-    for share in (0.8, 0.6, 0.4, 0.2):
-        kept = [int(share * n + 1e-9) if place < 10 else n for place, n in enumerate(filters)]
-        expected.append(count(filters) / count(kept))
-    (step,) = chain_of(ROWS["Figure 4 (selection criteria, VGG-GAP on CUB-200)", "curves"], "imagenet").records
+    expected = [1.0, *(_macs(1.0) / _macs(share) for share in (0.8, 0.5, 0.2))]
+    (step,) = chain_of(ROWS[FIGURE4, "curves"], "imagenet").records
     assert step.params.x == pytest.approx(expected * 5, abs=0.005)
 
 
@@ -422,6 +506,6 @@ def test_mixed_precision_reaches_every_training() -> None:
 
 
 def test_a_curve_has_each_place_once() -> None:
-    (points,) = chain_of(ROWS["Figure 4 (selection criteria, VGG-GAP on CUB-200)", "curves"], "clutter").records
+    (points,) = chain_of(ROWS[FIGURE4, "curves"], "digits").records
     places = list(zip(points.params.series, points.params.x, strict=True))
-    assert len(places) == len(set(places)) == 5 * (1 + 4)
+    assert len(places) == len(set(places)) == 5 * (1 + 3)
