@@ -221,12 +221,15 @@ def test_the_long_schedule_is_there_for_who_asks_for_it() -> None:
     asked = replace(setting("cifar10"), paper_schedule=True)
     chain, _ = chain_of(ROWS["Figure 3a", "FBS at d=0.9"], asked)
     dense, *stages = path(chain.evaluations[0].parents[0])
-    # lr 0.01, divided by ten every 100 epochs, at most 300
-    long = Schedule(300, 0.01, 128, weight_decay=5e-4, shape="steps", milestones=(100, 200))
+    # lr 0.01, divided by ten every 100 epochs, at most 300; 256 images a batch and an L2 term of 1e-4
+    long = Schedule(300, 0.01, 256, weight_decay=1e-4, shape="steps", milestones=(100, 200))
     assert [step.params.schedule for step in (dense, *stages)] == [long] * 3
     control = [step for step in chain.records if step.run is comparing.run_compared][1]
     (alone,) = path(control.parents[1].parents[0])
     assert (alone.params.schedule.epochs, alone.params.schedule.milestones) == (2100, (700, 1400))
+    slimming, _ = chain_of(ROWS["Baselines of Figure 3a", "NS at 2.01x"], asked)
+    sparse = path(slimming.evaluations[0].parents[0])[1]
+    assert sparse.params == gating.Sparse(long, 0, 1e-5)  # the official code's lambda
 
 
 # --------------------------------------------------------------------------------------------------------------------
