@@ -63,14 +63,16 @@ def loaded(setting: Setting, recipe: Recipe) -> Step:
 
 
 def trained(setting: Setting, recipe: Recipe, parent: Step | None, schedule: Schedule, seed: int, label: str) -> Step:
-    """Training from fresh weights, or fine-tuning of ``parent``."""
+    """Training from fresh weights, or fine-tuning of ``parent``.
+
+    On ImageNet fresh weights see crops of random size and shape, as in torchvision's references.
+    """
     params = train.Training(replace(schedule, amp=setting.amp), seed, recipe if parent is None else None)
     work = gmacs(recipe, setting.train_images, 3.0 * schedule.epochs)
     name = f"{label}({recipe.builder}, seed {seed})" if parent is None else f"{label}({parent.name})"
     parents = () if parent is None else (parent,)
-    return make_step(
-        Kind.TRAIN, name, train.run_trained, params, parents, data=setting.data, device=setting.device, work=work
-    )
+    run = train.run_scratch if parent is None and setting.scale == "imagenet" else train.run_trained
+    return make_step(Kind.TRAIN, name, run, params, parents, data=setting.data, device=setting.device, work=work)
 
 
 def edited(setting: Setting, parent: Step, edit: Edit, seed: int) -> Step:

@@ -74,7 +74,7 @@ def from_scratch(scale: str, recipe: Recipe) -> Schedule:
     """How a shape is trained from fresh weights: as the dense network is, on ImageNet as torchvision's references are.
 
     torchvision references/classification, README: 90 epochs, batch 256, the rate (0.1; VGG without batch norm 0.01)
-    divided by ten every 30 epochs, weight decay 1e-4.
+    divided by ten every 30 epochs, weight decay 1e-4; with crops of random size and shape (:mod:`bench.chains`).
     """
     schedule = training(scale, recipe)
     if schedule is not None:

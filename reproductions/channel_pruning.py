@@ -60,12 +60,22 @@ DEVIATIONS = [
     "stride in the first 1x1).",
     "Batch norm is folded into the layer in front of it everywhere, so that LASSO weighs each output by its "
     "(gamma / sigma)^2; the released code does so for ResNet-56, but prunes ResNet-50 unmerged (`res.bn`).",
+    "Readers that keep all channels are not refitted, but by `full` (ours). How plain Channel Pruning went through a "
+    "network is not released: lib/net.py (ethanhe42/channel-pruning @1d66cff) calls its `dictionary_kernel` in `R3` "
+    "alone, in between factorisations. Below it `dictionary` (lib/decompose.py) would refit them: at rank == c it "
+    "selects nothing and still solves the least squares. It matters where layers before were pruned: for what reads "
+    "conv1_2, conv2_2, conv3_3 and conv4_3 of VGG-16 at the released 2x and 4x, branch2b in eight of ResNet-50's 16 "
+    "blocks, and each block's first convolution in ResNet-56.",
+    "Table 6: `Ours` differs from `Ours (enhanced)` by the shortcut's error alone. Both have samplers, without which "
+    "the released widths cannot be made; whether the paper's `enhanced` means samplers too is not known to us.",
     "Max response: largest energy of a channel's contribution to the responses. As we remember it the paper ranks by "
-    "the absolute weight sum of the filter instead; that criterion is available as `weight sum`.",
+    "the absolute weight sum of the filter instead, as the released code's `pruning_kernel` does; that criterion is "
+    "available as `weight sum`.",
     "ResNet-56: inner channels only (filters of each block's first convolution), because the paper does not say how "
     "the basic block was treated; a uniform 50 % gives 1.993x, not 2x.",
-    "Filter pruning (the paper's own implementation is not published): Li et al. 2017 on the same inner channels, the "
-    "filters of the smallest absolute weight sum go, nothing is reconstructed.",
+    "Filter pruning: Li et al. 2017 on the same inner channels, the filters of the smallest absolute weight sum go, "
+    "nothing is reconstructed. So does the released code (ethanhe42/channel-pruning @1d66cff lib/net.py, "
+    "`pruning_kernel`, chosen by `kernelname` in lib/cfgs.py), of which nothing released calls it.",
     "Fine-tuning of ResNet-56 on CIFAR-10: the paper's schedule is not known to us. Ours takes SGD, batch 128, a "
     "cosine from 0.01 to zero behind a short warm-up, weight decay 1e-4, 4 epochs for all rows, the dense network's "
     "control too; rows of 16 epochs take the tenth of the training epochs that the author names. Distilled "
@@ -74,8 +84,10 @@ DEVIATIONS = [
     "those of fine-tuning at half the MACs, and a cosine from 0.1.",
     "On CIFAR-10 VGG-16 is the CIFAR form (one linear layer), half as wide, with batch norm, trained here for 16 "
     "epochs: its rows of Table 1 and Figure 4 are analogues. Fine-tuning takes two epochs there.",
-    "Figure 4 is drawn for conv1_2 to conv4_2 (the set of layers is from memory); its speed-up is that of the one "
-    "layer.",
+    "Figure 4 is drawn for six layers, each named after the convolution that loses filters (conv1_2, conv2_1, conv2_2, "
+    "conv3_1, conv3_2, conv4_1); the inputs are chosen for the convolution behind it (conv2_1, conv2_2, conv3_1, "
+    "conv3_2, conv3_3, conv4_2), and the speed-up is that one's. That the paper shows layers from conv1_2 to conv4_2 "
+    "is from memory; which of the two it names is not known to us, nor whether conv3_3 is among them.",
 ]
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -203,8 +215,8 @@ class ChannelPruning:
     """A network pruned to ``widths(recipe, speedup)``.
 
     ``selection`` is the criterion; without ``reconstruct`` the old weights stay.  ``compensate`` is the paper's
-    enhancement for residual branches (section 3.3); ``full`` also refits the readers that keep all channels and
-    rectifies the targets twice (ours).  ``target`` names the widths in plans.
+    enhancement for residual branches (section 3.3); ``full`` also refits the readers that keep all channels (which the
+    released least squares can do) and rectifies the targets twice (ours).  ``target`` names the widths in plans.
     """
 
     widths: Callable[[Recipe, float], pruning.Widths]

@@ -51,11 +51,15 @@ DEVIATIONS = [
     "VGG-16 is trained with batch norm (at the README's learning rate of 0.1 it needs it); which of the two the "
     "authors trained could not be read. Its first fully connected layer is versatile too, as a 7x7 convolution.",
     "Training from scratch as in the released code: SGD at 0.1 (AlexNet, ours: 0.01), momentum 0.9, batch 256, weight "
-    "decay 1e-4, 130 epochs, divided by ten every 40; on ImageNet, where no row has been run.",
+    "decay 1e-4, 130 epochs, divided by ten every 40; crops of random size and shape (torchvision's RandomResizedCrop) "
+    "and mirroring, as in its imagenet-vcnn.py (iamhankai/Versatile-Filters @1dbb858); on ImageNet, where no row has "
+    "been run.",
     "Learned masks: {0,1} and as many as nested masks (ceil(d/2)) unless the row says otherwise; the precursor's rows "
     "have s masks of {-1,+1}. Proxies are drawn within 0.1 of zero and kept within 1; their learning rate is the "
-    "filters'. L_orth is the sum over the filters of |X X'/n - I|^2 / s^2 and weighs 1; the paper's weight, and "
-    "whether its masks are {0,1}, could not be read.",
+    "filters'. L_orth is the precursor's (iamhankai/Full-Stack-Filters @c8bf607 mask_conv.py, `ortho_loss`): the sum "
+    "over the layers of the mean square of X X'/n - I, X all masks of a layer (those shared, or those of all filters); "
+    "of {0,1} masks X are the signs, whose diagonal of X X'/n is 1. It weighs 1: the weight, and whether the journal "
+    "version's masks are {0,1}, could not be read.",
     "Filters and masks take turns on each mini-batch, so that learned masks train at twice the cost.",
     "FLOPs of learned masks are those of full filters (a mask saves nothing by itself); the precursor counts each "
     "product that several masks share once.",

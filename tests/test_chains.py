@@ -1,5 +1,6 @@
 """The wiring of a row: which networks are made, from what, and what is compared with what, in order."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -65,6 +66,14 @@ def test_every_seed_trains_its_own_dense_network() -> None:
     assert [(step.run, step.params.seed, step.params.schedule) for step in trainings] == [
         (training.run_trained, seed, DENSE) for seed in (0, 1, 2)
     ]
+
+
+def test_fresh_weights_on_imagenet_and_these_alone_are_trained_with_resized_crops() -> None:
+    for scale, fresh in (("imagenet", training.run_scratch), ("cifar10", training.run_trained)):
+        where = replace(setting(None), scale=scale)
+        first = trained(where, RECIPE, None, DENSE, 0, "dense")
+        assert (first.run, first.params) == (fresh, Training(DENSE, 0, RECIPE))
+        assert trained(where, RECIPE, first, TUNING, 0, "tuned").run is training.run_trained
 
 
 @pytest.mark.parametrize("weights", ["sha", None])

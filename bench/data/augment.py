@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 
 class Augmentation(Protocol):
@@ -55,6 +56,26 @@ class CropAndMirror:
             for image, (top, left) in zip(images, corners, strict=True)
         ]
         return _mirrored(torch.stack(crops), draws[:, 2])
+
+
+@dataclass(frozen=True)
+class ResizedCropAndMirror:
+    """ImageNet's where networks are trained from fresh weights: torchvision's random resized crop and flip.
+
+    Crops of 8 to 100 % of the *whole* image, 3:4 to 4:3 in shape, resized to ``size``; half of the images flipped.
+    """
+
+    size: int
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """The crops; each image's first draw seeds what torchvision draws for it."""
+        drawn = v2.Compose([v2.RandomResizedCrop(self.size), v2.RandomHorizontalFlip()])
+        crops = []
+        with torch.random.fork_rng(devices=[]):
+            for image, draw in zip(images, draws, strict=True):
+                torch.default_generator.manual_seed(int(float(draw[0]) * 2**53))  # a GPU's generator is left alone
+                crops.append(drawn(image))
+        return torch.stack(crops)
 
 
 def _mirrored(images: Tensor, draws: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from bench.data.augment import Augmentation, CropAndMirror, PadCropAndMirror, indices
+from bench.data.augment import Augmentation, CropAndMirror, PadCropAndMirror, ResizedCropAndMirror, indices
 from bench.data.pixels import open_image
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FileSplit", "ImageSet", "MemorySplit", "Split", "open_image"]
@@ -185,7 +185,7 @@ class FileSplit(Split):
     ``protocol`` is ``short256`` (shorter side 256, centre crop), ``squash256`` (256x256, aspect not kept, centre crop)
     or ``squash`` (the input size itself, aspect not kept); ``interpolation`` a name of torchvision's
     ``InterpolationMode``.  Augmentation takes a random crop of the same resized image and mirrors (CP's and ThiNet's
-    fine-tuning).
+    fine-tuning); that of :meth:`resized_crops` begins with the whole image.
     """
 
     decodes: ClassVar[bool] = True
@@ -201,7 +201,7 @@ class FileSplit(Split):
     ) -> None:
         self.files, self.mean, self.std = files, mean, std
         self.labels = torch.tensor([label for _, label in files])
-        self.augmentation = CropAndMirror(size)
+        self.size, self.augmentation = size, CropAndMirror(size)
         side = size if protocol == "squash" else round(size * 256 / 224)
         resize = v2.Resize(side if protocol == "short256" else (side, side), v2.InterpolationMode(interpolation))
         self.resize = v2.Compose([resize, v2.ToImage()])
@@ -209,8 +209,18 @@ class FileSplit(Split):
 
     def augmented(self, places: list[int], draws: Tensor) -> Tensor:
         """Augmented images at ``places``.  Raises :class:`UserError` naming a file that cannot be decoded."""
-        cropped = [self.augmentation(self._resized(place)[None], draws[i : i + 1]) for i, place in enumerate(places)]
+        look = self._whole if isinstance(self.augmentation, ResizedCropAndMirror) else self._resized
+        cropped = [self.augmentation(look(place)[None], draws[i : i + 1]) for i, place in enumerate(places)]
         return self.normalised(torch.cat(cropped))
+
+    def resized_crops(self) -> Self:
+        """The same images, augmented as where networks are trained from fresh weights."""
+        other = copy.copy(self)
+        other.augmentation = ResizedCropAndMirror(self.size)
+        return other
+
+    def _whole(self, place: int) -> Tensor:
+        return v2.functional.pil_to_tensor(open_image(self.files[place][0]))  # type: ignore[no-any-return]
 
     def _resized(self, place: int) -> Tensor:
         return self.resize(open_image(self.files[place][0])).as_subclass(Tensor)  # type: ignore[no-any-return]

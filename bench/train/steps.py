@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from bench.data.images import FileSplit
 from bench.models import weights
 from bench.models.checkpoint import checkpoint, network
 from bench.models.edits import Edit
@@ -113,6 +114,14 @@ def run_trained(context: Context, parents: list[Result], params: Training) -> Re
         context.progress,
     )
     return checkpoint(model, recipe, facts={"images": len(data.train), "history": history})
+
+
+def run_scratch(context: Context, parents: list[Result], params: Training) -> Result:
+    """No parent: fresh weights trained as by :func:`run_trained`, image files by crops of random size and shape."""
+    data = context.data()
+    if isinstance(data.train, FileSplit):
+        data = replace(data, train=data.train.resized_crops())
+    return run_trained(replace(context, data=lambda: data), parents, params)
 
 
 def run_distilled(context: Context, parents: list[Result], params: Distilling) -> Result:

@@ -3,10 +3,12 @@
 A primary filter f gives s secondary filters M_j o f.  The masks M are the signs of real-valued proxies H, through which
 gradients pass straight (straight-through estimator).  With w_j = M_j o f and L_0 the task's loss
 
-    dL_0/df = sum_j M_j o dL_0/dw_j,        dL/dM_j = f o dL_0/dw_j + lambda dL_orth/dM_j,
-    L_orth = |X X'/n - I|^2 / s^2,          dL_orth/dX = 4 / (n s^2) (X X'/n - I) X,
+    dL_0/df = sum_j M_j o dL_0/dw_j,        dL/dM_j = f o dL_0/dw_j + lambda dL_orth/dX_j,
+    L_orth = |X X'/n - I|^2 / m^2,          dL_orth/dX = 4 / (n m^2) (X X'/n - I) X,
 
-X the s masks of one filter as rows of n entries.  The filters see the task's loss alone.
+X the m masks of a layer (shared ones: s; else those of all its filters) as rows of n signs, +1 and -1: with masks of
+{0,1} the signs stand for the bits, or the diagonal of X X'/n would be their share of ones.  The filters see the task's
+loss alone.  L_orth is that of the precursor's code (iamhankai/Full-Stack-Filters mask_conv.py, ``ortho_loss``).
 """
 
 from __future__ import annotations
@@ -136,14 +138,20 @@ class LearnedConv2d(Replacement):
 
 
 def orthogonality(masks: Tensor) -> Tensor:
-    """L_orth of masks, s x filter or filters x s x filter, each filter of three dimensions: summed over the filters.
+    """L_orth of a layer's masks as signs, ... x inputs x kernel height x kernel width: the mean over all pairs of them.
 
-    So the pressure on a filter's masks does not depend on how many filters there are.
+    0 where they are orthogonal: any two of them agree in half of their entries.
     """
-    rows = masks.flatten(-3)
-    gram = rows @ rows.transpose(-1, -2) / rows.shape[-1]
-    eye = torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype)
-    return (gram - eye).square().mean((-2, -1)).sum()
+    rows = masks.flatten(-3).flatten(0, -2)
+    gram = rows @ rows.T / rows.shape[-1]
+    return F.mse_loss(gram, torch.eye(len(rows), device=gram.device, dtype=gram.dtype))
+
+
+def signs(layer: LearnedConv2d) -> Tensor:
+    """The layer's masks, shaped as the proxies, with -1 for each entry that is not 1, whatever its alphabet."""
+    if layer.exported:
+        return _entries(layer.fixed, -1.0, layer.weight.dtype)
+    return _Binary.apply(layer.proxies, -1.0)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def learned_layers(model: nn.Module) -> list[LearnedConv2d]:
@@ -153,5 +161,5 @@ def learned_layers(model: nn.Module) -> list[LearnedConv2d]:
 
 def network_orthogonality(model: nn.Module) -> Tensor:
     """The sum of L_orth over a network's layers: what lambda multiplies."""
-    terms = [orthogonality(layer.binary()) for layer in learned_layers(model)]
+    terms = [orthogonality(signs(layer)) for layer in learned_layers(model)]
     return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from bench.store import Record, Result
 from bench.train.fit import Classifier, seed_everything, train
 from bench.train.schedule import Schedule
 from bench.versatile.edit import exported
-from bench.versatile.learned import learned_layers, network_orthogonality, orthogonality
+from bench.versatile.learned import learned_layers, network_orthogonality, orthogonality, signs
 
 METRICS = (
     Metric(
@@ -35,7 +34,12 @@ METRICS = (
         exact=True,
     ),
     Metric(
-        "mask_overlap", "mask overlap", "", 3, "Mean of L_orth over layers and filters, 0 where masks are orthogonal."
+        "mask_overlap",
+        "mask overlap",
+        "",
+        4,
+        "Mean of L_orth over the layers, of the masks as signs: 0 where any two masks of a layer are orthogonal, which "
+        "is to agree in half of their entries.",
     ),
 )
 
@@ -121,7 +125,7 @@ def run_masked(context: Context, parents: list[Result], params: Masked) -> Resul
     layers = learned_layers(model)
     for layer in layers:
         layer.export()
-    overlap = [float(orthogonality(layer.binary())) / math.prod(layer.fixed.shape[:-4]) for layer in layers]
+    overlap = [float(orthogonality(signs(layer))) for layer in layers]
     records = [
         Record("mask_bits", float(sum(layer.fixed.numel() for layer in layers)), "bits", seed=params.seed),
         Record("mask_overlap", statistics.fmean(overlap), "", seed=params.seed),

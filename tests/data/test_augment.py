@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision import transforms
 
 from bench.data import cifar10
-from bench.data.augment import Augmented, CropAndMirror, PadCropAndMirror
+from bench.data.augment import Augmented, CropAndMirror, PadCropAndMirror, ResizedCropAndMirror
 from bench.data.digits import digits_images
 from bench.data.folder import image_folder
 from bench.data.images import IMAGENET_MEAN, IMAGENET_STD, FileSplit, MemorySplit, Split
@@ -56,6 +57,50 @@ def test_crop_and_mirror_by_slices() -> None:
     for image, (top, left), (_, _, flipped), crop in zip(images, corners, MOVED, found, strict=True):
         expected = image[:, top : top + 4, left : left + 4]
         assert torch.equal(crop, expected.flip(2) if flipped else expected)
+
+
+def by_torchvision(image: torch.Tensor, size: int, draw: float) -> torch.Tensor:
+    """The references' RandomResizedCrop and RandomHorizontalFlip, by the older classes with every parameter said."""
+    torch.manual_seed(int(draw * 2**53))
+    box = transforms.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+    bilinear = transforms.InterpolationMode.BILINEAR
+    crop = transforms.functional.resized_crop(image, *box, [size, size], bilinear, antialias=True)
+    return transforms.functional.hflip(crop) if float(torch.rand(1)) < 0.5 else crop
+
+
+def assert_same_picture(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """But for a grey level, by which torchvision's two ways to interpolate 8-bit values may differ."""
+    assert found.shape == expected.shape and int((found.int() - expected.int()).abs().max()) <= 1
+
+
+def test_crops_of_random_size_and_shape_are_torchvision_s() -> None:
+    """An image's draws alone say which; what else is drawn in the process is not disturbed."""
+    images = pixels(40, 30)[:, :, :20]
+    draws = torch.rand(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    found = ResizedCropAndMirror(16)(images, draws)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (found.shape, found.dtype) == ((40, 3, 16, 16), torch.uint8)
+    for image, draw, crop in zip(images, draws[:, 0].tolist(), found, strict=True):
+        assert_same_picture(crop, by_torchvision(image, 16, draw))
+    assert torch.equal(ResizedCropAndMirror(16)(images[3:5], draws[3:5]), found[3:5])
+    defaults = transforms.RandomResizedCrop(16)
+    assert (defaults.scale, defaults.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
+
+
+def test_from_fresh_weights_files_are_cropped_out_of_the_whole_image(tmp_path: Path) -> None:
+    """Not out of the one that was resized for the test; the split that was given stays as it is."""
+    image = pixels(1, 60)[0, :, :40]
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    split = FileSplit([(tmp_path / "a.png", 0)], 16, "squash256", (0.0,) * 3, (1.0,) * 3)
+    other = split.resized_crops()
+    assert told(split)[0] == CropAndMirror(16) and told(other)[0] == ResizedCropAndMirror(16)
+    draws = torch.rand(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = (other.augmented([0, 0, 0], draws) * 255.0).round().to(torch.uint8)
+    for draw, crop in zip(draws[:, 0].tolist(), found, strict=True):
+        assert_same_picture(crop, by_torchvision(image, 16, draw))
+    assert torch.equal(other.batch([0]), split.batch([0]))
 
 
 # --------------------------------------------------------------------------------------------------------------------

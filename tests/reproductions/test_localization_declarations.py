@@ -203,6 +203,20 @@ def test_one_random_row_is_tuned_as_long_as_the_stages_and_the_fine_tuning_toget
     check_comparisons(chain, "scenes", 5)
 
 
+# of "random, fine-tuned as long as LCP's stages": three stages of half the epochs of fine-tuning, and these
+AS_LONG = {"scenes": 3 * 1 + 2, "folder": 3 * 1 + 2, "voc": 3 * 15 + 30, "coco": 3 * 15 + 30}
+
+
+@pytest.mark.parametrize("scale", AS_LONG)
+def test_it_is_as_long_as_the_stages_at_every_scale(scale: str) -> None:
+    chain, _ = chain_of(ROWS[CRITERIA, "random, fine-tuned as long as LCP's stages"], setting(scale, (0,)))
+    (tuned,) = path(chain.evaluations[0].parents[0])[2:]
+    assert tuned.params.schedule == tuning(scale, AS_LONG[scale])
+    staged, _ = chain_of(ROWS[CRITERIA, "LCP, fine-tuned"], setting(scale, (0,)))
+    trainings = [step for step in path(staged.evaluations[0].parents[0])[1:] if step.kind is Kind.TRAIN]
+    assert sum(step.params.schedule.epochs for step in trainings) == AS_LONG[scale]
+
+
 def test_the_dense_network_tuned_is_compared_with_itself_before() -> None:
     chain, _ = chain_of(ROWS[CRITERIA, "dense, fine-tuned"], setting("scenes", (0,)))
     dense, *tail = path(chain.evaluations[0].parents[0])

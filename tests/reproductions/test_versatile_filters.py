@@ -162,7 +162,7 @@ def test_at_the_paper_s_scale_networks_are_trained_from_scratch(
 ) -> None:
     row = ROWS[table, name]
     (network,) = chain_of(row, "imagenet").networks
-    assert (network.run, network.parents) == (plain.run_trained, ())
+    assert (network.run, network.parents) == (plain.run_scratch, ())
     assert network.params.recipe == recipe == row.own_shape()
     assert (network.params.schedule.lr, network.params.schedule.epochs) == (rate, 130)
     if rate == 0.1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.data.augment import PadCropAndMirror
-from bench.data.images import ImageSet, MemorySplit
+from bench.data.augment import CropAndMirror, PadCropAndMirror, ResizedCropAndMirror
+from bench.data.images import FileSplit, ImageSet, MemorySplit, Split
 from bench.gating import steps as gating
 from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions, gated_layers
@@ -92,6 +93,23 @@ def test_what_is_declared_reaches_the_loop(calls: list[tuple[Any, ...]]) -> None
     assert data is DATA.train and isinstance(net, nn.Module)
     assert rest == [SCHEDULE, 4, Path("nowhere"), "cpu", "the label", 2, False]
     assert tuned.facts == {"images": 24, "history": []}
+
+
+def test_from_scratch_files_are_cropped_otherwise_and_nothing_else_changes(calls: list[tuple[Any, ...]]) -> None:
+    """Images in memory stay as they are; so does the split that other steps read."""
+    files = FileSplit([(Path("absent.png"), 1)], 8, "short256")
+    params = training.Training(SCHEDULE, 3, RECIPE)
+    expected = training.run_trained(context(), [], params)
+    train: Split
+    for train, augmentation in ((files, ResizedCropAndMirror(8)), (DATA.train, PadCropAndMirror(2, True))):
+        data = replace(DATA, train=train)
+        where = Context(lambda data=data: data, "cpu", False, Path("nowhere"), workers=2, label="the label")
+        found = training.run_scratch(where, [], params)
+        assert torch.equal(state(found), state(expected))
+        _, seen, *rest = calls[-1]
+        assert (seen.augmentation, seen.labels.tolist()) == (augmentation, train.labels.tolist())
+        assert rest == list(calls[0][2:])
+    assert files.augmentation == CropAndMirror(8)
 
 
 def test_the_second_parent_teaches_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from bench.steps import Context
 from bench.train.schedule import Schedule
 from bench.versatile import training
 from bench.versatile.edit import Learned, exported
-from bench.versatile.learned import LearnedConv2d, Masks, learned_layers, network_orthogonality, orthogonality
+from bench.versatile.learned import LearnedConv2d, Masks, learned_layers, network_orthogonality, orthogonality, signs
 
 LAYERS = [
     ((4, 6, 3), {"padding": 1}, Masks()),
@@ -66,6 +66,15 @@ def test_each_map_is_of_a_filter_under_one_of_its_masks(shape: tuple, settings: 
     torch.testing.assert_close(layer(x), naive(x, layer, entries, layer.weight), rtol=0.0, atol=1e-12)
 
 
+def released(masks: Tensor) -> Tensor:
+    """The precursor's ``ortho_loss`` of one layer by loops: of each two masks of {-1,+1} (of one with itself too) the
+    mean product of their entries, which should be 1 or 0, squared; the mean over all of them.
+    """
+    rows = list(masks.reshape(-1, masks.shape[-3:].numel()))
+    off = [(first * second).mean() - float(a == b) for a, first in enumerate(rows) for b, second in enumerate(rows)]
+    return torch.stack([value**2 for value in off]).sum() / len(rows) ** 2
+
+
 def differences(value: object, at: Tensor) -> Tensor:
     """The gradient of a function of one tensor by central differences."""
     found, step = torch.zeros_like(at), 1e-6
@@ -81,14 +90,14 @@ def differences(value: object, at: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("shape", "settings", "masks"), LAYERS)
 def test_gradients_of_filters_and_of_masks_are_numerical_ones(shape: tuple, settings: dict, masks: Masks) -> None:
-    """Of the loss as a function of the masks' entries, taken for real numbers; it passes straight to the proxies."""
+    """Of the loss as a function of the masks' entries and signs, taken for real numbers; it passes straight through."""
     torch.manual_seed(0)
     layer = layer_of(shape, settings, masks)
     x = torch.randn(2, 4, 4, 4, dtype=torch.double)
     target = torch.randn_like(layer(x))
     weight, entries = layer.weight.detach(), layer.binary().detach()
     lam = 0.3
-    (F.mse_loss(layer(x), target) + lam * orthogonality(layer.binary())).backward()
+    (F.mse_loss(layer(x), target) + lam * orthogonality(signs(layer))).backward()
 
     def task(bits: Tensor, filters: Tensor) -> Tensor:
         return F.mse_loss(naive(x, layer, bits, filters), target)
@@ -97,19 +106,34 @@ def test_gradients_of_filters_and_of_masks_are_numerical_ones(shape: tuple, sett
         assert layer.weight.grad is not None and layer.proxies.grad is not None
         of_filters = differences(lambda moved: task(entries, moved), weight)
         torch.testing.assert_close(layer.weight.grad, of_filters, rtol=1e-6, atol=1e-8)
-        of_masks = differences(lambda moved: task(moved, weight) + lam * orthogonality(moved), entries)
-        torch.testing.assert_close(layer.proxies.grad, of_masks, rtol=1e-6, atol=1e-8)
+        of_masks = differences(lambda moved: task(moved, weight), entries)
+        of_signs = differences(lambda moved: lam * released(moved), (layer.proxies > 0).double() * 2.0 - 1.0)
+        assert float(of_signs.abs().max()) > 1e-5
+        torch.testing.assert_close(layer.proxies.grad, of_masks + of_signs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("shape", "settings", "masks"), LAYERS)
+def test_orthogonality_is_the_precursor_s_over_all_masks_of_a_layer(shape: tuple, settings: dict, masks: Masks) -> None:
+    """Of their signs, whatever the alphabet, while they are learned and after."""
+    torch.manual_seed(0)
+    layer = layer_of(shape, settings, masks)
+    count = layer.secondaries * (len(layer.weight) if masks.own else 1)
+    expected = layer.proxies.detach().sign().reshape(count, *layer.weight.shape[1:])
+    assert torch.equal(signs(layer).detach().reshape(expected.shape), expected)
+    torch.testing.assert_close(orthogonality(signs(layer)), released(expected), rtol=1e-12, atol=0.0)
+    layer.export()
+    assert torch.equal(signs(layer).reshape(expected.shape), expected)
 
 
 def test_orthogonality_in_numbers_and_its_closed_gradient() -> None:
-    """|X X'/n - I|^2 / s^2 and 4 / (n s^2) (X X'/n - I) X; the sum over several filters."""
+    """|X X'/n - I|^2 / m^2 and 4 / (n m^2) (X X'/n - I) X; the masks of several filters are one set."""
     masks = torch.tensor([[1.0, 1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]]).reshape(2, 4, 1, 1)
     assert float(orthogonality(masks)) == 0.0
     same = torch.ones(2, 4, 1, 1)
     assert float(orthogonality(same)) == 0.5  # two of four entries of the Gram are 1 and should be 0
-    bits = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]).reshape(2, 4, 1, 1)
-    assert float(orthogonality(bits)) == 0.125  # the diagonal is a half
-    assert float(orthogonality(torch.stack([masks, same, same]))) == 1.0
+    # two filters of the same two masks: of the 16 entries four more should be 0, those of the equal pairs
+    assert float(orthogonality(torch.stack([masks, masks]))) == 0.25
+    assert float(orthogonality(torch.stack([masks, same]))) == 0.125  # the two equal ones, orthogonal to the others
     torch.manual_seed(0)
     x = torch.randn(3, 2, 3, 2, dtype=torch.double, requires_grad=True)
     orthogonality(x).backward()
@@ -190,7 +214,7 @@ def step_by_hand(images: Tensor, labels: Tensor, weight: float, lr: float) -> Ne
     with torch.no_grad():
         layer.weight -= lr * gradients[0]
         layer.bias -= lr * gradients[1]  # type: ignore[operator]
-    loss = F.cross_entropy(net(images), labels) + weight * orthogonality(layer.binary())
+    loss = F.cross_entropy(net(images), labels) + weight * released(signs(layer))
     (of_masks,) = torch.autograd.grad(loss, [layer.proxies])
     with torch.no_grad():
         layer.proxies.copy_((layer.proxies - lr * of_masks).clamp(-1.0, 1.0))
@@ -232,11 +256,9 @@ def test_the_step_gives_a_network_with_fixed_masks(tmp_path: Path) -> None:
     assert not any(name.endswith("proxies") for name in result.state)
     records = {record.metric: record.value for record in result.records}
     assert records["mask_bits"] == sum(layer.fixed.numel() for layer in layers)
-    means = [float(orthogonality(layer.binary())) / len(layer.weight) for layer in layers]
-    assert records["mask_overlap"] == pytest.approx(sum(means) / 8)
-    assert float(network_orthogonality(model)) == pytest.approx(
-        sum(mean * len(layer.weight) for mean, layer in zip(means, layers, strict=True))
-    )
+    overlaps = [float(released(layer.fixed.double() * 2.0 - 1.0)) for layer in layers]
+    assert records["mask_overlap"] == pytest.approx(sum(overlaps) / 8, rel=1e-5)
+    assert float(network_orthogonality(model)) == pytest.approx(sum(overlaps), rel=1e-5)
     assert [entry["epoch"] for entry in result.facts["history"]] == [1, 2]
     torch.manual_seed(0)
     training.seed_everything(0)
