@@ -54,8 +54,8 @@ DEVIATIONS = [
     "Augmentation: the suite's (pad, crop, mirror); the official code distorts colours, mirrors, and standardises each "
     "image.",
     "phi starts at zero instead of He normal and rho at |gamma| of the batch norm instead of 1, so that gating changes "
-    "nothing before training; the paper's start and the official code's are options of the gate, compared in "
-    "`gating_study`.",
+    "nothing before training; the paper's start and the official code's are options of the gate, and `gating_study` "
+    "compares ours with the paper's.",
     "Winners: exactly k, the first of equals; the official code drops equals at the threshold, so that dead gates "
     "leave fewer than k. Counted as active are all k winners, even those whose saliency is zero.",
     "Saliency: mean absolute value and a ReLU in every gate (equation 8). The official code averages with sign and has "

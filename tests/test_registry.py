@@ -151,7 +151,7 @@ def test_kinds_are_those_counted(paper: str) -> None:
 # read and verified accuracies and sizes, by whose they are: the paper's, in its authors' files, others'
 ORIGIN_COUNTS = {
     "channel_pruning": {"accuracy": (19, 11, 44), "size": (0, 2, 0)},
-    "thinet": {"accuracy": (19, 12, 31), "size": (20, 12, 14)},
+    "thinet": {"accuracy": (64, 12, 31), "size": (20, 12, 14)},
     "discrimination_aware": {"accuracy": (152, 0, 0), "size": (118, 0, 0)},
     "fbs": {"accuracy": (20, 6, 25), "size": (8, 3, 8)},
     "localization_aware_ssd": {"accuracy": (0, 0, 1), "size": (2, 0, 2)},
