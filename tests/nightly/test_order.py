@@ -140,7 +140,7 @@ def test_what_a_row_is_worth() -> None:
 
 
 def test_every_row_of_the_papers_has_a_worth() -> None:
-    """At its own scale: ten for each value of its links that is the paper's and verified, whatever their form, and what else it is."""
+    """At its own scale: ten for each value of its links that is the paper's and verified, and what else it is."""
     folder = Path(__file__).parents[2] / "reproductions" / "registry"
     for key, paper in planning.papers().items():
         published = load(key, folder)
