@@ -93,7 +93,7 @@ import sys, torch
 torch.cuda._device_count_nvml = lambda: 1
 def asked(): sys.exit("CUDA was asked")
 torch._C._cuda_getDeviceCount = asked
-import bench.apart, bench.nightly.child, bench.preloaded
+import bench.apart, bench.nightly.child, bench.preloaded, bench.latency.worker
 print("imported", torch.cuda.is_initialized())
 """
     row = next(iter(planning.papers()["thinet"].ids))

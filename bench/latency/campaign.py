@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import subprocess
 import sys
@@ -17,14 +16,17 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from bench import isolated
 from bench.errors import UserError
 from bench.latency import worker
 from bench.latency.contestants import FORWARD, Subject
 from bench.latency.point import OUT_OF_MEMORY, Effort, Measured, Point, Run, replicated
 
 TIME_OVER = "the run's time was over"
-# a process that takes longer than its measuring and this many seconds hangs
-_OVERHEAD = 900.0
+# a process that takes longer than twice its measuring and so many seconds a point hangs: an interpreter of its own has
+# to import everything, and a processor to try every form
+OVERHEAD = {"cpu": 900.0, "cuda": 90.0}
+HANGS = "its process hung"
 _SERVER_LOST = 255
 # a form is compiled within so many seconds and a quarter of what is left of the run, or it has failed
 _COMPILE_SECONDS = 120.0
@@ -39,7 +41,8 @@ def fresh(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
     """Runs tasks (:mod:`bench.latency.worker`) in a process of their own, from its first import on.
 
     A task that was not reached, because the process died or its time was over, is answered with the reason.  Raises
-    :class:`UserError` for a mistake of the user's and RuntimeError for a bug, with the process's own words.
+    :class:`UserError` for a mistake of the user's and, where a process fails before its first task, RuntimeError with
+    the process's own words.
     """
     return _answered(_started, tasks, seconds)
 
@@ -69,9 +72,7 @@ def _started(tasks: Path, words: Path, seconds: float) -> int | None:
 
 
 def _forked(tasks: Path, words: Path, seconds: float) -> int | None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.latency.worker"])
-    process = context.Process(target=worker.child, args=(tasks, words))
+    process = isolated.started(["bench.latency.worker"]).Process(target=worker.child, args=(tasks, words))
     process.start()
     try:
         process.join(max(1.0, seconds))
@@ -91,13 +92,16 @@ def _answered(launch: Callable[[Path, Path, float], int | None], tasks: list[dic
         (folder / "tasks.json").write_text(json.dumps(tasks))
         status = launch(folder / "tasks.json", folder / "stderr", seconds)
         words = (folder / "stderr").read_text() if (folder / "stderr").exists() else ""
-        if status is not None and status > 0:
+        if status is not None and status > 0 and not (folder / "0.json").exists():
             raise RuntimeError(f"a measuring process failed:\n{words}")
         if "Traceback" in words:  # of a point that failed; its reason is kept with it
             print(words, file=sys.stderr)
         reason = TIME_OVER
-        if status is not None:
-            reason = OUT_OF_MEMORY if status == -9 else f"its process died of signal {-status}"
+        if status is not None and status >= 0:
+            last = (words.strip().splitlines() or [""])[-1]
+            reason = f"its process ended with status {status}: {last[:200]}"
+        elif status is not None:
+            reason = OUT_OF_MEMORY if status == -signal.SIGKILL else f"its process died of signal {-status}"
         return [_answer(folder / str(number), reason) for number in range(len(tasks))]
 
 
@@ -114,13 +118,17 @@ def _answer(path: Path, reason: str) -> Answer:
 
 @dataclass
 class Campaign:
-    """Measures chunks of points; ``seconds`` is the time of the whole run (None: as long as it takes)."""
+    """Measures chunks of points; ``seconds`` is the time of the whole run (None: as long as it takes).
+
+    ``overhead`` are the seconds a point that a process may take beside its measuring before it is said to hang.
+    """
 
     effort: Effort
     seconds: float | None = None
     say: Say = print
     fresh: Fresh = fresh
     clock: Callable[[], float] = time.monotonic
+    overhead: float = OVERHEAD["cpu"]
     started: float = field(init=False)
     compiles: dict[str, bool] = field(default_factory=dict)
 
@@ -155,7 +163,10 @@ class Campaign:
         return replicated(points, firsts, launch, self.effort)
 
     def _ask(self, tasks: list[dict[str, Any]], measuring: float) -> list[Answer]:
-        return self.fresh(tasks, min(self.left, measuring * 2.0 + _OVERHEAD))
+        most = measuring * 2.0 + self.overhead * len(tasks)
+        if self.left <= most:
+            return self.fresh(tasks, self.left)
+        return [HANGS if answer == TIME_OVER else answer for answer in self.fresh(tasks, most)]
 
     def _first(self, point: Point) -> dict[str, Any]:
         """The task that tries every form; the compiled ones are tried before, each in a process that may hang."""

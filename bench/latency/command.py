@@ -15,7 +15,7 @@ import torch
 from bench import processes
 from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
-from bench.latency.campaign import Campaign, forked, fresh
+from bench.latency.campaign import OVERHEAD, Campaign, forked, fresh
 from bench.latency.contestants import FORWARD, LAYOUTS
 from bench.latency.point import MOST_SECONDS, Effort, Point
 from bench.latency.suite import Where
@@ -76,7 +76,8 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
         most, seconds = 3, request.seconds or 6.0
     effort = Effort(seconds, least, most)
     launched, launch = LAUNCHES[request.device]
-    campaign = Campaign(effort, None if math.isinf(minutes) else 60.0 * minutes, say, launch)
+    limit = None if math.isinf(minutes) else 60.0 * minutes
+    campaign = Campaign(effort, limit, say, launch, overhead=OVERHEAD[request.device])
     values: list[dict[str, Any]] = []
     for chunk in chunks:
         for one in campaign.run(chunk):

@@ -6,6 +6,7 @@ A task is one of ``compile`` (does a form compile here?), ``first`` (which form 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -315,17 +316,23 @@ def main(path: Path) -> None:
     networks = Networks()
     for task in tasks:
         try:
-            value, arrays = run(task, networks)
+            _keep(*run(task, networks), task["out"])
         except UserError as error:
-            value, arrays = {"error": str(error)}, {}
+            _keep({"error": str(error)}, {}, task["out"])
         except Exception as error:  # costs this point, not those after it
             traceback.print_exc()
-            value, arrays = {"failed": failure(error), "networks": {}}, {}
-        if arrays:
-            save_file({name: array.contiguous() for name, array in arrays.items()}, f"{task['out']}.safetensors")
-        write_json(Path(f"{task['out']}.json"), value)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            _keep({"failed": failure(error), "networks": {}}, {}, task["out"])
+        # after an error that the GPU does not forget, every call raises, this one too
+        with contextlib.suppress(RuntimeError):
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _keep(value: Mapping[str, Any], arrays: Mapping[str, Tensor], out: str) -> None:
+    """The samples first: who finds the value finds them too."""
+    if arrays:
+        save_file({name: array.contiguous() for name, array in arrays.items()}, f"{out}.safetensors")
+    write_json(Path(f"{out}.json"), value)
 
 
 def child(path: Path, words: Path) -> None:

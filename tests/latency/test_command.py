@@ -73,7 +73,7 @@ def test_a_whole_measurement(
 ) -> None:
     """From the command line to the files; only the processes are this one."""
     monkeypatch.setattr(campaign.Campaign, "fresh", staticmethod(here))
-    monkeypatch.setattr(command, "Campaign", lambda *arguments: Campaign(*arguments[:3], fresh=here))
+    monkeypatch.setattr(command, "Campaign", lambda *arguments, **more: Campaign(*arguments[:3], fresh=here))
     monkeypatch.setattr(command.suite, "subjects", lambda *arguments: [Subject("half", HALF)])
     assert (
         main(
@@ -198,3 +198,81 @@ def test_processes(launch: campaign.Fresh, tmp_path: Path) -> None:
     assert launch([{**task, "seconds": 60.0}], 0.01) == [TIME_OVER]
     ((value, _),) = launch([{"kind": "measure"}], 300.0)  # type: ignore[misc]
     assert value["failed"] == "KeyError: 'point'"
+
+
+def test_a_gpu_that_is_lost_costs_the_points_of_its_process_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After an illegal access every call raises, the one that frees memory too; what was told before stays."""
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker, "run", lambda task, networks: broken() if task["bad"] else ({"seconds": 1.0}, {}))
+    monkeypatch.setattr(worker.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(worker.torch.cuda, "empty_cache", broken)
+    tasks = [{"bad": bad, "out": str(tmp_path / str(number))} for number, bad in enumerate((False, True, False))]
+    (tmp_path / "tasks").write_text(json.dumps(tasks))
+    worker.main(tmp_path / "tasks")
+    values = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(3)]
+    lost = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert values == [{"seconds": 1.0}, {"failed": lost, "networks": {}}, {"seconds": 1.0}]
+
+
+def test_a_process_that_fails_answers_for_what_it_finished() -> None:
+    def launch(tasks: Path, words: Path, seconds: float) -> int:
+        for task in json.loads(tasks.read_text())[:finished]:
+            Path(f"{task['out']}.json").write_text('{"a": 1}')
+        words.write_text("Something:\nValueError: no more\n")
+        return status
+
+    finished, status = 1, 1
+    found = campaign._answered(launch, [{}, {}], 1.0)
+    assert found == [({"a": 1}, {}), "its process ended with status 1: ValueError: no more"]
+    status = -6
+    assert campaign._answered(launch, [{}, {}], 1.0)[1] == "its process died of signal 6"
+    finished, status = 0, 1
+    with pytest.raises(RuntimeError, match="no more"):
+        campaign._answered(launch, [{}, {}], 1.0)
+
+
+def test_a_process_that_hangs_takes_no_more_than_its_share() -> None:
+    """Two points: 90 s each beside twice the 2 s of measuring; what the run's end cuts off did not hang."""
+    asked = []
+
+    def fresh(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
+        asked.append(seconds)
+        return here(tasks, seconds) if tasks[0]["kind"] == "first" else [TIME_OVER, TIME_OVER]
+
+    points = [point(DENSE_RECIPE, layers=False), point(DENSE_RECIPE, layers=False, seed=1)]
+    for seconds, reason in ((540.0, campaign.HANGS), (150.0, TIME_OVER)):
+        runner = Campaign(Effort(6.0, 3, 3), seconds, lambda text: None, fresh, lambda: 0.0, 90.0)
+        assert [one.reason for one in runner.run(points)] == [reason, reason]
+    assert asked == [180.0, 188.0, 150.0, 150.0]
+
+
+def test_the_server_that_measuring_processes_are_forked_from_asks_cuda_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Like that of rows (test_isolated): whoever asked CUDA itself cannot be forked."""
+    seen: dict[str, Any] = {}
+
+    class Process:
+        exitcode = 0
+
+        def __init__(self, target: Any, args: Any) -> None:
+            seen["target"] = target
+
+        def start(self) -> None: ...
+        def join(self, seconds: float = 0.0) -> None: ...
+        def kill(self) -> None: ...
+
+    def begin() -> None:
+        seen["asks"] = campaign.isolated.os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+
+    context = campaign.isolated.multiprocessing.get_context("forkserver")
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", begin)
+    monkeypatch.setattr(context, "set_forkserver_preload", lambda modules: seen.update(modules=modules))
+    monkeypatch.setattr(context, "Process", Process)
+    assert campaign._forked(tmp_path / "tasks", tmp_path / "words", 1.0) == 0
+    assert seen == {"asks": "1", "modules": ["bench.latency.worker"], "target": worker.child}
