@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ TIME_OVER = "the run's time was over"
 # to import everything, and a processor to try every form
 OVERHEAD = {"cpu": 900.0, "cuda": 90.0}
 HANGS = "its process hung"
+# what the server imports besides the worker: what builds and runs the networks of suites, and asks CUDA nothing
+PRELOADED = ("bench.latency.worker", "bench.models.vgg", "bench.models.resnet", "bench.gating.skip")
 _SERVER_LOST = 255
 # a form is compiled within so many seconds and a quarter of what is left of the run, or it has failed
 _COMPILE_SECONDS = 120.0
@@ -72,7 +74,7 @@ def _started(tasks: Path, words: Path, seconds: float) -> int | None:
 
 
 def _forked(tasks: Path, words: Path, seconds: float) -> int | None:
-    process = isolated.started(["bench.latency.worker"]).Process(target=worker.child, args=(tasks, words))
+    process = isolated.started(list(PRELOADED)).Process(target=worker.child, args=(tasks, words))
     process.start()
     try:
         process.join(max(1.0, seconds))
@@ -120,7 +122,8 @@ def _answer(path: Path, reason: str) -> Answer:
 class Campaign:
     """Measures chunks of points; ``seconds`` is the time of the whole run (None: as long as it takes).
 
-    ``overhead`` are the seconds a point that a process may take beside its measuring before it is said to hang.
+    ``overhead`` are the seconds a point that a process may take beside its measuring before it is said to hang;
+    ``built`` a folder for networks that were built, where processes share them; ``started`` is the run's begin.
     """
 
     effort: Effort
@@ -129,15 +132,17 @@ class Campaign:
     fresh: Fresh = fresh
     clock: Callable[[], float] = time.monotonic
     overhead: float = OVERHEAD["cpu"]
-    started: float = field(init=False)
-    compiles: dict[str, bool] = field(default_factory=dict)
+    built: Path | None = None
+    started: float | None = None
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        if self.started is None:
+            self.started = self.clock()
 
     @property
     def left(self) -> float:
         """Seconds left of the run's time."""
+        assert self.started is not None
         return float("inf") if self.seconds is None else self.seconds - (self.clock() - self.started)
 
     def run(self, points: Sequence[Point]) -> list[Measured]:
@@ -157,12 +162,14 @@ class Campaign:
             if self.left <= 0:
                 return [TIME_OVER] * len(numbers)
             self.say(f"{points[0].dense.name}: process {passes}, {len(numbers)} points of at most {seconds:.0f} s")
-            tasks = [_measuring(points[number], firsts[number], seconds) for number in numbers]
+            tasks = [_measuring(points[number], firsts[number], seconds, passes) for number in numbers]
             return [_run(answer) for answer in self._ask(tasks, seconds * len(numbers))]
 
         return replicated(points, firsts, launch, self.effort)
 
     def _ask(self, tasks: list[dict[str, Any]], measuring: float) -> list[Answer]:
+        for task in tasks if self.built is not None else ():
+            task["built"] = str(self.built)
         most = measuring * 2.0 + self.overhead * len(tasks)
         if self.left <= most:
             return self.fresh(tasks, self.left)
@@ -204,9 +211,22 @@ def _failed_first(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "failed": dense["failed"]} if "failed" in dense else value
 
 
-def _measuring(point: Point, first: dict[str, Any], seconds: float) -> dict[str, Any]:
-    best = {name: entry["best"] for name, entry in first["networks"].items() if "best" in entry}
-    return {"kind": "measure", "point": point.to_json(), "best": best, "seconds": seconds}
+def _measuring(point: Point, first: dict[str, Any], seconds: float, process: int) -> dict[str, Any]:
+    """Of the dense network and of gated ones every form is timed: which is the fastest, each clock says for itself."""
+    forms = {}
+    for subject in (point.dense, *point.networks):
+        entry = first["networks"][subject.name]
+        if "forms" in entry:
+            whole = subject.gated or subject is point.dense
+            forms[subject.name] = entry["forms"] if whole else [entry["best"], entry["best_eager"]]
+    return {
+        "kind": "measure",
+        "point": point.to_json(),
+        "forms": forms,
+        "twice": first["networks"][point.dense.name]["best"],
+        "seconds": seconds,
+        "process": process,
+    }
 
 
 def _run(answer: Answer) -> Run | str:

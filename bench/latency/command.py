@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench import processes
+from bench import began, processes
 from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
 from bench.latency.campaign import OVERHEAD, Campaign, forked, fresh
@@ -73,20 +74,24 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     seconds = request.seconds or MOST_SECONDS[request.device]
     minutes = request.minutes or MINUTES.get(request.suite or "", math.inf)
     if request.suite == "gpu":  # many points in a short time: three processes, each a few seconds a point
-        most, seconds = 3, request.seconds or 6.0
+        most, seconds = max(3, request.processes or 3), request.seconds or 9.0
     effort = Effort(seconds, least, most)
     launched, launch = LAUNCHES[request.device]
     limit = None if math.isinf(minutes) else 60.0 * minutes
-    campaign = Campaign(effort, limit, say, launch, overhead=OVERHEAD[request.device])
     values: list[dict[str, Any]] = []
-    for chunk in chunks:
-        for one in campaign.run(chunk):
-            value = {**report.value_of(one, quoted), "launched": launched}
-            value["file"] = str(report.keep(one, value, folder))
-            values.append(value)
-        name = request.suite or slug("-".join(request.names))[:60]
-        text = report.text_of(values)
-        report.write_summary(text, values, folder, f"{name}-{request.device}")
+    with tempfile.TemporaryDirectory(prefix="bench-networks-") as place:
+        built = Path(place) if request.device == "cuda" else None
+        campaign = Campaign(
+            effort, limit, say, launch, overhead=OVERHEAD[request.device], built=built, started=began.AT
+        )
+        for chunk in chunks:
+            for one in campaign.run(chunk):
+                value = {**report.value_of(one, quoted), "launched": launched}
+                value["file"] = str(report.keep(one, value, folder))
+                values.append(value)
+            name = request.suite or slug("-".join(request.names))[:60]
+            text = report.text_of(values)
+            report.write_summary(text, values, folder, f"{name}-{request.device}")
     status = 0 if any(value["not_measured"] is None for value in values) else 1
     shown = [{name: part for name, part in value.items() if name != "runs"} for value in values]
     return shown, f"{text}\n\nwritten: {folder}", status
@@ -107,6 +112,18 @@ def _check(request: Request) -> None:
         raise UserError(f"a point takes at most {MOST_SECONDS['cpu']:.0f} s on the CPU: give --seconds up to that")
     if request.multiple is not None and request.multiple not in (8, 16, 32):
         raise UserError("--round takes 8, 16 or 32")
+    given = {
+        "--dtype": request.dtypes is not None,
+        "--mode": request.mode != FORWARD,
+        "--compile": request.compiled,
+        "--round": request.multiple is not None,
+        "--staircase": request.staircase is not None,
+        "--size": request.size is not None,
+        "--weights": request.weights is not None,
+    }
+    ignored = [option for option, is_given in given.items() if is_given]
+    if request.suite is not None and ignored:
+        raise UserError(f"a suite says itself what it times: leave out {', '.join(ignored)}, or name the networks")
     if request.suite == "gpu" and request.device != "cuda":
         raise UserError("the suite gpu needs a CUDA device, and none is available here: choose --suite cpu")
 

@@ -142,9 +142,14 @@ def turns(
     label: str,
     device: str,
     progress: bool,
+    over: str | None = None,
 ) -> Timing:
-    """The networks' turns by one ``clock(network, images)`` in seconds; ``label`` says which it is."""
+    """The networks' turns by one ``clock(network, images)`` in seconds; ``label`` says which it is.
+
+    Their order is that of ``networks``; ``over`` (default: the first) is what the precision is judged against.
+    """
     names = list(networks)
+    compared = [over or names[0], *(name for name in names if name != (over or names[0]))]
     before = machine(device)
     for name in names:
         for number in range(protocol.warm_up):
@@ -164,11 +169,11 @@ def turns(
         if time.monotonic() - begin > protocol.seconds:
             stopped = f"{protocol.seconds:g} s are over"
             break
-        if round_ + 1 >= protocol.least and (round_ + 1) % 5 == 0 and _precise(taken, names, protocol):
+        if round_ + 1 >= protocol.least and (round_ + 1) % 5 == 0 and _precise(taken, compared, protocol):
             stopped = "precise enough"
             break
     samples = {name: torch.tensor(values, dtype=torch.float64) for name, values in taken.items()}
-    if stopped != "precise enough" and len(names) > 1 and not _precise(taken, names, protocol):
+    if stopped != "precise enough" and len(names) > 1 and not _precise(taken, compared, protocol):
         stopped += f"; an interval is wider than {100 * protocol.precision:g} %"
     return Timing(samples, label, stopped, {"before": before, "after": machine(device)})
 
