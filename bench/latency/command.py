@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bench import began, processes
+from bench import began, processes, provenance
 from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
 from bench.latency.campaign import OVERHEAD, Campaign, forked, fresh
@@ -155,8 +155,10 @@ def _staircase(request: Request, folder: Path, say: Callable[[str], None]) -> tu
             say(f"{found[0].name}, {request.staircase}: batch {batch}, {dtype}")
             seconds = request.seconds or MOST_SECONDS[request.device]
             stairs = staircase.measured(found[0], request.staircase, batch, dtype, request.device, seconds)
+            hardware = provenance.hardware(request.device)
             stem = slug(f"staircase-{found[0].name}-{request.staircase}-b{batch}-{dtype}-{request.device}")
-            staircase.keep(stairs, folder / stem)
+            stem = "--".join([stem, *report.hardware_slug(hardware)])
+            staircase.keep(stairs, folder / stem, hardware)
             values.append({**stairs.to_json(), "file": str(folder / f"{stem}.csv")})
             texts.append(f"{stairs.name}: {stairs.advice()}")
     return values, "\n".join([*texts, f"written: {folder}"]), 0
@@ -164,7 +166,8 @@ def _staircase(request: Request, folder: Path, say: Callable[[str], None]) -> tu
 
 def _sensitivity(request: Request, folder: Path, say: Callable[[str], None]) -> tuple[Any, str, int]:
     found = sensitivity.tried(10, request.device, say=say)
-    path = sensitivity.keep(found, request.device, folder / f"sensitivity-{request.device}.json")
+    name = "-".join(["sensitivity", request.device, *report.hardware_slug(provenance.hardware(request.device))])
+    path = sensitivity.keep(found, request.device, folder / f"{name}.json")
     return found, f"{sensitivity.text(found)}\nwritten: {path}", 0 if sensitivity.passed(found) else 1
 
 
