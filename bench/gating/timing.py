@@ -56,6 +56,7 @@ _METRICS = (
         2,
         "MACs of the dense network divided by those of the gated one on the images that were timed.",
         "higher",
+        minor=True,
     ),
     Metric(
         "realised_speedup",
