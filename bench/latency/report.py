@@ -329,9 +329,14 @@ def _apart(measured: Measured, clock: str, names: Sequence[str], sums: Sequence[
             if abs(ms / whole - 1.0) > _SUM_APART:
                 return f"they sum up to {ms:.2f} ms, and {name} takes {whole:.2f} ms"
     ratio, layers = measured.speedup(clock, *names), sums[0] / sums[1]
-    if ratio.low is None or ratio.high is None or not ratio.low / (1 + WIDEST) <= layers <= ratio.high * (1 + WIDEST):
+    if ratio.low is None or ratio.high is None or not agree(layers, ratio.low, ratio.high):
         return f"one by one they gave {layers:.2f}x, the whole networks {ratio.value:.2f}x"
     return None
+
+
+def agree(layers: float, low: float, high: float) -> bool:
+    """Whether the layers' ratio lies in the whole networks' interval, or as far beside it as may still be said."""
+    return low / (1.0 + WIDEST) <= layers <= high * (1.0 + WIDEST)
 
 
 def notes(measured: Measured) -> list[str]:
