@@ -163,7 +163,7 @@ def told_apart(networks: Sequence[Subject]) -> list[Subject]:
 
 def _check_names(dense: Subject, members: Sequence[Subject]) -> None:
     """Raises :class:`UserError` where a name would stand for two networks; ``dense`` stands for the dense one."""
-    names = Counter([DENSE, dense.name, *(one.name for one in members)])
+    names = Counter([*{DENSE, dense.name}, *(one.name for one in members)])
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise UserError(f"two networks would be called {twice[0]!r}: name the folder of one of them otherwise")
