@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,13 @@ def _started(tasks: Path, words: Path, seconds: float) -> int | None:
             process.wait()
 
 
+def serve() -> ForkServerContext:
+    """The server of :func:`forked`, which begins to import where it is not running yet."""
+    return isolated.started(list(PRELOADED))
+
+
 def _forked(tasks: Path, words: Path, seconds: float) -> int | None:
-    process = isolated.started(list(PRELOADED)).Process(target=worker.child, args=(tasks, words))
+    process = serve().Process(target=worker.child, args=(tasks, words))
     process.start()
     try:
         process.join(max(1.0, seconds))

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from bench import began, processes, provenance
 from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
-from bench.latency.campaign import OVERHEAD, Campaign, forked, fresh
+from bench.latency.campaign import OVERHEAD, Campaign, forked, fresh, serve
 from bench.latency.contestants import FORWARD, LAYOUTS
 from bench.latency.point import MOST_SECONDS, Effort, Point
 from bench.latency.suite import Where
@@ -63,6 +64,8 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     """
     _check(request)
     folder = request.out / FOLDER
+    if LAUNCHES[request.device][1] is forked:
+        serve()  # while it imports, the points are planned
     if request.sensitivity:
         return _sensitivity(request, folder, say)
     if request.staircase is not None:
@@ -74,25 +77,33 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     seconds = request.seconds or MOST_SECONDS[request.device]
     minutes = request.minutes or MINUTES.get(request.suite or "", math.inf)
     if request.suite == "gpu":  # many points in a short time: three processes, each a few seconds a point
-        most, seconds = max(3, request.processes or 3), request.seconds or 9.0
+        most, seconds = max(3, request.processes or 3), request.seconds or 12.0
     effort = Effort(seconds, least, most)
     launched, launch = LAUNCHES[request.device]
     limit = None if math.isinf(minutes) else 60.0 * minutes
     values: list[dict[str, Any]] = []
+    text, broken = "", False
     with tempfile.TemporaryDirectory(prefix="bench-networks-") as place:
         built = Path(place) if request.device == "cuda" else None
         campaign = Campaign(
             effort, limit, say, launch, overhead=OVERHEAD[request.device], built=built, started=began.AT
         )
         for chunk in chunks:
-            for one in campaign.run(chunk):
-                value = {**report.value_of(one, quoted), "launched": launched}
-                value["file"] = str(report.keep(one, value, folder))
-                values.append(value)
-            name = request.suite or slug("-".join(request.names))[:60]
-            text = report.text_of(values)
-            report.write_summary(text, values, folder, f"{name}-{request.device}")
-    status = 0 if any(value["not_measured"] is None for value in values) else 1
+            try:
+                for one in campaign.run(chunk):
+                    report.keep_samples(one, folder)
+                    value = {**report.value_of(one, quoted), "launched": launched}
+                    value["file"] = str(report.keep(one, value, folder))
+                    values.append(value)
+                name = request.suite or slug("-".join(request.names))[:60]
+                text = report.text_of(values)
+                report.write_summary(text, values, folder, f"{name}-{request.device}")
+            except UserError:
+                raise
+            except Exception:  # a bug costs its chunk: a machine that is lent for minutes measures the others
+                traceback.print_exc()
+                broken = True
+    status = 0 if any(value["not_measured"] is None for value in values) and not broken else 1
     shown = [{name: part for name, part in value.items() if name != "runs"} for value in values]
     return shown, f"{text}\n\nwritten: {folder}", status
 

@@ -130,6 +130,7 @@ def prepared(model: nn.Module, form: Form, mode: str, dtype: str, device: str) -
         body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     call: Network = training(body) if mode == BACKWARD else body
     if form.compiled:
+        torch._dynamo.config.recompile_limit = 256  # type: ignore[attr-defined]  # networks of one class are no recompilations
         call = torch.compile(body)
     checked = call
     if mode == DETECTIONS:

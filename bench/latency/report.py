@@ -251,7 +251,8 @@ def rows(measured: Measured, clock: str, quoted: Mapping[tuple[str, str, int], Q
         macs = _macs(entry)
         theory = dense_macs / macs
         from_name = unrounded(subject.name)
-        best_form = form_of(plain, best) if best else f"not known: {', '.join(missing) or 'nothing'} has no such time"
+        unknown = f"not known: {', '.join(missing)} has no such time" if missing else "not timed"
+        best_form = form_of(plain, best) if best else unknown
         best_ms = time_of(best)
         realised = ratio(best, best_dense)
         # a gated network that does not skip computes more than is counted
@@ -442,23 +443,32 @@ def csv_text(rows_: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMN
 
 
 def keep(measured: Measured, value: Mapping[str, Any], folder: Path) -> Path:
-    """Writes a point's JSON and, beside it, the raw samples; returns the JSON file."""
-    stem = "--".join([slug(measured.point.name), *hardware_slug(value["device"]), measured.point.key])
+    """Writes a point's JSON beside its raw samples, which are written before; returns the JSON file."""
+    path = folder / f"{_stem(measured)}.json"
+    samples = path.with_suffix(".safetensors")
+    write_json(path, {**value, "samples": samples.name if measured.runs else None})
+    return path
+
+
+def _stem(measured: Measured) -> str:
+    hardware = hardware_slug(measured.first.get("hardware"))
+    return "--".join([slug(measured.point.name), *hardware, measured.point.key])
+
+
+def keep_samples(measured: Measured, folder: Path) -> None:
+    """Writes a point's raw samples, where there are any: what is said of them can be made again, they cannot."""
     samples = {
         f"{number}/{clock}/{name}": np.ascontiguousarray(values)
         for number, run in enumerate(measured.runs)
         for clock, contestants in run.samples.items()
         for name, values in contestants.items()
     }
-    path = folder / f"{stem}.json"
-    if samples:  # before the JSON that names them: a run may be cut off at any moment
+    if samples:
         make_folder(folder)
-        unfinished = folder / f".{stem}.safetensors"
+        unfinished = folder / f".{_stem(measured)}"
         with disk_errors(folder):
             save_file(samples, unfinished)
-            unfinished.replace(folder / f"{stem}.safetensors")
-    write_json(path, {**value, "samples": f"{stem}.safetensors" if samples else None})
-    return path
+            unfinished.replace(folder / f"{_stem(measured)}.safetensors")
 
 
 def hardware_slug(device: Mapping[str, Any] | None) -> list[str]:

@@ -115,6 +115,7 @@ def test_processes_are_fresh_on_the_cpu_and_forked_on_a_gpu(monkeypatch: pytest.
             asked.append(self.fresh)
             raise UserError("far enough")
 
+    monkeypatch.setattr(command, "serve", lambda: None)
     monkeypatch.setattr(command, "Campaign", Stopped)
     monkeypatch.setattr(command.suite, "subjects", lambda *arguments: [Subject("half", HALF)])
     for device in ("cpu", "cuda"):
@@ -371,3 +372,23 @@ def test_the_server_that_measuring_processes_are_forked_from_asks_cuda_nothing(
     monkeypatch.setattr(context, "Process", Process)
     assert campaign._forked(tmp_path / "tasks", tmp_path / "words", 1.0) == 0
     assert seen == {"asks": "1", "modules": list(campaign.PRELOADED), "target": worker.child}
+
+
+def test_a_bug_in_one_chunk_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was measured is there before anything is said of it."""
+    monkeypatch.setattr(command, "Campaign", lambda *arguments, **more: Campaign(*arguments[:3], fresh=here))
+    chunks = [[point(DENSE_RECIPE, layers=False, seed=seed)] for seed in (0, 1)]
+    monkeypatch.setattr(command, "_chunks", lambda *_: chunks)
+    whole = command.report.value_of
+
+    def value_of(one: Any, quoted: Any) -> dict[str, Any]:
+        return whole(one, quoted) if one.point.seed else 1 / 0  # type: ignore[return-value]
+
+    monkeypatch.setattr(command.report, "value_of", value_of)
+    request = command.Request(["net"], "cpu", seconds=0.3, processes=3, out=tmp_path)
+    values, _, status = command.run(request, REGISTRY, print)
+    assert status == 1 and [value["point"]["seed"] for value in values] == [1]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert len(list((tmp_path / "latency").glob("*.safetensors"))) == 2

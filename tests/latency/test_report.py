@@ -135,6 +135,7 @@ def test_records_and_percentiles() -> None:
 def test_files_and_text(tmp_path: Path) -> None:
     found = measured()
     value = report.value_of(found, {})
+    report.keep_samples(found, tmp_path)
     path = report.keep(found, value, tmp_path)
     stored = json.loads(path.read_text())
     assert stored["processes"] == 3 and stored["not_measured"] is None and stored["records"] == value["records"]
@@ -161,6 +162,7 @@ def test_two_machines_are_two_files(tmp_path: Path) -> None:
         None,
     ):
         found.first["hardware"] = device
+        report.keep_samples(found, tmp_path)
         names[str(device)] = report.keep(found, report.value_of(found, {}), tmp_path).name
     key = found.point.key
     assert list(names.values()) == [
