@@ -62,7 +62,10 @@ class Networks:
     def _found(self, key: str) -> nn.Module | None:
         if self._folder is None or not (self._folder / key).exists():
             return None
-        model: nn.Module = torch.load(self._folder / key, weights_only=False, mmap=True)
+        try:
+            model: nn.Module = torch.load(self._folder / key, weights_only=False, mmap=True)
+        except Exception:  # no file that can be mapped here: it is built
+            return None
         return model
 
     def _stored(self, key: str, model: nn.Module) -> nn.Module:

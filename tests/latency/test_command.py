@@ -217,6 +217,9 @@ def test_networks_are_built_once_for_all_processes(monkeypatch: pytest.MonkeyPat
     again = worker.Networks(tmp_path).of(subject, 0)
     assert contestants.digest(again) == contestants.digest(first) and not again.training
     monkeypatch.undo()
+    (stored,) = tmp_path.iterdir()
+    stored.write_bytes(b"broken")
+    assert contestants.digest(worker.Networks(tmp_path).of(subject, 0)) == contestants.digest(first)
     monkeypatch.setattr(worker.torch, "save", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     assert contestants.digest(worker.Networks(tmp_path).of(subject, 1)) != contestants.digest(first)
     assert len(list(tmp_path.iterdir())) == 1
