@@ -64,12 +64,13 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     """
     _check(request)
     folder = request.out / FOLDER
-    if LAUNCHES[request.device][1] is forked:
-        serve()  # while it imports, the points are planned
     if request.sensitivity:
         return _sensitivity(request, folder, say)
     if request.staircase is not None:
         return _staircase(request, folder, say)
+    launched, launch = LAUNCHES[request.device]
+    if launch is forked:
+        serve()  # while it imports, the points are planned
     chunks = _chunks(request, registry / FOLDER)
     quoted = suite.quoted(registry / FOLDER, registry)
     most = max(3, request.processes or PROCESSES[request.device])
@@ -79,7 +80,6 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     if request.suite == "gpu":  # many points in a short time: three processes, each a few seconds a point
         most, seconds = max(3, request.processes or 3), request.seconds or 12.0
     effort = Effort(seconds, least, most)
-    launched, launch = LAUNCHES[request.device]
     limit = None if math.isinf(minutes) else 60.0 * minutes
     values: list[dict[str, Any]] = []
     text, broken = "", False
