@@ -17,7 +17,7 @@ import torch
 from bench import began, processes, provenance
 from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
-from bench.latency.campaign import OVERHEAD, Campaign, forked, fresh, serve
+from bench.latency.campaign import OVERHEAD, TIME_OVER, Campaign, forked, fresh, serve
 from bench.latency.contestants import FORWARD, LAYOUTS
 from bench.latency.point import MOST_SECONDS, Effort, Point
 from bench.latency.suite import Where
@@ -93,7 +93,8 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
                 for one in campaign.run(chunk):
                     report.keep_samples(one, folder)
                     value = {**report.value_of(one, quoted), "launched": launched}
-                    value["file"] = str(report.keep(one, value, folder))
+                    if one.runs or one.reason != TIME_OVER:  # of what was not begun there is nothing to keep
+                        value["file"] = str(report.keep(one, value, folder))
                     values.append(value)
                 name = request.suite or slug("-".join(request.names))[:60]
                 text = report.text_of(values)

@@ -395,3 +395,26 @@ def test_a_bug_in_one_chunk_costs_no_other(
     assert status == 1 and [value["point"]["seed"] for value in values] == [1]
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert len(list((tmp_path / "latency").glob("*.safetensors"))) == 2
+
+
+def test_points_that_were_not_begun_are_told_and_leave_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second of two points, where the run's time is over after the first one's processes."""
+
+    class Cut(Campaign):
+        @property
+        def left(self) -> float:
+            return -1.0 if done else 100.0
+
+        def run(self, points: Any) -> Any:
+            found = super().run(points)
+            done.append(points)
+            return found
+
+    done: list[Any] = []
+    monkeypatch.setattr(command, "Campaign", lambda *arguments, **more: Cut(*arguments[:3], fresh=here))
+    monkeypatch.setattr(command, "_chunks", lambda *_: [[point(DENSE_RECIPE, layers=False, seed=n)] for n in (0, 1)])
+    values, text, status = command.run(
+        command.Request(["net"], "cpu", seconds=0.3, processes=3, out=tmp_path), REGISTRY, print
+    )
+    assert status == 0 and [value["not_measured"] for value in values] == [None, TIME_OVER]
+    assert TIME_OVER in text and len(list((tmp_path / "latency").glob("*.json"))) == 1
