@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import began  # noqa: F401  # its clock starts with the command
 from bench.errors import UserError
 from bench.tracking.modes import MODES
 

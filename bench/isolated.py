@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
@@ -32,16 +32,21 @@ def server(module: str, wanted: Iterable[tuple[str, str]]) -> ForkServerContext:
 
     ``wanted`` are the ids and scales of the rows.
     """
-    found = multiprocessing.get_context("forkserver")
     # one row of each paper and scale: those of a paper share data and code
     rows = {(name.partition("/")[0], scale): name for name, scale in wanted if scale in EMBEDDED}
-    found.set_forkserver_preload([module, "bench.preloaded"])
     knows = {ROWS: json.dumps([(name, scale) for (_, scale), name in rows.items()])}
+    return started([module, "bench.preloaded"], knows)
+
+
+def started(modules: list[str], knows: Mapping[str, str] | None = None) -> ForkServerContext:
+    """A server, running from now on, that imports ``modules`` once, with ``knows`` in its environment."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(modules)
     # modules ask CUDA when they are imported whether there is any, and who asked it itself cannot be forked
     asks = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     # the server finds the packages that this process found, not those of the working directory
     finds = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
-    with _environment({**knows, **asks, **finds}), _deaf():
+    with _environment({**(knows or {}), **asks, **finds}), _deaf():
         forkserver.ensure_running()
     return found
 

@@ -20,6 +20,8 @@ _MAKING = ("train", "prune")
 _OF_A_LAYER = ("reader", "producer", "channels", "kept", "error", "held_out_error")
 # what figures draw that are no records: facts of steps that make them, each of one network
 DRAWN = ("activity", "precision_recall", "pictures")
+# facts of steps that take times, one a clock
+TIMED = ("timing", "timing_events", "timing_graph")
 # what a row file repeats of a step's header; the roots, because one function's code differs with its parameters' types
 _OF_A_STEP = ("step", "kind", "run", "roots", "code", "seconds", "provenance")
 
@@ -57,6 +59,7 @@ def write(store: Store, entry: Planned, setting: Mapping[str, Any]) -> Path:
         },
         "layers": layers(store, [step.key for step in entry.chain.networks]),
         "drawn": drawn(store, list(steps)),
+        **timed(store, list(steps)),
         "made_on": made_on(store, list(steps)),
         "made_with": made_with(store, list(steps)),
         "code": digest(sorted({step["code"] for step in steps.values()})),
@@ -130,6 +133,16 @@ def drawn(store: Store, keys: Sequence[str]) -> dict[str, Any]:
             if name in facts:
                 found.setdefault(name, facts[name])
     return found
+
+
+def timed(store: Store, keys: Sequence[str]) -> dict[str, Any]:
+    """``timed``: of steps that took times, by step and fact, the clock, why the turns ended, the machine's state."""
+    found: dict[str, dict[str, Any]] = {}
+    for key in keys:
+        facts = _header(store, key)["facts"]
+        for name in (name for name in facts if name in TIMED):
+            found.setdefault(key, {})[name] = {part: facts[name][part] for part in ("clock", "stopped", "machine")}
+    return {"timed": found} if found else {}
 
 
 def made_on(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:

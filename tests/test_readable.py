@@ -101,6 +101,18 @@ def test_an_analogue_has_no_verdicts_and_eight_columns_at_most() -> None:
     assert "Not run (runs at cifar10): b." in build([*lines, absent], []).notes
 
 
+def test_times_whose_turns_were_cut_off_are_named() -> None:
+    """A row of two clocks, one of which was precise enough; older rows do not say."""
+    how = {"clock": "wall clock, CPU", "stopped": "15 s are over; an interval is wider than 1 %"}
+    fine = {"clock": "events, CUDA", "stopped": "precise enough"}
+    times = [cell("latency_dense", 2.0, "ms")]
+    cut_off = line("a", times, timed={"step": {"timing": how, "timing_events": fine}})
+    notes = build([cut_off, line("b", times, timed={"step": {"timing": fine}}), line("c", times)], []).notes
+    found = [note for note in notes if "precise" in note]
+    said = "a, wall clock, CPU: 15 s are over; an interval is wider than 1 %"
+    assert found == [f"Times whose turns ended before they were precise enough: {said}."]
+
+
 def test_a_table_in_which_nothing_ran_says_why() -> None:
     frame = readable([line("a", status="not run (needs CUB-200)"), line("b", status="not run (not supported yet)")])
     assert frame.to_numpy().tolist() == [["a", "not run (needs CUB-200)"], ["b", "not run (not supported yet)"]]

@@ -178,3 +178,18 @@ def test_it_says_how_the_networks_behind_it_were_made_and_with_what(
     assert first["made_with"]["how"] == again["made_with"]["how"]
     assert [one["capability"] for one in (*first["made_on"], *again["made_on"])] == ["AVX2", "AVX512"]
     assert made("c", "2.9.1", "AVX2", seed=1)["made_with"]["how"] != first["made_with"]["how"]
+
+
+def run_timed(context: Context, parents: list[Result], params: Made) -> Result:
+    """A time, and how it was taken."""
+    facts = {"clock": "wall clock, CPU", "stopped": "15 s are over", "machine": {"before": {"load": [2.0]}}}
+    return Result(records=[Record("latency_dense", 3.0, "ms")], facts={"timing": {**facts, "percentiles": {"a": {}}}})
+
+
+def test_a_time_says_how_it_was_taken(tmp_path: Path) -> None:
+    """Why the turns ended, by which clock, and what else the machine did."""
+    timed = make_step(Kind.TIME, "timed", run_timed, Made({}, 0), device="cpu")
+    value = row_file(tmp_path, Chain([], [timed]))
+    how = {"clock": "wall clock, CPU", "stopped": "15 s are over", "machine": {"before": {"load": [2.0]}}}
+    assert value["timed"] == {timed.key: {"timing": how}}
+    assert "timed" not in row_file(tmp_path / "other", Chain([], [step(Made({}, 0))]))

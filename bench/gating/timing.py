@@ -56,6 +56,7 @@ _METRICS = (
         2,
         "MACs of the dense network divided by those of the gated one on the images that were timed.",
         "higher",
+        minor=True,
     ),
     Metric(
         "realised_speedup",
@@ -163,8 +164,8 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
     for x in inputs:
         reference = gated(x)
         counter.add(dynamic.applied(gated), len(x))
-        if not _difference(skipping(x), reference) <= 0.01:
-            _check_in_float64(gated, x)
+        if not (_difference(skipping(x), reference) <= 0.01 or same_in_float64(gated, x)):
+            raise RuntimeError("the skipped network does not compute what the masked one does")
     whole = dynamic.expected(recipe.base.build("meta"), recipe.input_shape)
     theory = whole.dense / float(counter.result().totals.mean())
     timings = latency.interleaved(networks, inputs, params.protocol, context.device, context.progress)
@@ -202,14 +203,13 @@ def _difference(found: Tensor, reference: Tensor) -> float:
     return float((found - reference).abs().max() / reference.abs().max())
 
 
-def _check_in_float64(gated: nn.Module, x: Tensor) -> None:
-    """Raises RuntimeError unless skipped execution computes there what masked execution does.
+def same_in_float64(gated: nn.Module, x: Tensor) -> bool:
+    """Whether skipped execution computes there what masked execution does.
 
     In float32 rounding makes another channel win in one image of some hundred, with other outputs; here it does not.
     """
     exact, images = copy.deepcopy(gated).double(), x.double()
-    if not _difference(SkippedNetwork(exact)(images), exact(images)) <= 1e-6:
-        raise RuntimeError("the skipped network does not compute what the masked one does")
+    return _difference(SkippedNetwork(exact)(images), exact(images)) <= 1e-6
 
 
 def _channels_last(model: nn.Module) -> latency.Network:

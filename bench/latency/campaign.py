@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from bench import isolated
 from bench.errors import UserError
 from bench.latency import worker
 from bench.latency.contestants import FORWARD, Subject
 from bench.latency.point import OUT_OF_MEMORY, Effort, Measured, Point, Run, replicated
 
 TIME_OVER = "the run's time was over"
-# a process that takes longer than its measuring and this many seconds hangs
-_OVERHEAD = 900.0
+# a process that takes longer than twice its measuring and so many seconds a point hangs: an interpreter of its own has
+# to import everything, and a processor to try every form
+OVERHEAD = {"cpu": 900.0, "cuda": 90.0}
+HANGS = "its process hung"
+# what the server imports besides the worker: what builds and runs the networks of suites, and asks CUDA nothing
+PRELOADED = ("bench.latency.worker", "bench.models.vgg", "bench.models.resnet", "bench.gating.skip")
 _SERVER_LOST = 255
 # a form is compiled within so many seconds and a quarter of what is left of the run, or it has failed
 _COMPILE_SECONDS = 120.0
@@ -39,7 +44,8 @@ def fresh(tasks: list[dict[str, Any]], seconds: float) -> list[Answer]:
     """Runs tasks (:mod:`bench.latency.worker`) in a process of their own, from its first import on.
 
     A task that was not reached, because the process died or its time was over, is answered with the reason.  Raises
-    :class:`UserError` for a mistake of the user's and RuntimeError for a bug, with the process's own words.
+    :class:`UserError` for a mistake of the user's and, where a process fails before its first task, RuntimeError with
+    the process's own words.
     """
     return _answered(_started, tasks, seconds)
 
@@ -68,10 +74,13 @@ def _started(tasks: Path, words: Path, seconds: float) -> int | None:
             process.wait()
 
 
+def serve() -> ForkServerContext:
+    """The server of :func:`forked`, which begins to import where it is not running yet."""
+    return isolated.started(list(PRELOADED))
+
+
 def _forked(tasks: Path, words: Path, seconds: float) -> int | None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bench.latency.worker"])
-    process = context.Process(target=worker.child, args=(tasks, words))
+    process = serve().Process(target=worker.child, args=(tasks, words))
     process.start()
     try:
         process.join(max(1.0, seconds))
@@ -91,13 +100,16 @@ def _answered(launch: Callable[[Path, Path, float], int | None], tasks: list[dic
         (folder / "tasks.json").write_text(json.dumps(tasks))
         status = launch(folder / "tasks.json", folder / "stderr", seconds)
         words = (folder / "stderr").read_text() if (folder / "stderr").exists() else ""
-        if status is not None and status > 0:
+        if status is not None and status > 0 and not (folder / "0.json").exists():
             raise RuntimeError(f"a measuring process failed:\n{words}")
         if "Traceback" in words:  # of a point that failed; its reason is kept with it
             print(words, file=sys.stderr)
         reason = TIME_OVER
-        if status is not None:
-            reason = OUT_OF_MEMORY if status == -9 else f"its process died of signal {-status}"
+        if status is not None and status >= 0:
+            last = (words.strip().splitlines() or [""])[-1]
+            reason = f"its process ended with status {status}: {last[:200]}"
+        elif status is not None:
+            reason = OUT_OF_MEMORY if status == -signal.SIGKILL else f"its process died of signal {-status}"
         return [_answer(folder / str(number), reason) for number in range(len(tasks))]
 
 
@@ -114,22 +126,29 @@ def _answer(path: Path, reason: str) -> Answer:
 
 @dataclass
 class Campaign:
-    """Measures chunks of points; ``seconds`` is the time of the whole run (None: as long as it takes)."""
+    """Measures chunks of points; ``seconds`` is the time of the whole run (None: as long as it takes).
+
+    ``overhead`` are the seconds a point that a process may take beside its measuring before it is said to hang;
+    ``built`` a folder for networks that were built, where processes share them; ``started`` is the run's begin.
+    """
 
     effort: Effort
     seconds: float | None = None
     say: Say = print
     fresh: Fresh = fresh
     clock: Callable[[], float] = time.monotonic
-    started: float = field(init=False)
-    compiles: dict[str, bool] = field(default_factory=dict)
+    overhead: float = OVERHEAD["cpu"]
+    built: Path | None = None
+    started: float | None = None
 
     def __post_init__(self) -> None:
-        self.started = self.clock()
+        if self.started is None:
+            self.started = self.clock()
 
     @property
     def left(self) -> float:
         """Seconds left of the run's time."""
+        assert self.started is not None
         return float("inf") if self.seconds is None else self.seconds - (self.clock() - self.started)
 
     def run(self, points: Sequence[Point]) -> list[Measured]:
@@ -149,13 +168,18 @@ class Campaign:
             if self.left <= 0:
                 return [TIME_OVER] * len(numbers)
             self.say(f"{points[0].dense.name}: process {passes}, {len(numbers)} points of at most {seconds:.0f} s")
-            tasks = [_measuring(points[number], firsts[number], seconds) for number in numbers]
+            tasks = [_measuring(points[number], firsts[number], seconds, passes) for number in numbers]
             return [_run(answer) for answer in self._ask(tasks, seconds * len(numbers))]
 
         return replicated(points, firsts, launch, self.effort)
 
     def _ask(self, tasks: list[dict[str, Any]], measuring: float) -> list[Answer]:
-        return self.fresh(tasks, min(self.left, measuring * 2.0 + _OVERHEAD))
+        for task in tasks if self.built is not None else ():
+            task["built"] = str(self.built)
+        most = measuring * 2.0 + self.overhead * len(tasks)
+        if self.left <= most:
+            return self.fresh(tasks, self.left)
+        return [HANGS if answer == TIME_OVER else answer for answer in self.fresh(tasks, most)]
 
     def _first(self, point: Point) -> dict[str, Any]:
         """The task that tries every form; the compiled ones are tried before, each in a process that may hang."""
@@ -193,9 +217,22 @@ def _failed_first(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "failed": dense["failed"]} if "failed" in dense else value
 
 
-def _measuring(point: Point, first: dict[str, Any], seconds: float) -> dict[str, Any]:
-    best = {name: entry["best"] for name, entry in first["networks"].items() if "best" in entry}
-    return {"kind": "measure", "point": point.to_json(), "best": best, "seconds": seconds}
+def _measuring(point: Point, first: dict[str, Any], seconds: float, process: int) -> dict[str, Any]:
+    """Of the dense network and of gated ones every form is timed: which is the fastest, each clock says for itself."""
+    forms = {}
+    for subject in (point.dense, *point.networks):
+        entry = first["networks"][subject.name]
+        if "forms" in entry:
+            whole = subject.gated or subject is point.dense
+            forms[subject.name] = entry["forms"] if whole else [entry["best"], entry["best_eager"]]
+    return {
+        "kind": "measure",
+        "point": point.to_json(),
+        "forms": forms,
+        "twice": first["networks"][point.dense.name]["best"],
+        "seconds": seconds,
+        "process": process,
+    }
 
 
 def _run(answer: Answer) -> Run | str:

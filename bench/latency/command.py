@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import Any
 
 import torch
 
-from bench import processes
+from bench import began, processes, provenance
 from bench.errors import UserError
 from bench.latency import report, sensitivity, staircase, suite
-from bench.latency.campaign import Campaign, forked, fresh
+from bench.latency.campaign import OVERHEAD, TIME_OVER, Campaign, forked, fresh, serve
 from bench.latency.contestants import FORWARD, LAYOUTS
 from bench.latency.point import MOST_SECONDS, Effort, Point
 from bench.latency.suite import Where
@@ -66,6 +68,9 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
         return _sensitivity(request, folder, say)
     if request.staircase is not None:
         return _staircase(request, folder, say)
+    launched, launch = LAUNCHES[request.device]
+    if launch is forked:
+        serve()  # while it imports, the points are planned
     chunks = _chunks(request, registry / FOLDER)
     quoted = suite.quoted(registry / FOLDER, registry)
     most = max(3, request.processes or PROCESSES[request.device])
@@ -73,20 +78,33 @@ def run(request: Request, registry: Path, say: Callable[[str], None]) -> tuple[A
     seconds = request.seconds or MOST_SECONDS[request.device]
     minutes = request.minutes or MINUTES.get(request.suite or "", math.inf)
     if request.suite == "gpu":  # many points in a short time: three processes, each a few seconds a point
-        most, seconds = 3, request.seconds or 6.0
+        most, seconds = max(3, request.processes or 3), request.seconds or 12.0
     effort = Effort(seconds, least, most)
-    launched, launch = LAUNCHES[request.device]
-    campaign = Campaign(effort, None if math.isinf(minutes) else 60.0 * minutes, say, launch)
+    limit = None if math.isinf(minutes) else 60.0 * minutes
     values: list[dict[str, Any]] = []
-    for chunk in chunks:
-        for one in campaign.run(chunk):
-            value = {**report.value_of(one, quoted), "launched": launched}
-            value["file"] = str(report.keep(one, value, folder))
-            values.append(value)
-        name = request.suite or slug("-".join(request.names))[:60]
-        text = report.text_of(values)
-        report.write_summary(text, values, folder, f"{name}-{request.device}")
-    status = 0 if any(value["not_measured"] is None for value in values) else 1
+    text, broken = "", False
+    with tempfile.TemporaryDirectory(prefix="bench-networks-") as place:
+        built = Path(place) if request.device == "cuda" else None
+        campaign = Campaign(
+            effort, limit, say, launch, overhead=OVERHEAD[request.device], built=built, started=began.AT
+        )
+        for chunk in chunks:
+            try:
+                for one in campaign.run(chunk):
+                    report.keep_samples(one, folder)
+                    value = {**report.value_of(one, quoted), "launched": launched}
+                    if one.runs or one.reason != TIME_OVER:  # of what was not begun there is nothing to keep
+                        value["file"] = str(report.keep(one, value, folder))
+                    values.append(value)
+                name = request.suite or slug("-".join(request.names))[:60]
+                text = report.text_of(values)
+                report.write_summary(text, values, folder, f"{name}-{request.device}")
+            except UserError:
+                raise
+            except Exception:  # a bug costs its chunk: a machine that is lent for minutes measures the others
+                traceback.print_exc()
+                broken = True
+    status = 0 if any(value["not_measured"] is None for value in values) and not broken else 1
     shown = [{name: part for name, part in value.items() if name != "runs"} for value in values]
     return shown, f"{text}\n\nwritten: {folder}", status
 
@@ -106,6 +124,18 @@ def _check(request: Request) -> None:
         raise UserError(f"a point takes at most {MOST_SECONDS['cpu']:.0f} s on the CPU: give --seconds up to that")
     if request.multiple is not None and request.multiple not in (8, 16, 32):
         raise UserError("--round takes 8, 16 or 32")
+    given = {
+        "--dtype": request.dtypes is not None,
+        "--mode": request.mode != FORWARD,
+        "--compile": request.compiled,
+        "--round": request.multiple is not None,
+        "--staircase": request.staircase is not None,
+        "--size": request.size is not None,
+        "--weights": request.weights is not None,
+    }
+    ignored = [option for option, is_given in given.items() if is_given]
+    if request.suite is not None and ignored:
+        raise UserError(f"a suite says itself what it times: leave out {', '.join(ignored)}, or name the networks")
     if request.suite == "gpu" and request.device != "cuda":
         raise UserError("the suite gpu needs a CUDA device, and none is available here: choose --suite cpu")
 
@@ -137,8 +167,10 @@ def _staircase(request: Request, folder: Path, say: Callable[[str], None]) -> tu
             say(f"{found[0].name}, {request.staircase}: batch {batch}, {dtype}")
             seconds = request.seconds or MOST_SECONDS[request.device]
             stairs = staircase.measured(found[0], request.staircase, batch, dtype, request.device, seconds)
+            hardware = provenance.hardware(request.device)
             stem = slug(f"staircase-{found[0].name}-{request.staircase}-b{batch}-{dtype}-{request.device}")
-            staircase.keep(stairs, folder / stem)
+            stem = "--".join([stem, *report.hardware_slug(hardware)])
+            staircase.keep(stairs, folder / stem, hardware)
             values.append({**stairs.to_json(), "file": str(folder / f"{stem}.csv")})
             texts.append(f"{stairs.name}: {stairs.advice()}")
     return values, "\n".join([*texts, f"written: {folder}"]), 0
@@ -146,7 +178,8 @@ def _staircase(request: Request, folder: Path, say: Callable[[str], None]) -> tu
 
 def _sensitivity(request: Request, folder: Path, say: Callable[[str], None]) -> tuple[Any, str, int]:
     found = sensitivity.tried(10, request.device, say=say)
-    path = sensitivity.keep(found, request.device, folder / f"sensitivity-{request.device}.json")
+    name = "-".join(["sensitivity", request.device, *report.hardware_slug(provenance.hardware(request.device))])
+    path = sensitivity.keep(found, request.device, folder / f"{name}.json")
     return found, f"{sensitivity.text(found)}\nwritten: {path}", 0 if sensitivity.passed(found) else 1
 
 

@@ -130,6 +130,7 @@ def prepared(model: nn.Module, form: Form, mode: str, dtype: str, device: str) -
         body = body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     call: Network = training(body) if mode == BACKWARD else body
     if form.compiled:
+        torch._dynamo.config.recompile_limit = 256  # type: ignore[attr-defined]  # networks of one class are no recompilations
         call = torch.compile(body)
     checked = call
     if mode == DETECTIONS:
@@ -220,13 +221,24 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
+@torch.no_grad()
+def skips_right(model: nn.Module, x: Tensor) -> bool:
+    """Whether a gated network that skips computes what it does as it is, but for rounding: asked in float64.
+
+    In lower precision another channel wins here and there, and everything behind it is another number.
+    """
+    from bench.gating.timing import same_in_float64  # it loads the same compiler
+
+    return same_in_float64(copy.deepcopy(model).to(x.device), x)
+
+
 def mac_count(subject: Subject, model: nn.Module) -> dict[str, float]:
     """MACs of one image by convention; of a gated network with its gates, as the densities alone tell."""
     if subject.gated:
         from bench.measure import dynamic  # it loads what reads images
 
         total = float(dynamic.expected(model, subject.recipe.input_shape).totals[0])
-        return {"conv+fc": total}
+        return {"conv+fc+gates": total}
     counted = macs.count(model, subject.recipe.input_shape)
     return {name: float(counted.total(name)) for name in ("conv", "conv+fc")}
 

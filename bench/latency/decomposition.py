@@ -2,7 +2,7 @@
 
 A layer here is a module without modules inside.  Its time is taken by hooks around it, so the sum is that of a network
 whose layers wait for each other; shares are of that.  What happens between the layers (additions, reshapes, the calls
-themselves) is ``rest``.
+themselves) is ``rest``.  Networks that are compared take turns, pass by pass, backwards every other time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ _VIEW_NAMES = (
 )
 _VIEWS = frozenset(_VIEW_NAMES.split())
 MULTIPLES = (32, 16, 8)
-_REPEATS, _LEAST_SECONDS = 7, 0.5
+_REPEATS, _MOST_PASSES, _LEAST_SECONDS = 7, 50, 0.5
 
 
 class _Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -73,19 +73,44 @@ def measured(model: nn.Module, x: Tensor, macs: Mapping[str, int], peak: Rooflin
     (%), ``launches``, ``inputs`` and ``outputs`` (channels) and ``multiple`` (the largest of 32, 16 and 8 that divides
     both, else 1).
     """
-    leaves = {module: name for name, module in model.named_modules() if not list(module.children()) and name}
-    shapes: dict[str, dict[str, Any]] = {}
+    return together({"": (model, x, macs)}, peak)[""]
+
+
+def together(
+    networks: Mapping[str, tuple[nn.Module, Tensor, Mapping[str, int]]], peak: Roofline
+) -> dict[str, list[dict[str, Any]]]:
+    """The layers of several networks, as :func:`measured` has them, timed in turns; each with its batch and MACs."""
+    ready = {
+        name: _Passes(model, x, {m: n for n, m in model.named_modules() if not list(m.children()) and n})
+        for name, (model, x, _) in networks.items()
+    }
+    found = {}
     with torch.inference_mode():
-        with _noted(leaves, shapes), _Launches() as launches, _entered(leaves, launches):
-            model(x)
-        taken = _timed(model, x, leaves)
+        _in_turns(list(ready.values()))
+        for name, (model, x, macs) in networks.items():
+            leaves, shapes = ready[name].leaves, dict[str, dict[str, Any]]()
+            with _noted(leaves, shapes), _Launches() as launches, _entered(leaves, launches):
+                model(x)
+            found[name] = _described(ready[name].taken, shapes, launches.counts, macs, len(x), peak)
+    return found
+
+
+def _described(
+    taken: Mapping[str, Sequence[float]],
+    shapes: Mapping[str, Mapping[str, Any]],
+    launches: Mapping[str, int],
+    macs: Mapping[str, int],
+    batch: int,
+    peak: Roofline,
+) -> list[dict[str, Any]]:
     medians = {name: float(np.median(values)) for name, values in taken.items()}
     rest = medians.pop(REST)
     whole = rest + sum(medians.values())
     found = []
     for name, shape in shapes.items():
-        seconds, count = medians[name], macs.get(name, 0) * len(x)
-        flops = 2.0 * count / seconds
+        seconds, count = medians[name], macs.get(name, 0) * batch
+        # a layer that does nothing may take no time that events can tell
+        flops = 2.0 * count / seconds if count and seconds else 0.0
         intensity = 2.0 * count / shape["bytes"]
         found.append(
             {
@@ -96,12 +121,12 @@ def measured(model: nn.Module, x: Tensor, macs: Mapping[str, int], peak: Rooflin
                 "macs": count,
                 "intensity": intensity,
                 "gflops_per_s": flops / 1e9,
-                "of_roofline": 100.0 * flops / peak.at(intensity) if count else None,
-                "launches": launches.counts[name],
+                "of_roofline": 100.0 * flops / peak.at(intensity) if flops else None,
+                "launches": launches[name],
             }
         )
     found.append(
-        {"layer": REST, "ms": 1e3 * rest, "share": 100.0 * rest / whole, "macs": 0, "launches": launches.counts[REST]}
+        {"layer": REST, "ms": 1e3 * rest, "share": 100.0 * rest / whole, "macs": 0, "launches": launches[REST]}
     )
     return found
 
@@ -159,38 +184,62 @@ def _entered(leaves: Mapping[nn.Module, str], launches: _Launches) -> Iterator[N
             handle.remove()
 
 
-def _timed(model: nn.Module, x: Tensor, leaves: Mapping[nn.Module, str]) -> dict[str, list[float]]:
-    """Seconds of each layer and of the rest, of several passes."""
-    clock = _Clock(x.is_cuda)
-    marks: list[tuple[str, Any, Any]] = []
-    begun: dict[nn.Module, Any] = {}
+class _Passes:
+    """Passes of one network: seconds of each layer and of the rest, ``taken`` by hooks."""
 
-    def enter(module: nn.Module, inputs: Any) -> None:
-        begun[module] = clock.now()
+    def __init__(self, model: nn.Module, x: Tensor, leaves: Mapping[nn.Module, str]) -> None:
+        self.model, self.x, self.leaves = model, x, leaves
+        self.taken: dict[str, list[float]] = {REST: []}
+        self._clock = _Clock(x.is_cuda)
+        self._marks: list[tuple[str, Any, Any]] = []
+        self._begun: dict[nn.Module, Any] = {}
 
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        marks.append((leaves[module], begun[module], clock.now()))
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        self._begun[module] = self._clock.now()
 
-    handles = [h for m in leaves for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
-    taken: dict[str, list[float]] = {REST: []}
-    try:
-        model(x)
-        started = time.monotonic()
-        while len(taken[REST]) < _REPEATS or (len(taken[REST]) < 50 and time.monotonic() - started < _LEAST_SECONDS):
-            marks.clear()
-            begin = clock.now()
-            model(x)
-            total = clock.seconds(begin, clock.now())
-            sums: dict[str, float] = {}
-            for name, first, last in marks:
-                sums[name] = sums.get(name, 0.0) + clock.seconds(first, last)
-            for name, seconds in sums.items():
-                taken.setdefault(name, []).append(seconds)
-            taken[REST].append(max(0.0, total - sum(sums.values())))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return taken
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._marks.append((self.leaves[module], self._begun[module], self._clock.now()))
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """While open, the layers are timed; one pass warms up."""
+        handles = [
+            handle
+            for module in self.leaves
+            for handle in (module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave))
+        ]
+        try:
+            self.model(self.x)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def once(self) -> None:
+        """One pass."""
+        self._marks.clear()
+        begin = self._clock.now()
+        self.model(self.x)
+        total = self._clock.seconds(begin, self._clock.now())
+        sums: dict[str, float] = {}
+        for name, first, last in self._marks:
+            sums[name] = sums.get(name, 0.0) + self._clock.seconds(first, last)
+        for name, seconds in sums.items():
+            self.taken.setdefault(name, []).append(seconds)
+        self.taken[REST].append(max(0.0, total - sum(sums.values())))
+
+
+def _in_turns(networks: Sequence[_Passes]) -> None:
+    """Several passes of each network, the order reversed every other time."""
+    with ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(network.hooked())
+        started, least = time.monotonic(), _LEAST_SECONDS * len(networks)
+        for number in range(_MOST_PASSES):
+            for network in networks if number % 2 == 0 else reversed(networks):
+                network.once()
+            if number + 1 >= _REPEATS and time.monotonic() - started >= least:
+                break
 
 
 # --------------------------------------------------------------------------------------------------------------------

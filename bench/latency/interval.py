@@ -55,7 +55,7 @@ def estimate(processes: Sequence[NDArray[np.float64]]) -> Estimate:
     if len(logs) < 2:
         return Estimate(middle, None, None, len(logs), count, None, within)
     # the variance of a median of n is pi / 2 that of their mean, for large n and normal rounds
-    by_rounds = [math.pi / 2.0 * float(rounds.var(ddof=1)) / len(rounds) if len(rounds) > 2 else 0.0 for rounds in logs]
+    by_rounds = [math.pi / 2.0 * float(rounds.var(ddof=1)) / len(rounds) if len(rounds) > 1 else 0.0 for rounds in logs]
     between = float(medians.var(ddof=1))
     variance = max(between, float(np.mean(by_rounds))) / len(logs)
     half = float(special.stdtrit(len(logs) - 1, 0.975)) * math.sqrt(variance)

@@ -83,7 +83,10 @@ def _reasons(nvml: Any, handle: Any) -> list[str]:
 
 
 def _others(nvml: Any, handle: Any) -> int:
-    return sum(process.pid != os.getpid() for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    found = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    # in a container this process is known by a number of the host's
+    ours = os.getpid() in found or torch.cuda.is_initialized()
+    return max(0, len(found) - ours)
 
 
 def _held_down(nvml: Any, handle: Any) -> dict[str, int]:
@@ -126,15 +129,24 @@ def throttled_share(before: Mapping[str, Any], after: Mapping[str, Any]) -> floa
     return float(min(1.0, spent / (1e3 * (last["at"] - first["at"]))))
 
 
+# a clock of less than this share of the highest, right after the work, is a low one
+_LOW_CLOCK = 0.75
+
+
 def labels(device: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """What a reader has to know about the machine while it was measured."""
-    found = []
+    found: list[str] = []
     load = max(state["load"][0] / state["processors"] for state in (before, after))
+    found += [f"other work on the machine: load {load:.1f} a processor"] if load > 1.25 else []
     if not device.startswith("cuda"):
-        return [f"other work on the machine: load {load:.1f} a processor"] if load > 1.25 else []
+        return found
     gpus = [before.get("gpu", {}), after.get("gpu", {})]
-    if any("not read" in gpu for gpu in gpus):
-        return ["the GPU's state was not read: install nvidia-ml-py"]
+    for problem in dict.fromkeys(gpu["not read"] for gpu in gpus if "not read" in gpu):
+        hint = ": install nvidia-ml-py" if problem == ModuleNotFoundError.__name__ else f" ({problem})"
+        return [*found, f"the GPU's state was not read{hint}"]
+    clock, highest = gpus[1]["sm_mhz"], gpus[1]["highest_sm_mhz"]
+    if isinstance(clock, int) and isinstance(highest, int) and clock < _LOW_CLOCK * highest:
+        found.append(f"low clock: {clock} of {highest} MHz")
     if any(gpu["mig"] is True for gpu in gpus):
         found.append("a MIG slice of the GPU")
     others = [gpu["other_processes"] for gpu in gpus if isinstance(gpu["other_processes"], int)]

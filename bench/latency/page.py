@@ -14,7 +14,7 @@ from typing import Any
 from bench.errors import UserError
 from bench.latency import sensitivity
 from bench.latency.point import BEST, DENSE
-from bench.latency.report import COLUMNS, csv_text
+from bench.latency.report import COLUMNS, agree, csv_text
 from bench.report.render import markdown_text
 from bench.store import write_json, write_text
 
@@ -26,7 +26,9 @@ _COLUMNS = {
     "best_ms": "best form (ms)",
     "theoretical": "fewer MACs",
     "over_dense": "as it is, over dense as it is",
+    "best_over_dense": "best over dense as it is",
     "best_over_dense_best": "best over dense (best)",
+    "over_unrounded": "best over unrounded (best)",
     "efficiency": "share of the saving (%)",
     "published": "published",
 }
@@ -71,7 +73,8 @@ def write(results: Path) -> list[Path]:
         "norm folded, channels-last, compiled where that was asked for). *Share of the saving*: the speed-up over the "
         "dense network, both in their best forms, in per cent of what the MACs (of convolutions and fully connected "
         "layers) promise. A dash: the interval was wider than 5 %, or the difference smaller than that of one network "
-        "from itself in the same run; where no speed-up is said, nothing is of the layers.",
+        "from itself in the same run; where no speed-up is said, or the layers one by one give another one, nothing is "
+        "said of the layers.",
         "",
     ]
     for machine in dict.fromkeys(map(_machine, values)):
@@ -133,27 +136,48 @@ def _section(value: Mapping[str, Any]) -> list[str]:
     if value["not_measured"]:
         text += [f"Not measured: {markdown_text(value['not_measured'])}.", ""]
     text += [*(f"- {markdown_text(note)}" for note in value["notes"]), ""]
-    told = [row["network"] for row in value["rows"] if row.get("best_over_dense_best") or row.get("over_dense")]
-    # where the whole network's speed-up is not said, its layers' times are noise too
-    reasons = [reason for reason in value["why"] if any(reason.startswith(f"{name}: ") for name in told)]
+    reasons = [reason for name in _explained(value) for reason in value["why"] if reason.startswith(f"{name}: ")]
     text += [line for reason in reasons for line in (markdown_text(reason), "")]
     code, date = value["code"], value["date"][:10]
     versions = ", ".join(f"{name} {version}" for name, version in (value["device"] or {}).get("versions", {}).items())
     return [*text, f"Code {code}, {date}; {versions}; processes: {value.get('launched', 'fresh interpreter')}.", ""]
 
 
+def _explained(value: Mapping[str, Any]) -> list[str]:
+    """The networks whose layers say something: where the whole network's speed-up is said, and theirs is the same."""
+    clock = "events" if any(row["clock"] == "events" for row in value["rows"]) else "wall"
+    ends = _intervals(value, clock)
+    found = []
+    for row in (row for row in value["rows"] if row["clock"] == clock and row.get("best_over_dense_best")):
+        networks = value["networks"]
+        sums = [
+            sum(layer["ms"] for layer in networks.get(name, {}).get("layers", []))
+            for name in (next(iter(networks), ""), str(row["network"]))
+        ]
+        interval = ends.get((str(row["network"]), "best_over_dense_best"))
+        if interval is not None and all(sums) and agree(sums[0] / sums[1], *interval):
+            found.append(str(row["network"]))
+    return found
+
+
 def _intervals(value: Mapping[str, Any], clock: str) -> dict[tuple[str, str], tuple[float, float]]:
     """The 95 % intervals of what is said by a clock, by network and column of the table."""
-    columns = {
-        ("speedup_over_dense", ""): "over_dense",
-        (f"speedup_over_{DENSE} {BEST}", f" {BEST}"): "best_over_dense_best",
-    }
+    dense = next((str(row["network"]) for row in value["rows"]), "")
     found = {}
     for record in value["records"]:
-        series = str(record.get("series", ""))
-        for (metric, end), column in columns.items():
-            if (record["clock"], record["metric"]) == (clock, metric) and series.endswith(end) and "low" in record:
-                found[series.removesuffix(end) if end else series, column] = record["low"], record["high"]
+        if record["clock"] != clock or "low" not in record:
+            continue
+        name = str(record.get("series", ""))
+        plain = name.removesuffix(f" {BEST}")
+        best = plain != name
+        over = str(record["metric"]).removeprefix("speedup_over_")
+        if over == DENSE:
+            column = "best_over_dense" if best else "over_dense"
+        elif over == f"{DENSE} {BEST}":
+            column = "best_over_dense_best" if best else "over_dense_best"
+        else:
+            column = "over_unrounded"
+        found[dense if plain == DENSE else plain, column] = record["low"], record["high"]
     return found
 
 

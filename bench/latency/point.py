@@ -1,9 +1,10 @@
 """One point: a dense network and what was pruned from it, at one batch size, number format and device.
 
 The contestants take turns in fresh processes (:mod:`bench.latency.worker`).  A first process tries every form and looks
-at the layers; those after it time the dense network, the same again (A/A), its best form, and each pruned network as it
-is and in its own best form.  Processes follow until every speed-up's interval is narrow enough or the point's time is
-over; which condition was not met is kept with the point.
+at the layers; those after it time the dense network as it is and in every form, two of these twice (A/A), and each
+pruned network as it is and in the form that was its best in the first process, in an order of their own.  Processes
+follow until every speed-up's interval is narrow enough or the point's time is over; which condition was not met is kept
+with the point.
 """
 
 from __future__ import annotations
@@ -16,14 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.latency.contestants import FORWARD, Subject
+from bench.latency.contestants import AS_IT_IS, FORWARD, Form, Subject
 from bench.latency.interval import WIDEST, Estimate, estimate, judge, noise_floor
 
-DENSE, AGAIN, BEST = "dense", "dense, again", "(best)"
+# contestants: a network's name, with a form in brackets where it is not as it is, and a suffix where it is timed twice
+DENSE, TWICE, BEST = "dense", ", again", "(best)"
+AGAIN = f"{DENSE}{TWICE}"
+# calls by each clock, of all processes together, that a contestant needs before its point is precise enough
+LEAST_CALLS = 100
 # seconds of measuring a point may take on a processor, all processes together
 MOST_SECONDS = {"cpu": 90.0, "cuda": 30.0}
 OUT_OF_MEMORY = "out of memory"
 _PLAIN = ("batch", "device", "dtype", "mode", "compiled", "layers", "seed")
+
+
+def contestant(label: str, form: Form) -> str:
+    """The name under which a network (``dense``, or a pruned one's) is timed in a form."""
+    return label if form == AS_IT_IS else f"{label} [{form.name}]"
+
+
+def form_of(label: str, name: str) -> str:
+    """The form's name of a network's contestant."""
+    return name.removeprefix(label).strip(" []") or AS_IT_IS.name
 
 
 @dataclass(frozen=True)
@@ -139,11 +154,32 @@ class Measured:
         """How many times faster ``name`` is than ``over``, paired in rounds."""
         return estimate([ratios(run, clock, over, name) for run in self.runs])
 
+    def twice(self, clock: str) -> list[str]:
+        """The contestants that were timed against themselves."""
+        names = self.names(clock)
+        return [name for name in names if f"{name}{TWICE}" in names]
+
     def floor(self, clock: str) -> float:
-        """The noise floor of the dense network against itself; infinite where it was not timed twice."""
-        if {DENSE, AGAIN} <= set(self.names(clock)):
-            return noise_floor(self.speedup(clock, DENSE, AGAIN))
-        return float("inf")
+        """The noise floor, the largest of what was timed against itself; infinite where nothing was."""
+        floors = [noise_floor(self.speedup(clock, name, f"{name}{TWICE}")) for name in self.twice(clock)]
+        return max(floors, default=float("inf"))
+
+    def timed(self, label: str, clock: str | None = None) -> list[str]:
+        """The contestants that are a network in one of its forms, by a clock or by any."""
+        names = dict.fromkeys(name for one in self.clocks if clock in (None, one) for name in self.names(one))
+        return [n for n in names if n == label or (n.startswith(f"{label} [") and not n.endswith(TWICE))]
+
+    def untimed(self, clock: str, label: str) -> list[str]:
+        """The forms of a network that other clocks timed and this one did not."""
+        here = self.timed(label, clock)
+        return [form_of(label, name) for name in self.timed(label) if name not in here]
+
+    def best(self, clock: str, label: str) -> str | None:
+        """The contestant that is a network's fastest form by a clock; None where one of its forms was not timed."""
+        names = self.timed(label, clock)
+        if not names or self.untimed(clock, label):
+            return None
+        return min(names, key=lambda name: self.latency(clock, name).value)
 
     def verdict(self, clock: str, over: str, name: str, widest: float = WIDEST) -> str:
         """What may be said of a speed-up."""
@@ -207,16 +243,23 @@ def after(measured: Measured, run: Run | str, effort: Effort) -> str:
 
 
 def _unmet(measured: Measured, effort: Effort) -> str:
-    """The speed-ups whose intervals are too wide, in words; empty where all are narrow enough."""
-    wide = []
+    """What is missing in words: speed-ups whose intervals are too wide, calls; empty where nothing is."""
+    wide, few = [], []
     for clock in measured.clocks:
         for name in measured.names(clock):
+            few.append((sum(run.samples[clock][name].size for run in measured.runs), name, clock))
             if name != DENSE:
                 width = measured.speedup(clock, DENSE, name).width
                 if width > effort.precision:
                     wide.append((width, name, clock))
-    if not wide:
-        return ""
-    width, name, clock = max(wide)
-    text = "there is no interval yet" if width == float("inf") else f"{100 * width:.1f} % wide"
-    return f"{len(wide)} intervals are wider than {100 * effort.precision:g} %, that of {name} ({clock}) is {text}"
+    found = []
+    if wide:
+        width, name, clock = max(wide)
+        text = "there is no interval yet" if width == float("inf") else f"{100 * width:.1f} % wide"
+        found.append(
+            f"{len(wide)} intervals are wider than {100 * effort.precision:g} %, that of {name} ({clock}) is {text}"
+        )
+    if few and min(few)[0] < LEAST_CALLS:
+        calls, name, clock = min(few)
+        found.append(f"fewer than {LEAST_CALLS} calls: {calls} of {name} ({clock})")
+    return "; ".join(found)

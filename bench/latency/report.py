@@ -1,7 +1,7 @@
 """What a point says: records of what may be said, reasons for what may not, a table, files.
 
 A value is withheld where its interval is wider than 5 %, where it was seen in one process only, where the GPU was
-throttled, and a speed-up also where it is smaller than the noise floor of the same run.
+throttled or outputs changed meanwhile, and a speed-up also where it is smaller than the noise floor of the same run.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from bench.latency.contestants import BACKWARD, FORWARD, Form
+from bench.latency.contestants import AS_IT_IS, BACKWARD, FORWARD, Form
 from bench.latency.decomposition import paragraph, why
 from bench.latency.interval import FASTER, SAME, SLOWER, WIDEST, Estimate
-from bench.latency.point import AGAIN, BEST, DENSE, Measured
+from bench.latency.point import BEST, DENSE, TWICE, Measured, contestant, form_of
 from bench.latency.roofline import Roofline
 from bench.measure.latency import PERCENTILES
 from bench.metrics import Metric
 from bench.provenance import git_state, now
 from bench.rows import slug
-from bench.store import Record, disk_errors, write_json, write_text
+from bench.store import Record, disk_errors, make_folder, write_json, write_text
 
 METRICS = (
     Metric("noise_floor", "noise floor", "%", 1, "What one network differs by from itself in the same run.", "lower"),
@@ -36,6 +36,11 @@ METRICS = (
     ),
 )
 
+CHANGED = "the outputs of a network changed while it was timed"
+# what a network with rounded widths is called, after the one that it was rounded from
+ROUNDED = ", rounded to "
+# by how much the layers' times may sum up to another time than the network's on a GPU, as a share
+_SUM_APART = 0.2
 COLUMNS = (
     "network",
     "batch",
@@ -52,6 +57,7 @@ COLUMNS = (
     "best_over_dense",
     "over_dense_best",
     "best_over_dense_best",
+    "over_unrounded",
     "efficiency",
     "gflops_per_s",
     "noise_floor",
@@ -82,6 +88,7 @@ def value_of(measured: Measured, quoted: Mapping[tuple[str, str, int], Quoted]) 
         "device": measured.first.get("hardware"),
         "code": git_state(),
         "date": now(),
+        "inputs": "noise",
         "stopped": measured.stopped,
         "processes": len(measured.runs),
         "seconds": round(measured.seconds, 2),
@@ -111,6 +118,8 @@ def value_of(measured: Measured, quoted: Mapping[tuple[str, str, int], Quoted]) 
 
 def unstable(measured: Measured, clock: str) -> str | None:
     """Why no time of this clock is one, or None."""
+    if any(run.about["changed"] for run in measured.runs):
+        return CHANGED
     reasons = [run.about["clocks"][clock].get("unstable") for run in measured.runs]
     return next((reason for reason in reasons if reason), None)
 
@@ -121,25 +130,28 @@ def said(measured: Measured, clock: str) -> tuple[list[Record], list[dict[str, s
     withheld: list[dict[str, str]] = []
     general = unstable(measured, clock)
     floor = measured.floor(clock)
-    records.append(Record("noise_floor", 100.0 * floor, "%")) if np.isfinite(floor) else None
+    if np.isfinite(floor) and general is None:
+        records.append(Record("noise_floor", 100.0 * floor, "%"))
 
-    def add(record: Record, found: Estimate, verdict: str | None) -> None:
+    def add(record: Record, found: Estimate, verdict: str | None) -> bool:
         reason = general or _reason(found, verdict, floor)
         if reason is None:
             records.append(record)
         else:
             withheld.append({"clock": clock, "metric": record.metric, "series": record.series or "", "reason": reason})
+        return reason is None
 
     for name in measured.names(clock):
         time_ = measured.latency(clock, name)
         calls = sum(run.samples[clock][name].size for run in measured.runs)
-        add(Record("latency", time_.value, "ms", time_.low, time_.high, calls, series=name), time_, None)
-        for percent, value in percentiles(measured, clock, name).items():
-            records.append(Record(f"latency_p{percent}", value, "ms", n=calls, series=name))
-    for name, over in pairs(measured, clock):
-        ratio = measured.speedup(clock, over, name)
-        record = Record(f"speedup_over_{over}", ratio.value, "x", ratio.low, ratio.high, ratio.rounds, series=name)
-        add(record, ratio, measured.verdict(clock, over, name))
+        if add(Record("latency", time_.value, "ms", time_.low, time_.high, calls, series=name), time_, None):
+            for percent, value in percentiles(measured, clock, name).items():
+                records.append(Record(f"latency_p{percent}", value, "ms", n=calls, series=name))
+    for pair in pairs(measured, clock):
+        ratio = measured.speedup(clock, pair.reference, pair.name)
+        metric = f"speedup_over_{pair.over}"
+        record = Record(metric, ratio.value, "x", ratio.low, ratio.high, ratio.rounds, series=pair.series)
+        add(record, ratio, measured.verdict(clock, pair.reference, pair.name))
     return records, withheld
 
 
@@ -153,14 +165,42 @@ def _reason(found: Estimate, verdict: str | None, floor: float) -> str | None:
     return None
 
 
-def pairs(measured: Measured, clock: str) -> list[tuple[str, str]]:
-    """Which contestant is compared with which: everything with dense as it is and with dense (best)."""
-    names = measured.names(clock)
-    best = f"{DENSE} {BEST}"
-    found = [(name, DENSE) for name in names if name not in (DENSE, AGAIN)]
-    if best in names:
-        found += [(name, best) for name in names if name not in (DENSE, AGAIN, best)]
-    return found
+@dataclass(frozen=True)
+class Pair:
+    """``series`` over ``over``, as records call them: the contestants ``name`` and ``reference``."""
+
+    series: str
+    over: str
+    name: str
+    reference: str
+
+
+def pairs(measured: Measured, clock: str) -> list[Pair]:
+    """Which contestant is compared with which.
+
+    Every network, as it is and in its best form, with the dense one as it is and in its best form; and a network with
+    rounded widths with the one that it was rounded from, both in their best forms.
+    """
+    labels = [DENSE, *(subject.name for subject in measured.point.networks)]
+    best = {label: measured.best(clock, label) for label in labels}
+    forms = {(label, ""): label for label in labels if label in measured.timed(label, clock)}
+    forms |= {(label, f" {BEST}"): name for label, name in best.items() if name is not None}
+    compared = [((label, end), (DENSE, "")) for label, end in forms]
+    compared += [((label, end), (DENSE, f" {BEST}")) for label, end in forms if label != DENSE]
+    for label in labels:
+        if (plain := unrounded(label)) in labels:
+            compared.append(((label, f" {BEST}"), (plain, f" {BEST}")))
+    return [
+        Pair("".join(one), "".join(other), forms[one], forms[other])
+        for one, other in compared
+        if one in forms and other in forms and forms[one] != forms[other]
+    ]
+
+
+def unrounded(name: str) -> str:
+    """The name of the network whose widths were rounded; empty for others."""
+    plain, rounded, _ = name.rpartition(ROUNDED)
+    return plain if rounded else ""
 
 
 def percentiles(measured: Measured, clock: str, name: str) -> dict[int, float]:
@@ -174,18 +214,18 @@ def rows(measured: Measured, clock: str, quoted: Mapping[tuple[str, str, int], Q
     point, names = measured.point, measured.names(clock)
     general = unstable(measured, clock)
     networks = measured.first["networks"]
-    best_dense = f"{DENSE} {BEST}" if f"{DENSE} {BEST}" in names else DENSE
-    dense_macs = networks[point.dense.name]["macs"]["conv+fc"]
+    best_dense = measured.best(clock, DENSE)
+    dense_macs = _macs(networks[point.dense.name])
     floor = measured.floor(clock)
 
-    def time_of(name: str) -> float | None:
-        if name not in names or general:
+    def time_of(name: str | None) -> float | None:
+        if name not in names or name is None or general:
             return None
         found = measured.latency(clock, name)
         return found.value if found.width <= WIDEST else None
 
-    def ratio(name: str, over: str) -> float | None:
-        if name not in names or over not in names or general or name == over:
+    def ratio(name: str | None, over: str | None) -> float | None:
+        if name is None or over is None or general or name == over or not {name, over} <= set(names):
             return None
         verdict = measured.verdict(clock, over, name)
         return measured.speedup(clock, over, name).value if verdict in (FASTER, SLOWER) else None
@@ -197,7 +237,7 @@ def rows(measured: Measured, clock: str, quoted: Mapping[tuple[str, str, int], Q
         "clock": clock,
         "dense_ms": time_of(DENSE),
         "dense_best_ms": time_of(best_dense),
-        "noise_floor": 100.0 * floor if np.isfinite(floor) else None,
+        "noise_floor": 100.0 * floor if np.isfinite(floor) and general is None else None,
     }
     found = []
     for subject in (point.dense, *point.networks):
@@ -207,11 +247,16 @@ def rows(measured: Measured, clock: str, quoted: Mapping[tuple[str, str, int], Q
             continue
         own = subject is point.dense
         plain = DENSE if own else subject.name
-        best = f"{plain} {BEST}" if f"{plain} {BEST}" in names else plain
-        macs = entry["macs"]["conv+fc"]
+        best, missing = measured.best(clock, plain), measured.untimed(clock, plain)
+        macs = _macs(entry)
         theory = dense_macs / macs
+        from_name = unrounded(subject.name)
+        unknown = f"not known: {', '.join(missing)} has no such time" if missing else "not timed"
+        best_form = form_of(plain, best) if best else unknown
         best_ms = time_of(best)
         realised = ratio(best, best_dense)
+        # a gated network that does not skip computes more than is counted
+        wasted = subject.gated and best_form == AS_IT_IS.name
         passes = 3.0 if point.mode == BACKWARD else 1.0
         reference = quoted.get((subject.name, point.mode, point.batch))
         found.append(
@@ -220,30 +265,79 @@ def rows(measured: Measured, clock: str, quoted: Mapping[tuple[str, str, int], Q
                 **common,
                 "ms": time_of(plain),
                 "best_ms": best_ms,
-                "best_form": Form(**entry["best"]).name if best != plain else "as it is",
+                "best_form": best_form,
                 "theoretical": theory,
                 "over_dense": None if own else ratio(plain, DENSE),
                 "best_over_dense": ratio(best, DENSE),
                 "over_dense_best": None if own else ratio(plain, best_dense),
                 "best_over_dense_best": None if own else realised,
+                "over_unrounded": ratio(best, measured.best(clock, from_name)) if from_name else None,
                 "efficiency": 100.0 * realised / theory if realised is not None and not own else None,
-                "gflops_per_s": None if best_ms is None else passes * 2e-6 * macs * point.batch / best_ms,
+                "gflops_per_s": None if best_ms is None or wasted else passes * 2e-6 * macs * point.batch / best_ms,
                 "published": reference.text if reference else None,
             }
         )
     return found
 
 
+def _macs(entry: Mapping[str, Any]) -> float:
+    """Of convolutions and fully connected layers, and of gates where there are any."""
+    macs = entry["macs"]
+    return float(macs["conv+fc+gates"] if "conv+fc+gates" in macs else macs["conv+fc"])
+
+
 def paragraphs(measured: Measured) -> list[str]:
-    """Where each pruned network's saving went, where the layers were looked at."""
-    networks = measured.first["networks"]
-    dense = networks[measured.point.dense.name].get("layers")
-    found = []
-    for subject in measured.point.networks:
-        layers = networks[subject.name].get("layers")
-        if dense and layers:
-            found.append(paragraph(subject.name, why(dense, layers), dense, layers))
+    """Where each pruned network's saving went, where the layers were looked at and agree with the whole."""
+    found, _ = layer_by_layer(measured)
     return found
+
+
+def layer_by_layer(measured: Measured) -> tuple[list[str], list[str]]:
+    """Paragraphs on the layers of pruned networks, and why there is none where they were looked at.
+
+    Hooks disturb what they time.  On a GPU that works less than it takes to start the work, the layers' times are those
+    of starting: their sum is not the time of the network.  And where the layers' ratio is another than the whole
+    networks', causes that add up to it explain something else.
+    """
+    point, networks = measured.point, measured.first["networks"]
+    clock = "events" if point.device.startswith("cuda") else "wall"
+    dense, found, without = networks[point.dense.name], [], []
+    for subject in point.networks:
+        pruned = networks[subject.name]
+        if not (dense.get("layers") and pruned.get("layers")):
+            continue
+        names = [
+            contestant(label, Form(**entry["best_eager"])) for label, entry in ((DENSE, dense), (subject.name, pruned))
+        ]
+        sums = [sum(layer["ms"] for layer in entry["layers"]) for entry in (dense, pruned)]
+        reason = _apart(measured, clock, names, sums)
+        if reason is None:
+            found.append(
+                paragraph(subject.name, why(dense["layers"], pruned["layers"]), dense["layers"], pruned["layers"])
+            )
+        else:
+            without.append(f"{subject.name}: nothing is said of its layers: {reason}")
+    return found, without
+
+
+def _apart(measured: Measured, clock: str, names: Sequence[str], sums: Sequence[float]) -> str | None:
+    """Why the sums of the layers' times (ms; dense, pruned) are not those of the networks, or None."""
+    if not set(names) <= set(measured.names(clock)):
+        return "the form that was looked at was not timed"
+    if clock == "events":  # on a processor milliseconds move from process to process
+        for name, ms in zip(names, sums, strict=True):
+            whole = measured.latency(clock, name).value
+            if abs(ms / whole - 1.0) > _SUM_APART:
+                return f"they sum up to {ms:.2f} ms, and {name} takes {whole:.2f} ms"
+    ratio, layers = measured.speedup(clock, *names), sums[0] / sums[1]
+    if ratio.low is None or ratio.high is None or not agree(layers, ratio.low, ratio.high):
+        return f"one by one they gave {layers:.2f}x, the whole networks {ratio.value:.2f}x"
+    return None
+
+
+def agree(layers: float, low: float, high: float) -> bool:
+    """Whether the layers' ratio lies in the whole networks' interval, or as far beside it as may still be said."""
+    return low / (1.0 + WIDEST) <= layers <= high * (1.0 + WIDEST)
 
 
 def notes(measured: Measured) -> list[str]:
@@ -251,12 +345,20 @@ def notes(measured: Measured) -> list[str]:
     found = [f"{measured.point.name}: {len(measured.runs)} processes, {measured.seconds:.0f} s; {measured.stopped}"]
     for clock in measured.clocks:
         floor = measured.floor(clock)
-        same = measured.speedup(clock, DENSE, AGAIN) if np.isfinite(floor) else None
-        if same is not None:
+        for name in measured.twice(clock) if np.isfinite(floor) else ():
+            same, form = measured.speedup(clock, name, f"{name}{TWICE}"), form_of(DENSE, name)
             found.append(
-                f"A/A ({clock}): {same.value:.4f} ({same.low:.4f} to {same.high:.4f}); smaller changes than "
+                f"A/A ({clock}, {form}): {same.value:.4f} ({same.low:.4f} to {same.high:.4f}); smaller changes than "
                 f"{100 * floor:.1f} % are not said"
             )
+    gated = [subject.name for subject in measured.point.networks if subject.gated]
+    if gated:
+        found.append(
+            f"{', '.join(gated)}: timed on noise; which channels it computes, and so what it gathers anew, depends on "
+            "the images"
+        )
+        if measured.point.dtype == "bf16":
+            found.append(f"{', '.join(gated)}: the gates were in bf16 too, in which other channels win than in fp32")
     labels = {label for run in measured.runs for clock in run.about["clocks"].values() for label in clock["labels"]}
     found += sorted(labels)
     failed = {f"{name}: {reason}" for run in measured.runs for name, reason in run.failed.items()}
@@ -265,7 +367,11 @@ def notes(measured: Measured) -> list[str]:
         failed |= {f"{name}, {form}: {reason}" for form, reason in entry.get("failed_forms", {}).items()}
     found += sorted(failed)
     if any(run.about["changed"] for run in measured.runs):
-        found.append("the outputs of a network changed while it was timed: its times are worth nothing")
+        found.append(f"{CHANGED}: these times are worth nothing")
+    if "layers_failed" in measured.first:
+        found.append(f"neither the roofline nor the layers: {measured.first['layers_failed']}")
+    if measured.reason is None:
+        found += layer_by_layer(measured)[1]
     peak = measured.first.get("roofline")
     if peak:
         limit = Roofline(peak["flops_per_s"], peak["bytes_per_s"], peak["threads"])
@@ -299,6 +405,7 @@ _HEADINGS = {
     "best_over_dense": "best over dense",
     "over_dense_best": "over dense (best)",
     "best_over_dense_best": "best over dense (best)",
+    "over_unrounded": "best over unrounded (best)",
     "efficiency": "efficiency of the saving %",
     "gflops_per_s": "GFLOP/s",
     "noise_floor": "noise floor %",
@@ -336,20 +443,40 @@ def csv_text(rows_: Iterable[Mapping[str, Any]], columns: Sequence[str] = COLUMN
 
 
 def keep(measured: Measured, value: Mapping[str, Any], folder: Path) -> Path:
-    """Writes a point's JSON and, beside it, the raw samples; returns the JSON file."""
-    stem = f"{slug(measured.point.name)}--{measured.point.key}"
+    """Writes a point's JSON beside its raw samples, which are written before; returns the JSON file."""
+    path = folder / f"{_stem(measured)}.json"
+    samples = path.with_suffix(".safetensors")
+    write_json(path, {**value, "samples": samples.name if measured.runs else None})
+    return path
+
+
+def _stem(measured: Measured) -> str:
+    hardware = hardware_slug(measured.first.get("hardware"))
+    return "--".join([slug(measured.point.name), *hardware, measured.point.key])
+
+
+def keep_samples(measured: Measured, folder: Path) -> None:
+    """Writes a point's raw samples, where there are any: what is said of them can be made again, they cannot."""
     samples = {
         f"{number}/{clock}/{name}": np.ascontiguousarray(values)
         for number, run in enumerate(measured.runs)
         for clock, contestants in run.samples.items()
         for name, values in contestants.items()
     }
-    path = folder / f"{stem}.json"
-    write_json(path, {**value, "samples": f"{stem}.safetensors" if samples else None})
     if samples:
+        make_folder(folder)
+        unfinished = folder / f".{_stem(measured)}"
         with disk_errors(folder):
-            save_file(samples, folder / f"{stem}.safetensors")
-    return path
+            save_file(samples, unfinished)
+            unfinished.replace(folder / f"{_stem(measured)}.safetensors")
+
+
+def hardware_slug(device: Mapping[str, Any] | None) -> list[str]:
+    """The hardware in a file's name, one part or none: what two machines measure are two files."""
+    if not device or "name" not in device:
+        return []
+    threads = f" {device['threads']} threads" if device.get("device") == "cpu" else ""
+    return [slug(f"{device['name']}{threads}")]
 
 
 def text_of(values: Sequence[Mapping[str, Any]]) -> str:

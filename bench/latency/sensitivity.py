@@ -91,13 +91,13 @@ def _ratio(timing: Timing, name: str) -> Estimate:
 
 
 def caught(entry: dict[str, Any], name: str, times: float = 2.0) -> bool:
-    """Whether a night would call the network slower: its interval does, and by more than twice the noise floor."""
+    """Whether the network is called slower: its interval does, and by more than twice the noise floor."""
     value, _, high, _ = entry[name]
     return bool(high < 1.0 and 100.0 * (1.0 - value) > times * entry["noise_floor"])
 
 
 def passed(found: list[dict[str, Any]]) -> bool:
-    """Whether a night would have caught every slowed network and no unchanged one."""
+    """Whether every slowed network was caught and no unchanged one."""
     return all(caught(entry, "slowed") and not caught(entry, "unchanged") for entry in found)
 
 
@@ -111,8 +111,8 @@ def text(found: list[dict[str, Any]]) -> str:
     expected = LAYERS / (LAYERS + 1)
     return (
         f"slowed by 10 %: caught {right} of {len(found)} (mean ratio {middle:.3f}, expected {expected:.3f}); "
-        f"unchanged: flagged {wrong} of {len(found)} beyond twice the noise floor, as a night judges, {close} "
-        f"beyond the floor alone; noise floor {min(floors):.1f} to {max(floors):.1f} %"
+        f"unchanged: flagged {wrong} of {len(found)} beyond twice the noise floor, {close} beyond the floor alone; "
+        f"noise floor {min(floors):.1f} to {max(floors):.1f} %"
     )
 
 

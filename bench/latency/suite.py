@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ import torch
 from bench import planning, saved
 from bench.errors import UserError
 from bench.latency.contestants import FORWARD, LAYOUTS, MODES, Subject, check_dtype
-from bench.latency.point import Point
-from bench.latency.report import Quoted
+from bench.latency.point import DENSE, Point
+from bench.latency.report import ROUNDED, Quoted
 from bench.models.builders import BUILDERS
 from bench.models.recipe import Recipe, network_of
 from bench.pruning.rounding import rounded
@@ -108,9 +109,10 @@ def grouped(networks: Sequence[Subject], where: Where, multiple: int | None = No
     """The points of some networks, in chunks of one dense network each: what the networks were pruned from.
 
     ``multiple`` adds each pruned network with its widths rounded to that, with fresh weights: they take as long.
-    Raises :class:`UserError` for a number format or mode that cannot be timed there.
+    Raises :class:`UserError` for a number format or mode that cannot be timed there, and for networks of one name.
     """
     check(where)
+    networks = told_apart(networks)
     groups: dict[str, tuple[Subject, list[Subject]]] = {}
     for one in networks:
         base = one.recipe.base
@@ -123,7 +125,9 @@ def grouped(networks: Sequence[Subject], where: Where, multiple: int | None = No
         if multiple is not None:
             small = rounded(one.recipe, multiple)
             if small != one.recipe:
-                members.append(Subject(f"{one.name}, rounded to {multiple}", small))
+                members.append(Subject(f"{one.name}{ROUNDED}{multiple}", small))
+    for dense, members in groups.values():
+        _check_names(dense, members)
     return [
         [
             Point(
@@ -142,6 +146,27 @@ def grouped(networks: Sequence[Subject], where: Where, multiple: int | None = No
         ]
         for dense, members in groups.values()
     ]
+
+
+def told_apart(networks: Sequence[Subject]) -> list[Subject]:
+    """The networks, each once; saved ones of one name get their folder's in front: ``a/pruned`` and ``b/pruned``."""
+    found: list[Subject] = []
+    for one in networks:
+        if one not in found:
+            found.append(one)
+    names = Counter(one.name for one in found)
+    return [
+        replace(one, name="/".join(Path(one.weights).parts[-2:])) if names[one.name] > 1 and one.weights else one
+        for one in found
+    ]
+
+
+def _check_names(dense: Subject, members: Sequence[Subject]) -> None:
+    """Raises :class:`UserError` where a name would stand for two networks; ``dense`` stands for the dense one."""
+    names = Counter([*{DENSE, dense.name}, *(one.name for one in members)])
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise UserError(f"two networks would be called {twice[0]!r}: name the folder of one of them otherwise")
 
 
 def dense_name(recipe: Recipe) -> str:

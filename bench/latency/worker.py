@@ -6,8 +6,11 @@ A task is one of ``compile`` (does a form compile here?), ``first`` (which form 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
+import random
 import sys
 import time
 import traceback
@@ -25,31 +28,55 @@ from bench import provenance
 from bench.errors import UserError
 from bench.latency import contestants, decomposition, machine, roofline
 from bench.latency.contestants import AS_IT_IS, FORWARD, Form, Subject
-from bench.latency.point import AGAIN, BEST, DENSE, OUT_OF_MEMORY, Point
+from bench.latency.point import DENSE, OUT_OF_MEMORY, TWICE, Point, contestant
 from bench.measure import latency, macs
 from bench.measure.latency import Network, Protocol
-from bench.store import write_json
+from bench.store import digest, write_json
 
-_WARM_UP_SECONDS = 0.2
+# a network that was checked and tried is warm; a processor that idled meanwhile is not
+_WARM_UP_SECONDS = {"cpu": 0.2, "cuda": 0.02}
 # a block is long enough to be read well, and short enough that turns are many
-_BLOCK_SECONDS, _MOST_CALLS = 0.05, 10
+_BLOCK_SECONDS, _MOST_CALLS, _LEAST_ROUNDS = 0.05, 10, 8
 _SCREENING_ROUNDS = 3
 # images that are timed on: gates depend on them; no more than so many bytes
 _INPUTS, _INPUT_BYTES = 8, 160_000_000
 
 
 class Networks:
-    """The networks of points in this process, each built once."""
+    """The networks of points in this process, each built once; with a ``folder``, once for all processes.
 
-    def __init__(self) -> None:
-        self._built: dict[tuple[str, int], nn.Module] = {}
+    Pruning a large network down takes longer than measuring it on a GPU.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._built: dict[str, nn.Module] = {}
+        self._folder = folder
 
     def of(self, subject: Subject, seed: int) -> nn.Module:
         """On the CPU, in evaluation mode; nobody changes it."""
-        key = (json.dumps(subject.to_json(), sort_keys=True), seed)
+        key = digest([subject.to_json(), seed])
         if key not in self._built:
-            self._built[key] = subject.build(seed)
+            self._built[key] = self._found(key) or self._stored(key, subject.build(seed))
         return self._built[key]
+
+    def _found(self, key: str) -> nn.Module | None:
+        if self._folder is None or not (self._folder / key).exists():
+            return None
+        try:
+            model: nn.Module = torch.load(self._folder / key, weights_only=False, mmap=True)
+        except Exception:  # no file that can be mapped here: it is built
+            return None
+        return model
+
+    def _stored(self, key: str, model: nn.Module) -> nn.Module:
+        if self._folder is not None:
+            unfinished = self._folder / f"{key}.{os.getpid()}"
+            try:
+                torch.save(model, unfinished)
+                unfinished.replace(self._folder / key)
+            except Exception:  # a full disk, a network that cannot be pickled: the next process builds it again
+                unfinished.unlink(missing_ok=True)
+        return model
 
 
 def images(point: Point) -> list[Tensor]:
@@ -92,7 +119,7 @@ def compile_one(task: Mapping[str, Any], networks: Networks) -> dict[str, Any]:
     try:
         reference = _reference(model, point, x)
         call, checked = contestants.prepared(model, form, point.mode, point.dtype, point.device)
-        wrong = _wrong(checked, reference, x, point)
+        wrong = _wrong(checked, reference, model, form, x, point)
         seconds_of(call, x, point.device)
     except Exception as error:  # the compiler raises whatever goes wrong in it: the contestant has failed
         return {"failed": failure(error)}
@@ -118,13 +145,14 @@ def first(task: Mapping[str, Any], networks: Networks) -> dict[str, Any]:
             if failure(error) != OUT_OF_MEMORY:
                 raise
             found["networks"][subject.name] = {"failed": OUT_OF_MEMORY}
-    if point.layers:
+    try:  # what is beside the times must not cost them
         peak = roofline.measured(point.device, contestants.DTYPES[point.dtype])
         found["roofline"] = peak.to_json()
-        for subject in (point.dense, *point.networks):
-            entry = found["networks"][subject.name]
-            if "failed" not in entry and not subject.gated and point.mode == FORWARD:
-                entry["layers"] = _layers(subject, networks, entry, point, inputs[0], peak)
+        if point.layers and point.mode == FORWARD:
+            for name, layers in _layers(point, networks, found["networks"], inputs[0], peak).items():
+                found["networks"][name]["layers"] = layers
+    except Exception as error:
+        found["layers_failed"] = failure(error)
     return found
 
 
@@ -133,10 +161,10 @@ def _reference(model: nn.Module, point: Point, x: Tensor) -> Tensor:
     return contestants.outputs(checked, x)
 
 
-def _wrong(checked: Network, reference: Tensor, x: Tensor, point: Point) -> str | None:
+def _wrong(checked: Network, reference: Tensor, model: nn.Module, form: Form, x: Tensor, point: Point) -> str | None:
     """Why a form is not the network, or None."""
     differs = contestants.difference(contestants.outputs(checked, x), reference)
-    if differs <= contestants.TOLERANCE[point.dtype]:
+    if differs <= contestants.TOLERANCE[point.dtype] or (form.skipped and contestants.skips_right(model, x)):
         return None
     return f"computes something else (relative difference {differs:.2g})"
 
@@ -152,7 +180,7 @@ def _tried(
     for form in kinds:
         try:
             call, checked = contestants.prepared(model, form, point.mode, point.dtype, point.device)
-            wrong = _wrong(checked, reference, x, point)
+            wrong = _wrong(checked, reference, model, form, x, point)
             if wrong is None:
                 seconds_of(call, x, point.device)
                 ready[form.name] = call
@@ -162,15 +190,14 @@ def _tried(
             failed[form.name] = failure(error)
     if AS_IT_IS.name not in ready:
         return {"failed": failed[AS_IT_IS.name]}
-    clock = latency.synchronised if point.device.startswith("cuda") else latency.wall
-    rounds = Protocol(block=1, rounds=_SCREENING_ROUNDS, least=_SCREENING_ROUNDS, warm_up=1, seconds=1e9)
-    with torch.inference_mode():
-        timing = latency.turns(ready, inputs, rounds, clock, "screening", point.device, False)
-    medians = {name: 1e3 * timing.median(name) for name in ready}
-    best = min(medians, key=medians.__getitem__)
+    medians = _screened(ready, inputs, point)
+    by_time = [next(form for form in kinds if form.name == name) for name in sorted(medians, key=medians.__getitem__)]
     return {
         "screened_ms": medians,
-        "best": asdict(next(form for form in kinds if form.name == best)),
+        "best": asdict(by_time[0]),
+        # the best that has layers to look at
+        "best_eager": asdict(next(form for form in by_time if not form.compiled)),
+        "forms": [asdict(form) for form in kinds if form.name in ready],
         "failed_forms": failed,
         "digest": contestants.digest(model),
         "macs": contestants.mac_count(subject, model),
@@ -178,30 +205,50 @@ def _tried(
     }
 
 
+def _screened(ready: Mapping[str, Network], inputs: list[Tensor], point: Point) -> dict[str, float]:
+    """Milliseconds of a few calls.  On a GPU of the work alone, by graphs where all can be captured: the time that it
+    takes to start the work says little of the forms."""
+    cuda = point.device.startswith("cuda")
+    clock, chosen = (latency.events if cuda else latency.wall), ready
+    if cuda and point.mode == FORWARD:
+        graphs, _ = _graphs(ready, inputs[0])
+        chosen = graphs if len(graphs) == len(ready) else ready
+    rounds = Protocol(block=1, rounds=_SCREENING_ROUNDS, least=_SCREENING_ROUNDS, warm_up=1, seconds=1e9)
+    with torch.inference_mode():
+        timing = latency.turns(chosen, inputs, rounds, clock, "screening", point.device, False)
+    return {name: 1e3 * timing.median(name) for name in ready}
+
+
 def _layers(
-    subject: Subject, networks: Networks, entry: Mapping[str, Any], point: Point, x: Tensor, peak: roofline.Roofline
-) -> list[dict[str, Any]]:
-    """The layers of the best form that is not compiled (the compiler leaves no layers to look at)."""
-    eager = {name: ms for name, ms in entry["screened_ms"].items() if "compiled" not in name}
-    best = min(eager, key=eager.__getitem__)
-    model = networks.of(subject, point.seed)
-    kinds = contestants.forms(model, False, point.mode, point.layouts, False)
-    form = next(form for form in kinds if form.name == best)
-    body = contestants.body_of(model, form, point.dtype, point.device)
-    x = x.contiguous(memory_format=torch.channels_last) if form.layout == "nhwc" else x
-    counted = macs.count(model, subject.recipe.input_shape)
-    return decomposition.measured(body, x, {**counted.conv, **counted.fc}, peak)
+    point: Point, networks: Networks, entries: Mapping[str, Mapping[str, Any]], x: Tensor, peak: roofline.Roofline
+) -> dict[str, list[dict[str, Any]]]:
+    """The layers of each network in its best form that is not compiled (the compiler leaves none to look at)."""
+    looked_at = {}
+    for subject in (point.dense, *point.networks):
+        entry = entries[subject.name]
+        if "failed" in entry or subject.gated:
+            continue
+        form, model = Form(**entry["best_eager"]), networks.of(subject, point.seed)
+        body = contestants.body_of(model, form, point.dtype, point.device)
+        laid = x.contiguous(memory_format=torch.channels_last) if form.layout == "nhwc" else x
+        counted = macs.count(model, subject.recipe.input_shape)
+        looked_at[subject.name] = (body, laid, {**counted.conv, **counted.fc})
+    return decomposition.together(looked_at, peak)
 
 
 def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The turns of a point's contestants for ``task["seconds"]``, by every clock of the device."""
     point = Point.from_json(task["point"])
-    best = {name: Form(**form) for name, form in task["best"].items()}
+    chosen_forms = {name: [Form(**form) for form in forms] for name, forms in task["forms"].items()}
+    twice = Form(**task["twice"])
     inputs, cuda = images(point), point.device.startswith("cuda")
     contestants.set_precision(point.dtype)
-    ready, checks, failed = _contestants(point, best, networks, inputs[0])
+    ready, checks, failed = _contestants(point, chosen_forms, twice, networks, inputs[0])
     if DENSE not in ready:
         return {"failed": failed.get(DENSE, "the dense network could not be timed")}, {}
+    order = sorted(ready)
+    random.Random(task["process"]).shuffle(order)  # whoever is a contestant's neighbour is one by chance
+    ready = {name: ready[name] for name in order}
     kept = {name: contestants.outputs(check, inputs[0]) for name, check in checks.items()}
     clocks: list[tuple[str, Callable[[Network, Tensor], float], Mapping[str, Network]]] = [
         ("wall", latency.synchronised if cuda else latency.wall, ready)
@@ -216,7 +263,7 @@ def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any]
         before, begin = machine.state(point.device), time.monotonic()
         protocol = planned(chosen, inputs, share, point.device)
         with torch.inference_mode():
-            timing = latency.turns(chosen, inputs, protocol, clock, label, point.device, False)
+            timing = latency.turns(chosen, inputs, protocol, clock, label, point.device, False, DENSE)
         after = machine.state(point.device)
         spent += time.monotonic() - begin
         read[label] = {
@@ -231,26 +278,29 @@ def measure(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any]
             graphs, reasons = _graphs(ready, inputs[0])
             failed |= reasons
             clocks += [("graph", latency.events, graphs)] if DENSE in graphs else []
-    changed = {
-        name: differs
+    differences = {
+        name: contestants.difference(contestants.outputs(check, inputs[0]), kept[name])
         for name, check in checks.items()
-        if (differs := contestants.difference(contestants.outputs(check, inputs[0]), kept[name]))
-        > contestants.TOLERANCE[point.dtype]
     }
-    value = {"clocks": read, "seconds": spent, "failed_contestants": failed, "changed": changed}
+    changed = {
+        name: differs if math.isfinite(differs) else str(differs)
+        for name, differs in differences.items()
+        if not differs <= contestants.TOLERANCE[point.dtype]  # not a number: changed, too
+    }
+    value = {"clocks": read, "seconds": spent, "failed_contestants": failed, "changed": changed, "order": order}
     return {**value, "device": hardware(point)["name"]}, arrays
 
 
 def _contestants(
-    point: Point, best: Mapping[str, Form], networks: Networks, x: Tensor
+    point: Point, forms: Mapping[str, Sequence[Form]], twice: Form, networks: Networks, x: Tensor
 ) -> tuple[dict[str, Network], dict[str, Network], dict[str, str]]:
-    """The dense network, the same again, its best form; every pruned one as it is and in its best form."""
-    wanted = [(DENSE, point.dense, AS_IT_IS), (AGAIN, point.dense, AS_IT_IS)]
+    """Every network as it is and in its ``forms``; the dense one as it is and in the form ``twice`` once more."""
+    wanted = []
     for label, subject in [(DENSE, point.dense), *((subject.name, subject) for subject in point.networks)]:
-        if label != DENSE:
-            wanted.append((label, subject, AS_IT_IS))
-        if subject.name in best and best[subject.name] != AS_IT_IS:
-            wanted.append((f"{label} {BEST}", subject, best[subject.name]))
+        for form in dict.fromkeys([AS_IT_IS, *forms.get(subject.name, [])]):
+            wanted.append((contestant(label, form), subject, form))
+    for form in dict.fromkeys([AS_IT_IS, twice]):
+        wanted.append((f"{contestant(DENSE, form)}{TWICE}", point.dense, form))
     ready: dict[str, Network] = {}
     checks: dict[str, Network] = {}
     failed: dict[str, str] = {}
@@ -259,10 +309,11 @@ def _contestants(
         try:
             model = networks.of(subject, point.seed)
             call, checked = contestants.prepared(model, form, point.mode, point.dtype, point.device)
-            here = contestants.outputs(checked, x)
-            differs = contestants.difference(here, references.setdefault(subject.name, here))
-            if differs > contestants.TOLERANCE[point.dtype]:
-                failed[label] = f"computes something else (relative difference {differs:.2g})"
+            if subject.name not in references:
+                references[subject.name] = contestants.outputs(checked, x)
+            wrong = _wrong(checked, references[subject.name], model, form, x, point)
+            if wrong is not None:
+                failed[label] = wrong
                 continue
             ready[label], checks[label] = call, checked
         except UserError:
@@ -282,12 +333,13 @@ def _graphs(ready: Mapping[str, Network], x: Tensor) -> tuple[dict[str, Network]
 
 
 def planned(chosen: Mapping[str, Network], inputs: list[Tensor], seconds: float, device: str) -> Protocol:
-    """Calls a block by how long a call takes, and as many rounds as the time allows."""
+    """Calls a block by how long a call takes, fewer where few rounds would fit; as many rounds as the time allows."""
     calls = [seconds_of(network, inputs[0], device) for network in chosen.values()]
-    block = max(1, min(_MOST_CALLS, int(_BLOCK_SECONDS / max(calls))))
-    warm_up = max(1, min(20, int(_WARM_UP_SECONDS / max(calls))))
-    round_ = 2.0 * block * sum(calls)
-    rounds = max(1, min(400, int((seconds - warm_up * sum(calls)) / round_)))
+    warm_up = max(1, min(20, int(_WARM_UP_SECONDS[device.partition(":")[0]] / max(calls))))
+    left = max(0.0, seconds - warm_up * sum(calls))
+    twice = 2.0 * sum(calls)
+    block = max(1, min(_MOST_CALLS, int(_BLOCK_SECONDS / max(calls)), int(left / (_LEAST_ROUNDS * twice))))
+    rounds = max(1, min(400, int(left / (block * twice))))
     return Protocol(block, rounds, min(rounds, 10), warm_up, precision=0.005, seconds=seconds)
 
 
@@ -311,21 +363,26 @@ def run(task: Mapping[str, Any], networks: Networks) -> tuple[dict[str, Any], di
 def main(path: Path) -> None:
     """Runs the tasks of a file in order; each writes its value, then its samples, into the files that it names."""
     tasks = json.loads(path.read_text())
-    torch._dynamo.config.recompile_limit = 256  # type: ignore[attr-defined]  # networks of one class are no recompilations
-    networks = Networks()
+    networks = Networks(*(Path(folder) for folder in {task["built"] for task in tasks if "built" in task}))
     for task in tasks:
         try:
-            value, arrays = run(task, networks)
+            _keep(*run(task, networks), task["out"])
         except UserError as error:
-            value, arrays = {"error": str(error)}, {}
+            _keep({"error": str(error)}, {}, task["out"])
         except Exception as error:  # costs this point, not those after it
             traceback.print_exc()
-            value, arrays = {"failed": failure(error), "networks": {}}, {}
-        if arrays:
-            save_file({name: array.contiguous() for name, array in arrays.items()}, f"{task['out']}.safetensors")
-        write_json(Path(f"{task['out']}.json"), value)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            _keep({"failed": failure(error), "networks": {}}, {}, task["out"])
+        # after an error that the GPU does not forget, every call raises, this one too
+        with contextlib.suppress(RuntimeError):
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _keep(value: Mapping[str, Any], arrays: Mapping[str, Tensor], out: str) -> None:
+    """The samples first: who finds the value finds them too."""
+    if arrays:
+        save_file({name: array.contiguous() for name, array in arrays.items()}, f"{out}.safetensors")
+    write_json(Path(f"{out}.json"), value)
 
 
 def child(path: Path, words: Path) -> None:

@@ -142,9 +142,14 @@ def turns(
     label: str,
     device: str,
     progress: bool,
+    over: str | None = None,
 ) -> Timing:
-    """The networks' turns by one ``clock(network, images)`` in seconds; ``label`` says which it is."""
+    """The networks' turns by one ``clock(network, images)`` in seconds; ``label`` says which it is.
+
+    Their order is that of ``networks``; ``over`` (default: the first) is what the precision is judged against.
+    """
     names = list(networks)
+    compared = [over or names[0], *(name for name in names if name != (over or names[0]))]
     before = machine(device)
     for name in names:
         for number in range(protocol.warm_up):
@@ -164,11 +169,11 @@ def turns(
         if time.monotonic() - begin > protocol.seconds:
             stopped = f"{protocol.seconds:g} s are over"
             break
-        if round_ + 1 >= protocol.least and (round_ + 1) % 5 == 0 and _precise(taken, names, protocol):
+        if round_ + 1 >= protocol.least and (round_ + 1) % 5 == 0 and _precise(taken, compared, protocol):
             stopped = "precise enough"
             break
     samples = {name: torch.tensor(values, dtype=torch.float64) for name, values in taken.items()}
-    if stopped != "precise enough" and len(names) > 1 and not _precise(taken, names, protocol):
+    if stopped != "precise enough" and len(names) > 1 and not _precise(taken, compared, protocol):
         stopped += f"; an interval is wider than {100 * protocol.precision:g} %"
     return Timing(samples, label, stopped, {"before": before, "after": machine(device)})
 
@@ -210,27 +215,55 @@ def events(network: Network, x: Tensor) -> float:
 
 
 def captured(network: Network, x: Tensor) -> Network | str:
-    """The network as a CUDA graph, or why it cannot be captured."""
-    static = x.clone()
+    """The network as a CUDA graph, or why it cannot be captured.
+
+    A network that waits for values of the GPU (as one that chooses its channels and groups its images by them) is found
+    out before, because a capture that fails may leave its stream and its memory behind.
+    """
+    static, before = x.clone(), torch.cuda.current_stream()
     try:
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(before)
         with torch.cuda.stream(stream):
             for _ in range(3):
                 network(static)
-        torch.cuda.current_stream().wait_stream(stream)
+            reason = _waits(network, static)
+        before.wait_stream(stream)
+        if reason is not None:
+            return reason
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             network(static)
     except RuntimeError as error:
+        # the end of a failed capture raises too, before it gives the stream back and with less to say
+        torch.cuda.set_stream(before)
         torch.cuda.synchronize()
-        return str(error).splitlines()[0][:200]
+        return _first_line(error.__context__ or error)
 
     def replay(inputs: Tensor) -> None:
         static.copy_(inputs)
         graph.replay()
 
     return replay
+
+
+def _waits(network: Network, x: Tensor) -> str | None:
+    """Why a network waits for the GPU within a call, or None."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        network(x)
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        return f"it waits for the GPU within a call ({_first_line(error)})"
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Line:
     the row file's; ``sizes`` decides the printed sizes when it is asked.  ``scale`` names the data, and what else of
     the setting differs between the rows of the paper.  ``history``, ``widths`` (filters kept, by network and layer) and
     ``layers`` (reports of a reconstruction) are the row file's, as is ``drawn``: what else figures show
-    (:data:`bench.rowfile.DRAWN`).  ``older`` says that other code measured it than what
+    (:data:`bench.rowfile.DRAWN`); ``timed`` how times were taken.  ``older`` says that other code measured it than what
     newer rows of the table were measured by.  ``command`` measures the row, ``table_command`` its whole table.
     """
 
@@ -107,6 +107,7 @@ class Line:
     decision: Verdict | None = None
     bases: tuple[float, float] | None = None
     sizes: Callable[[], Sequence[Decided]] = field(default=tuple, repr=False)
+    timed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     @property
     def ran(self) -> bool:
@@ -307,6 +308,7 @@ def _line(
             decision=decide(claim, cells) if ran and claim is not None else None,
             bases=bases,
             sizes=partial(declared.sizes, published),
+            timed=value.get("timed", {}),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path, error) from None

@@ -31,6 +31,8 @@ from bench.report.readable import (
 )
 
 _DIFFERENCE = re.compile("change|increase|difference|ratio|agreement|kl")
+# of why turns ended (bench.measure.latency): they ended too early
+_TOO_WIDE = "is wider than"
 CLAIMED, REAL = "claimed", "real (own shape)"
 OWN_MACS, OWN_PARAMS = "MACs (own shape)", "params (own shape)"
 
@@ -249,6 +251,15 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
             f"{n:,} of the {of:,} published test images are here: intervals and verdicts hold what the others could "
             "change."
         )
+    cut_off = {
+        f"{line.name}, {facts['clock']}: {facts['stopped']}"
+        for line in ran
+        for clocks in line.timed.values()
+        for facts in clocks.values()
+        if _TOO_WIDE in facts["stopped"]
+    }
+    if cut_off:
+        notes.append(f"Times whose turns ended before they were precise enough: {'. '.join(sorted(cut_off))}.")
     conventions = sorted({cell.convention for cell in shown if cell.convention})
     if conventions or any(line.shape for line in lines):
         counted = ", ".join(conventions or ["conv"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,36 @@ def test_layers_by_hand() -> None:
     assert (conv["inputs"], conv["outputs"], conv["multiple"]) == (3, 12, 1)
     # one convolution, two ReLUs, one linear layer; an addition and a mean between them
     assert [found[name]["launches"] for name in found] == [1, 2, 1, 2]
+
+
+def test_a_layer_that_takes_no_time_computes_nothing_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two events of a GPU around a layer that does nothing there may be 0 ms."""
+    seconds = itertools.cycle([1.0, 0.0, 0.0])  # the whole pass, then each of the two layers
+    monkeypatch.setattr(decomposition._Clock, "seconds", lambda self, begin, end: next(seconds))
+    found = measured(nn.Sequential(nn.Identity(), nn.Linear(4, 2)), torch.ones(1, 4), {"1": 8}, PEAK)
+    assert [entry.get("gflops_per_s") for entry in found] == [0.0, 0.0, None]
+    assert [entry.get("of_roofline") for entry in found] == [None, None, None]
+
+
+def test_networks_that_are_compared_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slows down with every pass: each network's passes have the same mean place."""
+    order: list[str] = []
+
+    class Named(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name, self.layer = name, nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            order.append(self.name)
+            return self.layer(x)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(decomposition, "_LEAST_SECONDS", 0.0)
+    x = torch.ones(1, 1)
+    found = decomposition.together({name: (Named(name), x, {}) for name in ("a", "b")}, PEAK)
+    assert list(found) == ["a", "b"]
+    # one pass each warms up; seven turns; one pass each counts what is started
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab" + "ba" + "ab" + "ba" + "ab" + "ab"
 
 
 @pytest.mark.parametrize(("widths", "expected"), [((64, 32), 32), ((16, 48), 16), ((3, 24), 8), ((64, 12), 1)])

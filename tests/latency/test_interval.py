@@ -38,6 +38,13 @@ def test_processes_that_agree_by_chance_leave_the_rounds_variance() -> None:
     assert (found.low, found.high) == pytest.approx((math.exp(-half), math.exp(half)))
 
 
+def test_two_rounds_have_a_variance_too() -> None:
+    rounds = np.exp(np.array([-0.1, 0.1]))
+    found = estimate([rounds, rounds])
+    half = stats.t.ppf(0.975, 1) * math.sqrt(math.pi / 2 * 0.02 / 2 / 2)
+    assert (found.low, found.high) == pytest.approx((math.exp(-half), math.exp(half)))
+
+
 def test_one_process_has_no_interval() -> None:
     found = estimate([np.array([1.0, 1.1])])
     assert found.low is None and found.width == math.inf and judge(found, 0.0) == WIDE

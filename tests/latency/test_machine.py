@@ -80,6 +80,34 @@ def test_labels(changes: dict[str, Any], label: str) -> None:
     assert machine.labels("cuda", state(), state(**changes)) == [label]
 
 
+def test_low_clocks_and_a_busy_processor_beside_a_gpu_are_labelled() -> None:
+    low = state(nvmlDeviceGetClockInfo=lambda handle, kind: 1200)
+    assert machine.labels("cuda", low, state()) == []  # before the work a GPU may rest
+    assert machine.labels("cuda", state(), low) == ["low clock: 1200 of 1980 MHz"]
+    busy = {**state(), "load": [6.0, 1.0, 1.0]}
+    assert machine.labels("cuda", state(), busy) == ["other work on the machine: load 3.0 a processor"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "label"),
+    [
+        ("ModuleNotFoundError", "the GPU's state was not read: install nvidia-ml-py"),
+        ("NVMLError_LibraryNotFound", "the GPU's state was not read (NVMLError_LibraryNotFound)"),
+    ],
+)
+def test_why_the_state_was_not_read(problem: str, label: str) -> None:
+    assert machine.labels("cuda", {**state(), "gpu": {"not read": problem}}, state()) == [label]
+
+
+def test_this_process_by_a_number_of_the_host_is_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container a process knows not the number by which the driver does; it is one that computes."""
+    monkeypatch.setattr(machine.torch.cuda, "is_initialized", lambda: True)
+    for pids, others in (([], 0), ([4711], 0), ([4711, 4712], 1)):
+        running = [SimpleNamespace(pid=pid) for pid in pids]
+        module = nvml(nvmlDeviceGetComputeRunningProcesses=lambda handle, found=running: found)
+        assert machine.gpu_state(0, module)["other_processes"] == others
+
+
 def test_a_busy_processor_is_labelled() -> None:
     busy = {"load": [6.0, 1.0, 1.0], "processors": 2}
     idle = {"load": [1.0, 1.0, 1.0], "processors": 2}

@@ -28,9 +28,13 @@ POINT: dict[str, Any] = {
         {"clock": "wall", "metric": "speedup_over_dense (best)", "series": "small (best)", "low": 1.98, "high": 2.02},
         {"clock": "wall", "metric": "latency_p50", "series": "small", "value": 2.0},
     ],
-    "networks": {},
+    "networks": {
+        "net": {"layers": [{"ms": 50.0}, {"ms": 30.0}]},
+        "small": {"layers": [{"ms": 40.5}]},
+        "other": {"layers": [{"ms": 70.0}]},
+    },
     "notes": ["A/A (wall): 1.0010; smaller changes than 1.5 % are not said"],
-    "why": ["small: layer by layer 80.0 ms became 50.0 ms (1.60x)", "other: layer by layer 80.0 ms became 70.0 ms"],
+    "why": ["small: layer by layer 80.0 ms became 40.5 ms (1.98x)", "other: layer by layer 80.0 ms became 70.0 ms"],
     "rows": [
         {**ROW, "network": "net", "best_ms": 4.0, "best_form": "folded, nhwc", "theoretical": 1.0},
         {
@@ -40,6 +44,7 @@ POINT: dict[str, Any] = {
             "best_form": "folded",
             "theoretical": 4.0,
             "over_dense": 1.6,
+            "best_over_dense": 4.0,
             "best_over_dense_best": 2.0,
             "efficiency": 50.0,
             "published": "2.50x†",
@@ -73,9 +78,11 @@ def test_the_page_says_what_the_point_says(tmp_path: Path, monkeypatch: pytest.M
     head, small = (
         next(line for line in text.splitlines() if line.startswith(f"| {name} ")) for name in ("net", "small")
     )
-    assert head == "| net | folded, nhwc | 4 | 1.00x | – | – | – | – |"
-    assert small == "| small | folded | 2 | 4.00x | 1.60x [1.50, 1.70] | 2.00x [1.98, 2.02] | 50 | 2.50x† |"
-    assert "| odd | folded | – | 3.00x | – | – | – | – |" in text
+    assert head == "| net | folded, nhwc | 4 | 1.00x | – | – | – | – | – |"
+    assert small == (
+        "| small | folded | 2 | 4.00x | 1.60x [1.50, 1.70] | 4.00x [3.90, 4.10] | 2.00x [1.98, 2.02] | 50 | 2.50x† |"
+    )
+    assert "| odd | folded | – | 3.00x | – | – | – | – | – |" in text
     assert "## Some CPU (2 cores) (cpu, 2 threads)" in text and POINT["why"][0] in text and "1.5 % are not said" in text
     # a network without a speed-up that is said has nothing said of its layers
     assert "other: layer by layer" not in text
@@ -102,6 +109,23 @@ def test_what_a_machine_tells_apart_stands_with_its_points(tmp_path: Path) -> No
     page.accept(tmp_path / "runs", tmp_path / "results")
     text = page.write(tmp_path / "results")[0].read_text()
     assert "caught 1 of 1 (mean ratio 0.900" in text and "0.700" not in text
+
+
+def test_layers_that_gave_another_ratio_than_the_whole_are_not_shown(tmp_path: Path) -> None:
+    """1.6x where the whole networks' interval is 1.98 to 2.02."""
+    networks = {**POINT["networks"], "small": {"layers": [{"ms": 50.0}]}}
+    page.accept(runs(tmp_path, networks=networks), tmp_path / "results")
+    assert "layer by layer" not in page.write(tmp_path / "results")[0].read_text()
+
+
+def test_a_rounded_network_stands_beside_the_one_it_was_rounded_from(tmp_path: Path) -> None:
+    name = "small, rounded to 8"
+    row = {**ROW, "network": name, "best_form": "folded", "theoretical": 3.5, "over_unrounded": 1.1}
+    record = {"clock": "wall", "metric": "speedup_over_small (best)", "series": f"{name} (best)"}
+    records = [*POINT["records"], {**record, "value": 1.1, "low": 1.08, "high": 1.12}]
+    page.accept(runs(tmp_path, rows=[*POINT["rows"], row], records=records), tmp_path / "results")
+    text = page.write(tmp_path / "results")[0].read_text()
+    assert "| small, rounded to 8 | folded | – | 3.50x | – | – | – | 1.10x [1.08, 1.12] | – | – |" in text
 
 
 @pytest.mark.parametrize(

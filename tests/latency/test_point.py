@@ -61,7 +61,7 @@ def quiet(seconds: float = 10.0, noise: float = 0.0005) -> Callable[[int], Run]:
 
 def test_three_processes_are_enough_where_they_agree() -> None:
     asked: list[Any] = []
-    constant = Run("cpu", {"wall": {DENSE: np.ones((5, 2, 3)), AGAIN: np.ones((5, 2, 3))}}, about={"seconds": 5.0})
+    constant = Run("cpu", {"wall": {DENSE: np.ones((6, 2, 3)), AGAIN: np.ones((6, 2, 3))}}, about={"seconds": 5.0})
     (found,) = replicated([point()], [{}], launcher(lambda number: constant, asked), Effort(90.0, 3, 5))
     assert found.stopped == "precise enough" and found.seconds == 15.0
     assert asked == [([0], 18.0)] * 3
@@ -77,7 +77,7 @@ def test_what_was_not_met_is_told() -> None:
 
 def test_every_point_of_a_chunk_stops_by_itself() -> None:
     asked: list[Any] = []
-    constant = Run("cpu", {"wall": {DENSE: np.ones((5, 2, 3)), AGAIN: np.ones((5, 2, 3))}}, about={"seconds": 1.0})
+    constant = Run("cpu", {"wall": {DENSE: np.ones((6, 2, 3)), AGAIN: np.ones((6, 2, 3))}}, about={"seconds": 1.0})
     noisy = quiet(1.0, 0.3)
 
     def runs(number: int) -> Run | str:
@@ -124,3 +124,44 @@ def test_a_point_is_its_json() -> None:
     first = point(8)
     again = Point.from_json(json.loads(json.dumps(first.to_json())))
     assert again == first and again.key == first.key and point(1).key != first.key
+
+
+def test_precise_times_of_too_few_calls_are_not_enough() -> None:
+    """Five processes of 18 calls each that agree wholly: 90, ten fewer than are asked for."""
+    constant = Run("cpu", {"wall": {DENSE: np.ones((3, 2, 3)), AGAIN: np.ones((3, 2, 3))}}, about={"seconds": 1.0})
+    (found,) = replicated([point()], [{}], launcher(lambda number: constant, []), Effort(90.0, 3, 5))
+    assert found.stopped == "5 processes; fewer than 100 calls: 90 of dense (wall)"
+
+
+def forms(**seconds: dict[str, float]) -> Measured:
+    """By clock and contestant, seconds of calls without noise."""
+    samples = {
+        clock: {name: np.full((4, 2, 3), time) for name, time in times.items()} for clock, times in seconds.items()
+    }
+    runs = [Run("cpu", samples, about={"seconds": 1.0}) for _ in range(3)]
+    return Measured(point(), {}, runs, "")
+
+
+def test_each_clock_says_which_form_is_the_best() -> None:
+    dense = {DENSE: 3.0, "dense [folded]": 2.0, "dense [folded, channels-last]": 2.5}
+    found = forms(
+        wall=dense, events={**dense, "dense [folded, channels-last]": 1.0, "dense [folded, channels-last], again": 0.5}
+    )
+    assert found.best("wall", DENSE) == "dense [folded]"
+    assert found.best("events", DENSE) == "dense [folded, channels-last]"
+    assert found.best("wall", "slowed") is None
+
+
+def test_a_form_without_a_time_may_be_the_best_one() -> None:
+    """A network that skips has no graph: the masked one is not the best form by that clock."""
+    both = {DENSE: 3.0, "slowed": 4.0, "slowed [skipping]": 1.0}
+    found = forms(events=both, graph={DENSE: 2.0, "slowed": 2.5})
+    assert found.best("events", "slowed") == "slowed [skipping]"
+    assert found.best("graph", "slowed") is None and found.untimed("graph", "slowed") == ["skipping"]
+
+
+def test_the_floor_is_the_largest_of_what_was_timed_twice() -> None:
+    times = {DENSE: 1.0, AGAIN: 1.01, "dense [folded]": 1.0, "dense [folded], again": 1.04}
+    found = forms(wall=times)
+    assert found.twice("wall") == [DENSE, "dense [folded]"]
+    assert found.floor("wall") == pytest.approx(1 - 1 / 1.04)

@@ -53,10 +53,10 @@ def test_what_is_not_caught_is_told() -> None:
     assert not sensitivity.passed([entry])
     wrong = {"noise_floor": 1.0, "unchanged": [0.9, 0.8, 0.95, SLOWER], "slowed": [0.9, 0.8, 0.95, SLOWER]}
     assert not sensitivity.passed([wrong]) and "flagged 1 of 1" in sensitivity.text([wrong])
-    # beyond the noise floor, but not beyond twice of it: a night lets it pass, and it is said
+    # beyond the noise floor, but not beyond twice of it: it passes, and it is said
     close = {**wrong, "unchanged": [0.985, 0.975, 0.995, SLOWER]}
     assert sensitivity.passed([close])
-    assert "flagged 0 of 1 beyond twice the noise floor, as a night judges, 1 beyond" in sensitivity.text([close])
+    assert "flagged 0 of 1 beyond twice the noise floor, 1 beyond the floor alone" in sensitivity.text([close])
 
 
 def test_the_slowed_network_computes_the_same() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.errors import UserError
 from bench.latency import staircase
@@ -53,7 +56,8 @@ def test_noise_is_no_step() -> None:
 
 
 def test_files(tmp_path: Path) -> None:
-    staircase.keep(stairs({count: float(count) for count in range(1, 40)}), tmp_path / "here")
+    made = replace(stairs({count: float(count) for count in range(1, 40)}), stopped="1 s are over")
+    staircase.keep(made, tmp_path / "here", {"device": "cpu", "name": "A CPU", "threads": 2})
     rows = list(csv.DictReader((tmp_path / "here.csv").open()))
     assert len(rows) == 39 and rows[31] == {
         "channels": "32",
@@ -62,6 +66,9 @@ def test_files(tmp_path: Path) -> None:
         "high": "32.32",
         "multiple": "32",
     }
+    about = json.loads((tmp_path / "here.json").read_text())
+    assert (about["stopped"], about["layout"], about["device"]["name"]) == ("1 s are over", "nchw", "A CPU")
+    assert about["counts"] == list(range(1, 40)) and about["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert (tmp_path / "here.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -77,3 +84,14 @@ def test_a_real_layer() -> None:
 def test_a_layer_that_is_none() -> None:
     with pytest.raises(UserError, match=r"no convolution or linear layer 'bn1': choose one of conv1, layer1\.0\.conv1"):
         measured(SUBJECT, "bn1", 1, "fp32", "cpu", 0.1)
+
+
+def test_on_a_gpu_a_time_is_of_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 calls between two events, as one graph where that can be; 1/20 of the time is said."""
+    calls: list[int] = []
+    for captured in (lambda network, x: network, lambda network, x: "no graphs here"):
+        calls.clear()
+        monkeypatch.setattr(staircase.latency, "captured", captured)
+        monkeypatch.setattr(staircase.latency, "events", lambda network, x: network(x) or 0.5)
+        many = staircase._many(lambda x: calls.append(1), torch.zeros(1))
+        assert staircase._of_many(many, torch.zeros(1)) == 0.025 and len(calls) == 20

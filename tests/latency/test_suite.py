@@ -40,10 +40,18 @@ def test_the_suite_for_the_processor() -> None:
 
 
 def test_the_suite_for_the_gpu() -> None:
-    """Everything that is asked of it at batch 1, 32 and 128 in tf32 and bf16; A/A first."""
+    """Everything that is asked of it at batch 1, 32 and 128 in tf32 and bf16; A/A first, and point by point.
+
+    What is cut off is lost: every kind of network has its turn among the first.
+    """
     chunks = suite.suite("gpu", FOLDER, Where((1,), ("fp32",), "cuda"))
     first = chunks[0][0]
-    assert first.networks == () and first.dense.recipe.builder == "vgg16"
+    assert first.networks == () and first.dense.recipe.builder == "resnet50"
+    assert all(len(chunk) == 1 and len(chunk[0].networks) <= 2 for chunk in chunks)
+    early = [(point.dense.recipe.builder, point.batch) for (point,) in chunks[1:6]]
+    assert early == [("vgg16", 32), ("resnet18", 1), ("ssd300_vgg16", 1), ("vgg16", 1), ("resnet50", 32)]
+    # the layers of a batch of one are what it takes to start them
+    assert {point.batch for (point,) in chunks if point.layers} == {32}
     seen = {(one.name, point.batch, point.dtype) for chunk in chunks for point in chunk for one in point.networks}
     release = "channel_pruning/table-1/vgg-16-{}x-released-widths-fine-tuned"
     wanted = [release.format(speed) for speed in (2, 4, 5)]
@@ -144,3 +152,22 @@ def test_a_size_that_a_model_does_not_take_is_refused_before_anything_is_timed()
         suite.subjects("vgg16", 2)
     (subject,) = suite.subjects("vgg16", 64)
     assert subject.recipe.input_shape == (3, 64, 64)
+
+
+def test_networks_of_one_name_are_told_apart() -> None:
+    """``bench prune`` calls its folders as one likes: a/pruned and b/pruned are two networks."""
+    dense = Recipe("vgg16", {"num_classes": 10, "form": "cifar"}, (3, 32, 32))
+    a, b = (Subject("pruned", dense.removed({"features.0": n}), f"/x/{p}/pruned") for n, p in ((8, "a"), (16, "b")))
+    where = Where((1,), ("fp32",), "cpu")
+    ((point,),) = suite.grouped([a, b, a], where)
+    assert [one.name for one in point.networks] == ["a/pruned", "b/pruned"]
+    ((point,),) = suite.grouped([a, a], where)
+    assert [one.name for one in point.networks] == ["pruned"]
+    same = Subject("pruned", b.recipe, "/y/a/pruned")
+    with pytest.raises(UserError, match="two networks would be called 'a/pruned'"):
+        suite.grouped([a, same], where)
+    with pytest.raises(UserError, match="two networks would be called 'dense'"):
+        suite.grouped([Subject("dense", a.recipe, "/x/dense")], where)
+    # the dense network itself may be called so
+    ((point,),) = suite.grouped([Subject("dense", dense, "/x/dense"), a], where)
+    assert (point.dense.name, [one.name for one in point.networks]) == ("dense", ["pruned"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,3 +114,65 @@ def test_the_median_of_an_even_number_lies_between_the_two_in_the_middle() -> No
 def test_the_wall_clock_reads_seconds() -> None:
     """A call that sleeps for 20 ms; the machine may be slow, but not fifty times as slow."""
     assert 0.02 <= latency.wall(lambda x: time.sleep(0.02), INPUTS[0]) < 1.0
+
+
+class Gpu:
+    """As much of torch.cuda as a capture needs; ``at`` is the stream that calls go to, ``mode`` what waiting does."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.at, self.mode, self.capturing = "usual", 0, False
+        self.done: list[str] = []
+        patch.setattr(torch.cuda, "Stream", lambda: self.named("side"))
+        patch.setattr(torch.cuda, "current_stream", lambda: self.named(self.at))
+        patch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "at", stream.name))
+        patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "synchronize", lambda: self.done.append(f"synchronize on {self.at}"))
+        patch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.mode)
+        patch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(self, "mode", mode))
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: self.done.append("replay")))
+        patch.setattr(torch.cuda, "graph", self.graph)
+
+    def named(self, name: str) -> Any:
+        return SimpleNamespace(name=name, wait_stream=lambda other: None)
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        """As torch's: the end of a capture that has failed raises before the stream is given back."""
+        self.done.append("capture")
+        self.at, self.capturing = "capture", True
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("failed due to a previous error during capture")  # noqa: B904
+        self.at, self.capturing = "usual", False
+
+
+def test_a_network_that_waits_for_the_gpu_is_never_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch)
+
+    def network(x: torch.Tensor) -> None:
+        if gpu.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation\nmore")
+
+    reason = "it waits for the GPU within a call (called a synchronizing CUDA operation)"
+    assert latency.captured(network, torch.ones(1)) == reason
+    assert gpu.done == [] and gpu.mode == 0
+
+
+def test_a_capture_that_fails_says_why_and_leaves_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch)
+
+    def network(x: torch.Tensor) -> None:
+        if gpu.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    assert latency.captured(network, torch.ones(1)) == "operation not permitted when stream is capturing"
+    assert gpu.at == "usual" and gpu.done == ["capture", "synchronize on usual"]
+
+
+def test_a_graph_replays_what_was_captured_on_the_images_of_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, seen = Gpu(monkeypatch), []
+    replay = latency.captured(seen.append, torch.zeros(1))
+    assert not isinstance(replay, str) and gpu.done == ["capture"] and gpu.at == "usual"
+    replay(torch.tensor([7.0]))
+    assert gpu.done == ["capture", "replay"] and float(seen[-1]) == 7.0
