@@ -85,7 +85,7 @@ def _reasons(nvml: Any, handle: Any) -> list[str]:
 def _others(nvml: Any, handle: Any) -> int:
     found = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     # in a container this process is known by a number of the host's
-    ours = os.getpid() in found or torch.cuda.is_initialized()
+    ours = os.getpid() in found or torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return max(0, len(found) - ours)
 
 

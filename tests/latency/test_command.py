@@ -247,7 +247,7 @@ def test_a_gpu_has_many_rounds_in_a_short_time(
     monkeypatch: pytest.MonkeyPatch, call: float, seconds: float, block: int, rounds: int
 ) -> None:
     monkeypatch.setattr(worker, "seconds_of", lambda *_: call)
-    found = worker.planned({"a": len, "b": len}, [], seconds, "cuda")
+    found = worker.planned({"a": len, "b": len}, [torch.ones(1)], seconds, "cuda")
     assert (found.block, found.rounds) == (block, rounds)
 
 
