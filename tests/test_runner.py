@@ -17,6 +17,10 @@ import children
 import pytest
 import torch
 
+# they keep `registry_folder` by name: imported while it is patched they would keep the patch for all tests behind
+import bench.network_commands
+import bench.nightly.commands
+import bench.page_commands  # noqa: F401
 from bench import code, planning, runner
 from bench.collecting import collect
 from bench.errors import UserError
