@@ -33,6 +33,7 @@ from bench.chains import (
     compared_chain,
     dense,
     edited,
+    gmacs,
     filters,
     from_scratch,
     measured,
@@ -279,10 +280,11 @@ def one_by_one(setting: Setting, recipe: Recipe, parent: Step, seed: int, *, met
     then, as in the released code.  Only the last network is kept.
     """
     images, keep, step = protocol(PROTOCOLS, setting, recipe).images, widths(recipe, 0.5), parent
+    work = gmacs(recipe, images, 1.0)  # of a layer alone, where a whole walk is planned otherwise
     for name, count in keep.items():
         small = pruned_by(setting, recipe, step, seed, method, {name: count}, images)
         words = f"{method.selection} {name} to {count}, responses of the pruned network ({parent.name}, seed {seed})"
-        step = replace(small, name=words, transient=True)
+        step = replace(small, name=words, transient=True, work=work)
     return replace(step, transient=False)
 
 

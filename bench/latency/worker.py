@@ -63,6 +63,7 @@ class Networks:
         if self._folder is None or not (self._folder / key).exists():
             return None
         try:
+            # this run's own file, in a folder that only its user can read: nothing from outside is unpickled
             model: nn.Module = torch.load(self._folder / key, weights_only=False, mmap=True)
         except Exception:  # no file that can be mapped here: it is built
             return None
