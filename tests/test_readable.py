@@ -20,7 +20,7 @@ from bench.registry import Published
 from bench.report import drawing, figures, findings, pages, render
 from bench.report.cells import Cell, Point
 from bench.report.load import Line
-from bench.report.readable import cell_text, difference, macs_text, readable
+from bench.report.readable import cell_text, difference, macs_text, printed, readable
 from bench.report.tables import build, long
 from bench.rows import Paper
 from bench.verdict import Verdict
@@ -141,6 +141,16 @@ def test_sizes_of_rows_that_did_not_run_are_the_paper_s() -> None:
     assert macs_text(line("a", shape=shape, claimed=5.0, status="not run")) == "3.39 G (4.53x; claimed 5x)"
     gated = [cell("macs", 1e9, "MACs"), cell("dynamic_macs", 44_280_000, "MACs"), cell("dynamic_speedup", 3.94, "x")]
     assert macs_text(line("b", gated)) == "44.3 M (3.94x)"
+
+
+def test_what_no_count_holds_is_marked_and_a_bound_is_called_one() -> None:
+    entry = published("top1_acc", "87.54", "%")
+    assert printed(entry) == "87.54 %"
+    assert printed(replace(entry, verified=False)) == "87.54 %†"
+    assert printed(replace(entry, origin="others", verified=False)) == "87.54 %‡"
+    assert printed(replace(entry, origin="authors")) == "87.54 %"
+    assert printed(replace(entry, note="lower bound", direction="higher")) == "at least 87.54 %"
+    assert printed(replace(entry, note="lower bound", direction="lower")) == "at most 87.54 %"
 
 
 def claim(statement: str, verified: bool = True) -> Claim:
