@@ -232,20 +232,20 @@ def test_resnet_56_is_tuned_and_pruned_segment_by_segment() -> None:
 
 
 def test_resnet_56_with_given_weights() -> None:
-    """He et al.'s network: the same segments and rate, an epoch each and two, the dense network untouched."""
+    """He et al.'s network: one loss inside, the same rate, an epoch each and one, the dense network untouched."""
     weights = "0" * 64
     for name in ("baseline", "tuned as long", "ThiNet", "CP", "WM", "WM+", "Random DCP", "DCP"):
         (last,) = chain_of(ROWS[GIVEN, name], "cifar10", weights=weights).networks
         dense, *found = path(last)
         assert dense.params == training.Loading(Recipe("cifar_resnet56", {"num_classes": 10}, (3, 32, 32)), weights)
         epochs = [step.params.schedule.epochs for step in found if hasattr(step.params, "schedule")]
-        others = {"baseline": [], "tuned as long": [6], "ThiNet": [6], "CP": [6], "WM": [6]}
-        assert epochs == others.get(name, [1, 1, 1, 1, 2])
+        others = {"baseline": [], "tuned as long": [3], "ThiNet": [3], "CP": [3], "WM": [3]}
+        assert epochs == others.get(name, [1, 1, 1])
         rates = {step.params.schedule.lr for step in found if hasattr(step.params, "schedule")}
         assert rates == ({0.01} if found else set())
     (last,) = chain_of(ROWS[GIVEN, "DCP"], "cifar10", weights=weights).networks
     chosen = [step.params for step in path(last) if isinstance(step.params, steps.Selecting)]
-    assert [params.position for params in chosen] == ["layer1.6", "layer2.4", "layer3.2", ""]
+    assert [(params.position, params.images) for params in chosen] == [("layer2.4", 256), ("", 256)]
     kept = {name: count for params in chosen for name, count in params.keep.items()}
     assert kept == {f"layer{stage}.{block}.conv1": 4 * 2**stage for stage in (1, 2, 3) for block in range(9)}
 
