@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import bench.data
-from bench import adopted, apart, api, collecting, isolated, planning, processes, runner, threads
+from bench import adopted, apart, api, claims, collecting, isolated, planning, processes, runner, threads
 from bench import sizes as sizing
 from bench.data import cifar10
 from bench.errors import UserError
@@ -39,6 +39,14 @@ def registry_folder() -> Path:
     """Where the published values are: beside the paper scripts."""
     package = importlib.import_module("reproductions")
     return Path(package.__path__[0]) / "registry"
+
+
+def checked_registry() -> None:
+    """UserError where a file of the registry breaks its schema: the pages read all of it behind the last row."""
+    folder = registry_folder()
+    claims.by_id(folder)
+    for paper in registered(folder):
+        load_registry(paper, folder)
 
 
 def declared() -> dict[str, dict[str, Declared]]:
@@ -104,6 +112,7 @@ def run(options: argparse.Namespace) -> Output:
 
 def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, list[Row]]]) -> Output:
     mode = modes.chosen(options.wandb)
+    checked_registry()
     separate = options.isolate or options.jobs > 1
     if separate and processes.launched() > 1:
         raise UserError("--isolate and --jobs give each row one process: leave out torchrun")

@@ -90,8 +90,8 @@ DEVIATIONS = [
     "before each selection.",
     "DCP-Adapt of ResNet-56: epsilon = 0.001, which the paper states for VGGNet.",
     "Beside Table 1, methods at its rate on the ResNet-56 of He et al. 2016 (activations behind the sums), of which "
-    "weights are at hand (`--weights`): the claims without hours of training. There one loss stands inside, in place of "
-    "three; it is one epoch before each of the two selections and one at the end, at 0.01, and 256 images choose.",
+    "weights are at hand (`--weights`): the claims without hours of training. There one loss stands inside in place "
+    "of three; it is one epoch before each of the two selections and one at the end, at 0.01, and 256 images choose.",
     "The trends of Tables 6 and S1 once more on the pre-activation ResNet-20, trained for 8 epochs at 0.1, tuned for "
     "one at 0.02 before each selection and, of Table S1, for 3 at 0.05 at the end: four values of lambda, and one to "
     "three losses. As in the paper, each further loss brings a tuning of its own.",

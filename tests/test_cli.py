@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bench import commands, runner
 from bench.cli import main
 
 
@@ -264,3 +265,18 @@ def test_prune_a_network_of_the_user_s_own(
         == value["params"][1]
     )
     sys.modules.pop("mine")
+
+
+@pytest.mark.parametrize("command", ["run", "nightly"])
+@pytest.mark.parametrize("name", ["other.csv", "claims.csv"])
+def test_a_registry_that_breaks_its_schema_is_told_before_anything_is_measured(
+    command: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another paper's file too: the pages of all papers are written behind the last row."""
+    (tmp_path / name).write_text("paper,table\n")
+    monkeypatch.setattr(commands, "registry_folder", lambda: tmp_path)
+    monkeypatch.setattr(runner, "run", None)
+    out = tmp_path / "runs"
+    arguments = [command, "selection_study", "--scale", "digits", "--wandb", "disabled", "--out", str(out)]
+    assert f"{tmp_path / name}, line 1" in failure(arguments, capsys)
+    assert not (out / "steps").exists()

@@ -586,3 +586,8 @@ def test_weight_files_have_an_origin_by_their_digest(tmp_path: Path) -> None:
     (released,) = [origin for digest, origin in found.items() if digest.startswith("4bfd9763")]
     assert "akamaster/pytorch_resnet_cifar10" in released
     assert origins(tmp_path) == {}
+
+
+def test_the_registry_of_the_tests_own_papers_follows_the_schema() -> None:
+    """Only processes of slow tests read it."""
+    assert load("toy", Path(__file__).parent / "toy" / "reproductions" / "registry") == []

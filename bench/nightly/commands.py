@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import planning, processes, threads
-from bench.commands import Output, declared, job_of, mirror_of, registry_folder, write_pages
+from bench.commands import Output, checked_registry, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
 from bench.nightly import baseline, compared, matching, networks, night, order, summary
 from bench.nightly import check as checking
@@ -48,6 +48,7 @@ def _nightly(options: argparse.Namespace, job: Job, since: float) -> Output:
     base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
     if base is not None:
         checking.measured(base)
+    checked_registry()
     chosen, broken = order.chosen(options.paper)
     planned = order.planned(chosen, job)
     keys = dict.fromkeys(entry.paper.key for entry in planned)
