@@ -41,8 +41,10 @@ def registry_folder() -> Path:
     return Path(package.__path__[0]) / "registry"
 
 
-def checked_registry() -> None:
-    """UserError where a file of the registry breaks its schema: the pages read all of it behind the last row."""
+def checked_pages(root: Path) -> None:
+    """UserError for a file of the registry, or a row in ``root``, that the pages could not read behind the last row."""
+    for path in loading.row_files(root):
+        loading.content(path)
     folder = registry_folder()
     claims.by_id(folder)
     for paper in registered(folder):
@@ -112,7 +114,7 @@ def run(options: argparse.Namespace) -> Output:
 
 def _run(options: argparse.Namespace, job: Job, chosen: Sequence[tuple[Paper, list[Row]]]) -> Output:
     mode = modes.chosen(options.wandb)
-    checked_registry()
+    checked_pages(options.out)
     separate = options.isolate or options.jobs > 1
     if separate and processes.launched() > 1:
         raise UserError("--isolate and --jobs give each row one process: leave out torchrun")

@@ -4,7 +4,8 @@ Weights that are all numbers of half precision take two bytes each; they come ba
 
 A network that came from a factory (a name, or MODULE:FACTORY) is built by its recipe.  One that came as an object is
 kept with its modules (``structure.pt``, without weights): reading it needs the classes of the network, and nothing else
-that is in such a file is ever called.
+that is in such a file is ever called.  Of factories, a file's word alone calls none but those that make networks: the
+suite's, classes of modules, functions that say so, and functions of one's own.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import importlib
 import inspect
 import json
 import pickle
-from collections.abc import Mapping
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bench.errors import UserError
-from bench.models.recipe import Recipe
+from bench.models.builders import BUILDERS
+from bench.models.recipe import Recipe, find_builder
 from bench.store import disk_errors, file_digest, write_json
 
 RECIPE, WEIGHTS, STRUCTURE = "recipe.json", "weights.safetensors", "structure.pt"
@@ -86,6 +90,7 @@ def load(folder: Path | str, dense: nn.Module | None = None) -> nn.Module:
     folder = Path(folder)
     recipe, state = recipe_of(folder), _state(folder)
     if dense is None and recipe.builder:
+        _check_factory(recipe.builder, folder)
         model = recipe.build()
     elif dense is None:
         return _materialised(_load_structure(folder), state).eval()
@@ -101,6 +106,41 @@ def load(folder: Path | str, dense: nn.Module | None = None) -> nn.Module:
             tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _check_factory(name: str, folder: Path) -> None:
+    """Raises :class:`UserError` for a factory that may be anything: a file from elsewhere calls no other function."""
+    if name in BUILDERS:
+        return
+    factory = find_builder(name)
+    if isinstance(factory, type):
+        fine = issubclass(factory, nn.Module)
+    else:
+        fine = inspect.isfunction(factory) and (_says_network(factory) or _own(factory))
+    if not fine:
+        raise UserError(
+            f"{folder} names {name} as what makes its network, and nothing says that it makes any: if you trust it, "
+            "give bench.api.load the dense network"
+        )
+
+
+def _says_network(function: Callable[..., Any]) -> bool:
+    """Whether its annotation promises a module."""
+    try:
+        promised = get_type_hints(function).get("return")
+    except Exception:  # annotations name what cannot be found
+        return False
+    return isinstance(promised, type) and issubclass(promised, nn.Module)
+
+
+def _own(function: Callable[..., Any]) -> bool:
+    """Whether it stands in a file of the user's: not Python's, no installed package's, not the suite's."""
+    file = getattr(
+        sys.modules.get(function.__module__), "__file__", None
+    )  # a function of a frozen module knows no file
+    places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    others = {Path(place).resolve() for place in [*places, Path(__file__).parent]}
+    return file is not None and not any(Path(file).resolve().is_relative_to(other) for other in others)
 
 
 def recipe_of(folder: Path) -> Recipe:

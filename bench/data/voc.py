@@ -5,6 +5,7 @@ Everything is read and checked here, from the raw XML, before mmdet reads it aga
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 import numpy as np
 from tqdm import tqdm
@@ -269,7 +271,7 @@ def _read(root: Path, name: str, source: Path) -> _Raw:
     if xml.stat().st_size > _LARGEST_XML:
         raise UserError(f"{xml} of {source} has more than {_LARGEST_XML / 1e6:g} MB, which no annotation has: mend it")
     content = xml.read_bytes()
-    if b"<!ENTITY" in content:  # entities of entities grow without bound
+    if _declares_entities(content):  # entities of entities grow without bound
         raise UserError(f"{xml} of {source} defines entities, which no annotation needs: remove them")
     try:
         root_element = ElementTree.fromstring(content)
@@ -288,6 +290,21 @@ def _read(root: Path, name: str, source: Path) -> _Raw:
         boxes.append([_whole(box, side, xml, what, cut=True) - 1 for side in _SIDES])
     array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     return _Raw(name, xml, image, stated, names, array, difficult)
+
+
+def _declares_entities(content: bytes) -> bool:
+    """Whether XML, in whatever encoding, declares an entity; what cannot be read is malformed, which is told later."""
+    found = []
+
+    def declared(name: str, *_: Any) -> None:
+        found.append(name)
+        raise ValueError(name)  # before it is used
+
+    parser = expat.ParserCreate()
+    parser.EntityDeclHandler = declared
+    with contextlib.suppress(ValueError, LookupError, expat.ExpatError):
+        parser.Parse(content, True)
+    return bool(found)
 
 
 def _text(element: ElementTree.Element, tag: str, file: Path, what: str) -> str:

@@ -16,6 +16,10 @@ class Compact:
     def __init__(self, values: Tensor, index: Tensor, channels: int) -> None:
         self.values, self.index, self.channels = values, index, channels
 
+    def holding(self, values: Tensor) -> Compact:
+        """The same channels of the same images with other values."""
+        return type(self)(values, self.index, self.channels)
+
     def dense(self) -> Tensor:
         """B x channels x H x W, the inactive ones zero."""
         batch, _, height, width = self.values.shape
@@ -25,6 +29,32 @@ class Compact:
     def rows(self, chosen: Tensor) -> Compact:
         """The images ``chosen`` of the group."""
         return Compact(self.values.index_select(0, chosen), self.index, self.channels)
+
+    def added_to(self, whole: Tensor) -> Tensor:
+        """``whole`` (B x channels x H x W) plus the active channels."""
+        return whole.index_add(1, self.index, self.values)
+
+
+class PerImage(Compact):
+    """As many active channels of each image, each image's own: ``index`` is B x k."""
+
+    __slots__ = ()
+
+    def dense(self) -> Tensor:
+        """B x channels x H x W, the inactive ones zero."""
+        batch, _, height, width = self.values.shape
+        return self.values.new_zeros(batch, self.channels, height, width).scatter_(1, self._places(), self.values)
+
+    def rows(self, chosen: Tensor) -> PerImage:
+        """The images ``chosen``."""
+        return PerImage(self.values.index_select(0, chosen), self.index.index_select(0, chosen), self.channels)
+
+    def added_to(self, whole: Tensor) -> Tensor:
+        """``whole`` (B x channels x H x W) plus the active channels."""
+        return whole.scatter_add(1, self._places(), self.values)
+
+    def _places(self) -> Tensor:
+        return self.index[:, :, None, None].expand_as(self.values)
 
 
 Value = Tensor | Compact
@@ -43,14 +73,14 @@ def take(value: Any, rows: Tensor) -> Any:
 
 
 def add(a: Value, b: Value) -> Value:
-    """A residual addition: the union of both sets of channels."""
+    """A residual addition: the union of both sets of channels; all of them, where each image has its own."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a + b
     if isinstance(a, Tensor):
         a, b = b, a
     assert isinstance(a, Compact)
-    if isinstance(b, Tensor):
-        return b.index_add(1, a.index, a.values)
+    if isinstance(b, Tensor) or isinstance(a, PerImage):
+        return a.added_to(dense(b))
     place = torch.zeros(a.channels, dtype=torch.long, device=a.index.device)
     place[a.index] = 1
     place[b.index] = 1

@@ -1,9 +1,11 @@
 """Runs a gated network by computing only the winners: smaller dense convolutions, not multiplications by zero.
 
 For one image the active filters and the active input channels of a layer are gathered into a smaller convolution.
-Between layers only the active channels exist (:class:`Compact`).  In a batch, images with equal masks are computed
-together; where masks differ the group splits.  What cannot be said of active channels alone (a fully connected layer,
-an unknown operation) gets the whole tensor.  Works on CPU and CUDA, in any precision; for evaluation only.
+Between layers only the active channels exist (:class:`Compact`).  In a batch on the CPU, images with equal masks are
+computed together; where masks differ the group splits.  On a GPU a batch stays whole, with filters gathered for each
+image (:mod:`bench.gating.batched`): splitting would wait for the device at each layer and launch for each group.  What
+cannot be said of active channels alone (a fully connected layer, an unknown operation) gets the whole tensor.  Works in
+any precision; for evaluation only.
 """
 
 from __future__ import annotations
@@ -32,15 +34,16 @@ Instruction = tuple[Callable[..., Any], int, tuple[int, ...], bool]
 class SkippedNetwork(nn.Module):
     """The gated network ``model`` (in evaluation mode, copied by reference) as a program that skips.
 
-    Input N x C x H x W, output as the network's.  Raises :class:`UserError` for a network that cannot be traced or has
-    no gated layer.
+    Input N x C x H x W, output as the network's.  ``together``: whether a batch stays whole (None: on a GPU).  Raises
+    :class:`UserError` for a network that cannot be traced or has no gated layer.
     """
 
     slots: int
     output: int
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, together: bool | None = None) -> None:
         super().__init__()
+        self.together = together
         graph = trace(model)
         if not any(isinstance(module, GatedConv2d) for module in model.modules()):
             raise UserError("the network has no gated layer: convert it first")
@@ -51,9 +54,11 @@ class SkippedNetwork(nn.Module):
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
-        """N x C x H x W; one image at a time is fastest, batches are grouped by equal masks."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        if len(x) == 1:
+        """N x C x H x W; on the CPU one image at a time is fastest."""
+        whole = x.is_cuda if self.together is None else self.together
+        if len(x) == 1 or not whole:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if len(x) == 1 or whole:
             values: list[Any] = [None] * self.slots
             values[0] = x
             for run, target, sources, _ in self.program:
@@ -178,7 +183,7 @@ def _instruction(
     # values are used again, so nothing may change them
     call = _call(None if module is None else out_of_place(module), node)
     if keeps_zeros(model, node) and len(node.all_input_nodes) == 1:
-        return lambda x: Compact(call(x.values), x.index, x.channels) if isinstance(x, Compact) else call(x), False
+        return lambda x: x.holding(call(x.values)) if isinstance(x, Compact) else call(x), False
     return lambda *values: call(*[dense(value) for value in values]), False
 
 

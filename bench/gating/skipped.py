@@ -3,7 +3,8 @@
 Images and filters lie channels-last, in which small convolutions are about twice as fast on the CPU (nothing needs
 reordering) and a filter at one place is a row.  A single image on the CPU takes the compiled loops of
 :mod:`bench.gating.kernels`, with filters that stay gathered from image to image; everything else (batches, CUDA, half
-precision, d = 1) takes PyTorch's operations.
+precision, d = 1) takes PyTorch's operations.  A batch is computed group by group of equal winners, or, with as many
+launches for any winners, all at once by :mod:`bench.gating.batched`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.errors import UserError
-from bench.gating import kernels
-from bench.gating.compact import Compact, Value, dense, take
+from bench.gating import batched, kernels
+from bench.gating.compact import Compact, PerImage, Value, dense, take
 from bench.gating.layer import GatedConv2d
 from bench.gating.winners import winners
 
@@ -148,7 +149,9 @@ class SkippedConv(nn.Module):
         return y if index is None else Compact(y, index, self.channels)
 
     def forward(self, x: Value) -> Value:
-        """One image."""
+        """One image, or a batch whose images have winners of their own each."""
+        if len(_values(x)) > 1:
+            return self._together(x)
         if not self.compiled(x):
             self.last, g = self.choose(x)
             return self.convolve(x, self.last, g, *self.gather(x, self.last, g))
@@ -167,8 +170,33 @@ class SkippedConv(nn.Module):
         kernels.finish(_positions(y), outputs, g, bias, behind, self.rectify)
         return Compact(y, torch.from_numpy(outputs), self.channels)
 
+    def _together(self, x: Value) -> Value:
+        """A batch at once; nothing waits for the device, so that it can be captured as a CUDA graph."""
+        g = self.saliency(x)
+        if self.k == self.channels and isinstance(x, Tensor):
+            return self.convolve(x, None, g, *self.gather(x, None, g))
+        index = winners(g, self.k).sort(dim=1).values
+        chosen = g.gather(1, index)
+        y = batched.convolved(x, self.rows, index, self.bias[index], self.kernel, *self.shape)
+        y.mul_(chosen[:, :, None, None])
+        if not self.gated:
+            y.add_(self.behind[index][:, :, None, None])
+        if self.rectify:
+            y.relu_()
+        if self.k == self.channels:
+            return y
+        if not self.exact:  # ties at the threshold lose; they are computed all the same
+            won = chosen > g.topk(self.k + 1, dim=1).values[:, -1:]
+            y = y.where(won[:, :, None, None], 0.0)
+        return PerImage(y, index, self.channels)
+
     def saliency(self, x: Value) -> Tensor:
         """g, B x C_out, from the channels that exist."""
+        if isinstance(x, PerImage):
+            pooled = (x.values.abs() if self.absolute else x.values).mean((2, 3))
+            means = pooled.new_zeros(len(pooled), x.channels).scatter_(1, x.index, pooled)
+            g = F.linear(means, self.phi.t(), self.rho)
+            return g.relu_() if self.rectified_gate else g
         values, phi = (x.values, self.phi.index_select(0, x.index)) if isinstance(x, Compact) else (x, self.phi)
         g = F.linear((values.abs() if self.absolute else values).mean((2, 3)), phi.t(), self.rho)
         return g.relu_() if self.rectified_gate else g
@@ -212,6 +240,19 @@ class PlainConv(nn.Module):
         conv = self.conv
         if isinstance(x, Tensor) or conv.groups != 1 or type(conv) is not nn.Conv2d or conv.padding_mode != "zeros":
             return conv(dense(x))  # type: ignore[no-any-return]
+        if isinstance(x, PerImage):
+            every = torch.arange(conv.out_channels, device=x.index.device).expand(len(x.index), -1)
+            bias = None if conv.bias is None else conv.bias[every]
+            return batched.convolved(
+                x,
+                self.rows,
+                every,
+                bias,
+                conv.kernel_size,
+                conv.stride,
+                conv.padding,  # type: ignore[arg-type]
+                conv.dilation,
+            )
         weight = _filters(_at(self.rows, x), conv.kernel_size)
         return F.conv2d(x.values, weight, conv.bias, conv.stride, conv.padding, conv.dilation)  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from bench import metrics
 from bench.errors import UserError
 from bench.measure.statistics import interval_of_change
 from bench.nightly import baseline, compared, makings, matching
@@ -89,10 +90,12 @@ def check(runs: Path, base: Path, done: Night | None = None) -> list[RowCheck]:
     """
     store = Store(runs) if (runs / "steps").is_dir() else None
     found = []
-    for path, before in measured(base).items():
+    rows = measured(base)
+    held = {(before["id"], before["setting"]["scale"]) for before in rows.values()}
+    for path, before in rows.items():
         if done is None:
             match = matching.in_run(before, runs, path.relative_to(base))
-        elif (one := matching.in_night(before, done, runs)) is not None:
+        elif (one := matching.in_night(before, done, runs, held)) is not None:
             match = one
         else:
             continue
@@ -110,7 +113,9 @@ def _row(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], store: S
     drift = _drifts(old, new)
     firsts = set(drift)
     excuses = _Excuses(before, now)
-    found = []
+    # what no script declares any more: nobody knows which way is better
+    gone = {one["metric"]: one["value"] for one in before["records"] if metrics.find(one["metric"]) is None}
+    found = [Compared(metric, value, None, 0.0, Word.MISSING) for metric, value in gone.items()]
     for place, cell in old.items():
         clock = compared.clock(cell)
         first = next((one for one in firsts if compared.clock(old[one]) == clock), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import planning, processes, threads
-from bench.commands import Output, checked_registry, declared, job_of, mirror_of, registry_folder, write_pages
+from bench.commands import Output, checked_pages, declared, job_of, mirror_of, registry_folder, write_pages
 from bench.errors import UserError
 from bench.nightly import baseline, compared, matching, networks, night, order, summary
 from bench.nightly import check as checking
@@ -48,7 +48,7 @@ def _nightly(options: argparse.Namespace, job: Job, since: float) -> Output:
     base = options.baseline or (BASELINE if BASELINE.is_dir() else None)
     if base is not None:
         checking.measured(base)
-    checked_registry()
+    checked_pages(options.out)
     chosen, broken = order.chosen(options.paper)
     planned = order.planned(chosen, job)
     keys = dict.fromkeys(entry.paper.key for entry in planned)
@@ -90,7 +90,7 @@ def _nightly(options: argparse.Namespace, job: Job, since: float) -> Output:
             night.run(begun, planned, worths, job, options.budget, RESULTS, say, options.jobs, since)
         finally:
             value, text, status = _told(begun, options.out, base, say, asked=options.baseline is not None)
-    if broken:
+    if planning.scripts()[1]:  # also of a paper that this night was not asked for: the pages are of all
         say("no pages are written and nothing is mirrored while a paper's script cannot be imported")
         return value, text, status
     value["pages"] = [str(path) for path in write_pages(options.out)]
@@ -125,7 +125,7 @@ def _told(done: night.Night, out: Path, base: Path | None, say: Callable[[str], 
     entries = remembering.read(out)
     drifts = remembering.drifts([one for one in entries if one.row in done.rows])
     changes = night.data_changes(entries, done.number)
-    page = summary.markdown(done, checked, drifts, changes, str(base), problem)
+    page = summary.markdown(done, checked, drifts, changes, None if base is None else str(base), problem)
     place = night.folder(out, done.number)
     try:
         write_text(place / "summary.md", page)

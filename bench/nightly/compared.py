@@ -163,7 +163,8 @@ def worst(words: Sequence[Word]) -> Word:
 def in_words(one: Compared) -> str:
     """A value's comparison in one line."""
     known = metrics.find(one.metric)
-    assert known is not None
+    if known is None:
+        return f"{one.metric}: was {one.before:g}, and no script declares such a metric any more"
     title = f"{known.title}, {one.at}" if one.at else known.title
     if one.now is None:
         return f"{title}: was {known.number(one.before)}, not measured now"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,20 @@ def in_run(before: Mapping[str, Any], runs: Path, place: Path) -> Match:
     return _ran(like[0]) if like else Match(missing="was not run")
 
 
-def in_night(before: Mapping[str, Any], done: Night, out: Path) -> Match | None:
-    """The row as the night measured it; None for rows that it was not asked for or had no time for."""
+def in_night(
+    before: Mapping[str, Any], done: Night, out: Path, held: Set[tuple[str, str]] = frozenset()
+) -> Match | None:
+    """The row as the night measured it; None for rows that it was not asked for or had no time for.
+
+    ``held`` are the baseline's rows with their scales: one that moved to a scale which none of them has is missing.
+    """
     name, scale = before["id"], before["setting"]["scale"]
     file = files_of(done, out).get(name)
     if file is not None:
         now = content(file)
-        if now["setting"]["scale"] != scale:
-            return None
+        if (here := now["setting"]["scale"]) != scale:
+            moved = _asked(before, done) and (name, here) not in held
+            return Match(missing=f"was measured on {here} instead: accept a new baseline") if moved else None
         if other := settings.differing(settings.chosen(before), settings.chosen(now)):
             return Match(other=other)
         if (seeds := _seeds(before)) != _seeds(now):
@@ -56,8 +62,15 @@ def in_night(before: Mapping[str, Any], done: Night, out: Path) -> Match | None:
             one = done.arguments.get("seed") is not None
             return Match(other=words) if one else Match(missing=f"{words}: accept a new baseline")
         return _ran(now)
-    if name in done.left or name in done.elsewhere or not _asked(before, done):
+    if name in done.left or not _asked(before, done):
         return None
+    if name in done.elsewhere:  # the night took other data for its paper; it was once meant for the baseline's
+        meant = _meant(name)
+        return (
+            Match(missing=f"{done.elsewhere[name]}, not on {scale} any more")
+            if scale not in (meant or {scale})
+            else None
+        )
     if other := _other_night(before, done):
         return Match(other=other)
     if (report := done.rows.get(name)) is not None:
@@ -65,6 +78,14 @@ def in_night(before: Mapping[str, Any], done: Night, out: Path) -> Match | None:
     if name in done.not_run:
         return Match(missing=f"cannot run any more: {done.not_run[name]}")
     return Match(missing="no script has this row at this scale any more")
+
+
+def _meant(name: str) -> Set[str] | None:
+    """The scales that a row is meant for; None for all, and for a row that no script has."""
+    known, _ = planning.scripts()
+    paper = known.get(name.partition("/")[0])
+    row = None if paper is None else paper.ids.get(name)
+    return None if row is None or row.scales is None else frozenset(row.scales)
 
 
 def _ran(row: Mapping[str, Any]) -> Match:

@@ -107,21 +107,23 @@ def _first(paper: Paper, rows: Sequence[Row], scales: Sequence[str | None], job:
 
 
 def _plan(paper: Paper, rows: Sequence[Row], job: Job) -> list[Planned]:
-    """The rows in the job's setting; where a bug ends the plan, each is planned on its own and costs itself.
+    """The rows in the job's setting; where that fails, each is planned on its own and costs itself.
 
-    Raises the :class:`UserError` of :func:`planning.plan`.
+    Raises the :class:`UserError` of :func:`planning.plan` where it is that of every row.
     """
     try:
         found = planning.plan(paper, rows, job)
         planning.steps_of(found)  # their keys are made as late as that
         return found
-    except UserError:
-        raise
     except Exception as error:
-        bug = error
+        failed = error
     alone = [_alone(paper, row, scale, job) for row, scale in planning.meant(rows, job)]
-    if not any(isinstance(entry, Unplannable) for entry in alone):  # else it is told of the row that it is met in
-        traceback.print_exception(bug, file=sys.stderr)
+    unplannable = any(isinstance(entry, Unplannable) for entry in alone)
+    if isinstance(failed, UserError):  # a data set that is damaged, of which other rows need nothing
+        if not unplannable and all(entry.chain is None for entry in alone):
+            raise failed
+    elif not unplannable:  # else it is told of the row that it is met in
+        traceback.print_exception(failed, file=sys.stderr)
     return alone
 
 

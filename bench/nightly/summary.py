@@ -27,15 +27,15 @@ def markdown(
     checked: Sequence[checking.RowCheck],
     drifts: Drifts,
     changes: Sequence[str],
-    baseline: str,
+    baseline: str | None,
     problem: str = "",
 ) -> str:
     """The night on one page: what went wrong first, then every row, then what was left out and why.
 
-    ``problem`` says why it could not be compared with the baseline.
+    ``problem`` says why it could not be compared with the ``baseline`` (None: there is none).
     """
     good = sum(report.status == runner.OK for report in night.rows.values())
-    title = f"# Night {night.number}: {_verdict(night, checked, problem)}"
+    title = f"# Night {night.number}: {_verdict(night, checked, drifts, changes, baseline, problem)}"
     facts = (
         f"{good} of {len(night.rows) + len(night.left)} rows ran in {night.minutes:.0f} minutes; begun {night.date}; "
         f"code {night.commit or 'of no commit'}."
@@ -46,6 +46,10 @@ def markdown(
     bad = [row for row in checked if row.failed]
     if bad:
         parts.append(f"## Worse than the baseline {baseline}, or missing\n\n```\n{checking.text(bad)}\n```")
+    elif baseline is None:
+        parts.append(
+            "**Compared with no baseline:** `bench accept --baseline DIR` makes one, `--baseline DIR` names it."
+        )
     elif problem:
         parts.append(f"**Not compared with the baseline {baseline}:** {_inline(problem)}.")
     elif checked:
@@ -90,7 +94,14 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _verdict(night: Night, checked: Sequence[checking.RowCheck], problem: str) -> str:
+def _verdict(
+    night: Night,
+    checked: Sequence[checking.RowCheck],
+    drifts: Drifts,
+    changes: Sequence[str],
+    baseline: str | None,
+    problem: str,
+) -> str:
     """What went wrong in few words, or that nothing did; a night that did not end says so first."""
     words = Counter(row.word for row in checked)
     verdicts = Counter(one["verdict"] for one in night.networks)
@@ -102,13 +113,15 @@ def _verdict(night: Night, checked: Sequence[checking.RowCheck], problem: str) -
             (words[compared.Word.MISSING], "missing of the baseline"),
             (verdicts[evaluate.DIFFERENT], "released networks differ"),
             (verdicts[networks.FAILED], "released networks failed"),
+            (len(drifts), "drifting"),
         )
         if count
     ]
+    said += ["data changed"] if changes else []
     said += ["not compared with the baseline"] if problem else []
     if not night.ended:
         return ", ".join(["stopped", *said])
-    return ", ".join(said) or "fine"
+    return ", ".join(said) or ("fine" if baseline is not None else "fine, compared with no baseline")
 
 
 def _others(rows: Sequence[checking.RowCheck]) -> list[str]:

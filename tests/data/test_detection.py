@@ -241,12 +241,19 @@ def no_size_and_no_image(root: Path) -> None:
     (root / "JPEGImages/a.jpg").write_bytes(b"nothing")
 
 
+def in_utf_16(root: Path) -> None:
+    path = root / "Annotations" / "a.xml"
+    text = path.read_text().replace("<annotation>", '<!DOCTYPE a [<!ENTITY b "b">]><annotation>')
+    path.write_bytes(f'<?xml version="1.0" encoding="UTF-16"?>{text}'.encode("utf-16"))
+
+
 VOC_BREAKAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "malformed": (in_xml("</object>", ""), ["Annotations/a.xml", "malformed XML"]),
     "entities": (
         in_xml("<annotation>", '<!DOCTYPE a [<!ENTITY b "b"><!ENTITY c "&b;&b;">]><annotation>'),
         ["Annotations/a.xml", "defines entities"],
     ),
+    "entities in UTF-16": (in_utf_16, ["Annotations/a.xml", "defines entities"]),
     "too large": (in_xml("</annotation>", " " * 1_000_000 + "</annotation>"), ["Annotations/a.xml", "more than 1 MB"]),
     "not xml": (lambda r: (r / "Annotations/a.xml").write_bytes(b"\xff\x00\x01") and None, ["Annotations/a.xml"]),
     "no xml": (lambda r: (r / "Annotations/a.xml").unlink(), ["Annotations/a.xml", "missing", "trainval.txt"]),

@@ -4,21 +4,23 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.errors import UserError
-from bench.gating import kernels
-from bench.gating.compact import Compact, add, dense
+from bench.gating import batched, kernels
+from bench.gating.compact import Compact, PerImage, add, dense
 from bench.gating.convert import convert
 from bench.gating.layer import OFFICIAL_CODE, PAPER, GatedConv2d, GateOptions, gated_layers
 from bench.gating.skip import SkippedNetwork
 from bench.gating.skipped import SkippedConv
-from bench.measure import dynamic
+from bench.measure import dynamic, latency
 from bench.models.cifar_resnet import CifarResNet
 from bench.models.mcifarnet import mcifarnet
 from bench.models.resnet import resnet18
@@ -71,6 +73,10 @@ def test_layer_by_layer(shape: tuple[int, ...], dtype: torch.dtype, limit: float
     assert float((torch.cat(found) - expected).abs().max()) <= limit * float(expected.abs().max())
     for rows, group in skipping.groups(x):
         assert float((dense(group) - expected[rows]).abs().max()) <= limit * float(expected.abs().max())
+    for value in (x, PerImage(x[:, index], index.expand(len(x), -1), inputs)):
+        whole = skipping(value)
+        assert isinstance(whole, PerImage if layer.k < outputs else Tensor)
+        assert float((dense(whole) - expected).abs().max()) <= limit * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("options", [OFFICIAL_CODE, GateOptions(shift="masked"), GateOptions(subsample="mean")])
@@ -84,6 +90,7 @@ def test_the_options_skip_too(options: GateOptions) -> None:
     torch.testing.assert_close(one_by_one, expected, rtol=1e-10, atol=1e-10)
     for rows, group in skipping.groups(x):
         torch.testing.assert_close(dense(group), expected[rows], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(dense(skipping(x)), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_winners_keep_their_slots_and_only_what_changed_is_gathered() -> None:
@@ -153,6 +160,7 @@ def test_with_strict_ties_only_the_winners_are_computed() -> None:
         value = skipping(image[None])
         assert isinstance(value, Compact) and value.values.shape[1] == 2 and sorted(value.index.tolist()) == [0, 5]
         torch.testing.assert_close(value.dense()[0], wanted, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(dense(skipping(x)), layer(x), rtol=1e-10, atol=1e-10)
 
 
 def test_a_saliency_that_is_no_number_wins_nothing() -> None:
@@ -220,6 +228,52 @@ def test_networks_end_to_end(name: str, density: int) -> None:
     assert float((skipping(x) - expected).abs().max()) <= limit
     singles = torch.cat([skipping(image[None]) for image in x])
     assert float((singles - expected).abs().max()) <= limit
+    together = SkippedNetwork(model, together=True)
+    assert float((together(x) - expected).abs().max()) <= limit
+    assert float((together(x[:1]) - expected[:1]).abs().max()) <= limit
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts the convolutions that are launched."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "convolution" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["mcifarnet", "vgg", "resnet18"])
+@torch.inference_mode()
+def test_a_whole_batch_launches_as_often_as_one_image(name: str) -> None:
+    """Eight images with winners of their own: a convolution a layer, whose MACs are those of the images one by one.
+
+    But behind an addition, where the whole batch has all channels and a single image the union of two sets.
+    """
+    model, side = network(name, 400)
+    x = torch.randn(8, 3, side, side, dtype=torch.float64)
+    calls: dict[str, list[int]] = {}
+    for what, net, images in (
+        ("whole", SkippedNetwork(model, together=True), [x]),
+        ("one by one", SkippedNetwork(model), list(x.split(1))),
+    ):
+        counted = calls[what] = []
+        for batch in images:
+            with FlopCounterMode(display=False) as counter, Convolutions() as seen:
+                net(batch)
+            counts = counter.get_flop_counts()["Global"]
+            counted += [seen.count, sum(v for operation, v in counts.items() if "convolution" in str(operation))]
+    assert calls["whole"][0] == calls["one by one"][0] and set(calls["one by one"][::2]) == {calls["whole"][0]}
+    alone = sum(calls["one by one"][1::2])
+    assert calls["whole"][1] > alone if name == "resnet18" else calls["whole"][1] == alone
+
+
+def test_the_filters_of_each_image_are_plain_indexing() -> None:
+    rows, outputs, inputs = torch.randn(6, 9, 5), torch.tensor([[4, 0], [1, 5]]), torch.tensor([[0, 3, 4], [1, 2, 3]])
+    for image in range(2):
+        chosen = rows[outputs[image]]
+        assert torch.equal(batched.gathered(rows, outputs, None)[image], chosen)
+        assert torch.equal(batched.gathered(rows, outputs, inputs)[image], chosen[:, :, inputs[image]])
 
 
 @pytest.mark.parametrize("name", ["mcifarnet", "vgg"])
@@ -270,6 +324,17 @@ def test_the_union_of_two_sets_of_channels() -> None:
     whole = torch.randn(2, 6, 3, 3, dtype=torch.float64)
     for pair in ((a, whole), (whole, a)):
         torch.testing.assert_close(dense(add(*pair)), a.dense() + whole)
+    own = (
+        PerImage(values[0], torch.tensor([[4, 1], [0, 2]]), 6),
+        PerImage(values[1], torch.tensor([[0, 4, 3], [2, 1, 5]]), 6),
+    )
+    plain = [torch.zeros(2, 6, 3, 3, dtype=torch.float64) for _ in own]
+    for part, zeros in zip(own, plain, strict=True):
+        for image in range(2):
+            zeros[image, part.index[image]] = part.values[image]
+    for pair, wanted in ((own, sum(plain)), ((own[0], whole), plain[0] + whole), ((whole, own[1]), plain[1] + whole)):
+        torch.testing.assert_close(dense(add(*pair)), wanted)
+    assert torch.equal(dense(own[1].rows(torch.tensor([1]))), plain[1][1:])
 
 
 def test_networks_without_gates_are_refused() -> None:
@@ -286,6 +351,10 @@ def test_on_cuda(name: str) -> None:
     x = torch.randn(6, 3, side, side, dtype=torch.float64, device="cuda")
     expected = model(x)
     skipping = SkippedNetwork(copy.deepcopy(model)).cuda()
+    grouped = SkippedNetwork(copy.deepcopy(model), together=False).cuda()
     limit = 1e-9 * float(expected.abs().max())
     assert float((skipping(x) - expected).abs().max()) <= limit
+    assert float((grouped(x) - expected).abs().max()) <= limit
     assert float((torch.cat([skipping(image[None]) for image in x]) - expected).abs().max()) <= limit
+    captured = latency.captured(skipping, x)  # whole batches wait for nothing
+    assert not isinstance(captured, str), captured

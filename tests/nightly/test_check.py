@@ -302,6 +302,13 @@ def test_points_of_curves_are_compared_by_series_and_place(tmp_path: Path) -> No
     assert gone.word is Word.MISSING and "first k at 2: was +3.00, not measured now" in text([gone])
 
 
+def test_a_metric_that_no_script_declares_any_more_is_missing(tmp_path: Path) -> None:
+    records = [top1(1800), bare("once_measured", 3.0)]
+    found = both(tmp_path, row(records), row(records))
+    assert found.word is Word.MISSING
+    assert "once_measured: was 3, and no script declares such a metric any more" in text([found])
+
+
 def test_a_row_of_which_nothing_is_compared_is_not_the_same(tmp_path: Path) -> None:
     found = both(tmp_path, row([bare("machine_load", 0.5)]), row([bare("machine_load", 0.5)]))
     assert found.word is Word.AMBIGUOUS and "nothing to compare" in text([found])

@@ -16,6 +16,7 @@ from bench.nightly.check import check, text
 from bench.nightly.child import Report
 from bench.nightly.compared import Word
 from bench.nightly.night import Night
+from bench.rows import Paper, Row
 
 ASKED = {"papers": ["toy"], "scale": "clutter", "seed": None, "device": "cpu", "weights": None}
 
@@ -71,6 +72,38 @@ def test_what_was_not_measured_is_missing_with_the_reason(folders: Folders) -> N
     assert found["toy/t/gone"].missing == "no script has this row at this scale any more"
     assert found["toy/t/unable"].missing == "cannot run any more: needs clutter: it is damaged"
     assert found["toy/t/failed"].missing == "crashed: its process died of signal 9"
+
+
+def put_at(folders: Folders, name: str, before: str, now: str) -> None:
+    """A row of the baseline at one scale, of the night at another."""
+    for root, scale in ((folders.base, before), (folders.runs, now)):
+        value = row([top1(1800)], f"toy/t/{name}")
+        value["setting"]["scale"] = scale
+        path = put(root, value)
+    folders.reports[f"toy/t/{name}"] = Report(f"toy/t/{name}", "ok", file=str(path))
+
+
+def test_a_row_that_moved_to_another_scale_is_missing(folders: Folders) -> None:
+    """Unless the baseline has it there too, or the night was asked for the other scale alone."""
+    put_at(folders, "a", "clutter", "digits")
+    night_ = folders.night(arguments={**ASKED, "scale": "embedded"})
+    (found,) = check(folders.runs, folders.base, night_)
+    assert found.missing == "was measured on digits instead: accept a new baseline"
+    assert folders.words(folders.night(arguments={**ASKED, "scale": "digits"})) == {}
+    put_at(folders, "a", "digits", "digits")
+    assert [one.word for one in check(folders.runs, folders.base, night_)] == [Word.SAME]
+
+
+def test_a_row_that_is_not_meant_for_its_baseline_s_data_any_more_is_missing(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the night leaves out because its paper's other rows run on other data is not."""
+    folders.measured("a", now=None)
+    done = folders.night(elsewhere={"toy/t/a": "runs at digits alone"})
+    for scales, words in ((("digits",), {"toy/t/a": Word.MISSING}), (("clutter", "digits"), {}), (None, {})):
+        paper = Paper("toy", "", "", [Row("T", "a", "cifar10", scales=scales)], [])
+        monkeypatch.setattr(planning, "scripts", lambda paper=paper: ({"toy": paper}, {}))
+        assert folders.words(done) == words
 
 
 @pytest.mark.parametrize(

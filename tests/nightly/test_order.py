@@ -206,6 +206,20 @@ def test_a_paper_that_cannot_run_is_named_with_the_reason(monkeypatch: Any) -> N
         order.planned(papers[:1], order.Job(scale="embedded", device="cpu"))
 
 
+def test_a_data_set_that_is_damaged_costs_the_rows_that_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planned together they all fail of it."""
+
+    def plan(paper: Paper, rows: list[Row], job: Any) -> list[Planned]:
+        if any(row.scale == "cifar10" for row in rows):
+            raise UserError("train.npz is damaged")
+        return [Planned(paper, row, row.scale, chain=Chain([], [])) for row in rows]
+
+    monkeypatch.setattr(order.planning, "plan", plan)
+    rows = [Row("T", "a", "cifar10"), Row("T", "b", "imagenet")]
+    found = order.planned([(Paper("toy", "", "", rows, []), rows)], order.Job(device="cpu"))
+    assert [(entry.id, entry.reason) for entry in found] == [("toy/t/a", "train.npz is damaged"), ("toy/t/b", None)]
+
+
 def test_every_paper_has_its_night_on_embedded_data() -> None:
     """No paper is left out, and no row of one stands for it with an error."""
     chosen = [(paper, paper.rows) for paper in planning.papers().values()]

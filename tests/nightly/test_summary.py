@@ -34,7 +34,7 @@ WORSE = RowCheck("toy/t/a", "clutter", [Compared("top1_acc", 90.0, 80.0, 0.5, Wo
 
 def test_a_night_of_two_failures_and_a_regression() -> None:
     page = summary.markdown(NIGHT, [WORSE], [("toy/t/a", "kl", 3, Drift(3, "up", 1.0, 2.0))], ["x changed"], "base")
-    assert page.startswith("# Night 7: 2 failed, 1 worse than the baseline\n")
+    assert page.startswith("# Night 7: 2 failed, 1 worse than the baseline, 1 drifting, data changed\n")
     order = ["Rows that failed", "Worse than the baseline base", "Slow drifts", "Data changed", "## Rows\n", "Left for"]
     places = [page.index(part) for part in order]
     assert places == sorted(places)
@@ -52,6 +52,12 @@ def test_a_fine_night() -> None:
     assert summary.status(fine, []) == 0
     different = Night(1, {}, None, "d", networks=[{"network": "n", "verdict": "different", "words": "w", "top1": 1.0}])
     assert summary.status(different, []) == 1
+
+
+def test_a_night_that_was_compared_with_nothing_says_so() -> None:
+    fine = Night(1, {}, None, "d", rows={"toy/t/a": NIGHT.rows["toy/t/a"]}, ended=True)
+    page = summary.markdown(fine, [], [], [], None)
+    assert page.startswith("# Night 1: fine, compared with no baseline\n") and "**Compared with no baseline:**" in page
 
 
 def test_what_is_excused_and_what_is_in_another_setting_are_counted_and_named() -> None:
