@@ -32,6 +32,7 @@ _COLUMNS = {
     "efficiency": "share of the saving (%)",
     "published": "published",
 }
+_RATIOS = ("over_dense", "best_over_dense", "over_dense_best", "best_over_dense_best", "over_unrounded")
 _SENSITIVITY = "sensitivity"
 _OF_TRIES = {"text", "device", "code", "date", "entries"}
 _NEEDED = {"records", "point", "name", "device", "code", "date", "rows", "notes", "why", "not_measured", "networks"}
@@ -86,9 +87,36 @@ def write(results: Path) -> list[Path]:
             text += _section(value)
     files = [folder / "README.md", folder / "latency.csv"]
     write_text(files[0], "\n".join(text).rstrip() + "\n")
-    rows = [{**row, "device": _machine(value)} for value in values for row in value["rows"]]
-    write_text(files[1], csv_text(rows, ("device", *COLUMNS)))
+    lines = [{**row, **_conditions(value, row)} for value in values for row in value["rows"]]
+    ends = [f"{column}_{end}" for column in _RATIOS for end in ("low", "high")]
+    write_text(
+        files[1], csv_text(lines, ("device", *COLUMNS, *ends, "weights", "compiled", "layouts", "notes", "code"))
+    )
     return files
+
+
+def _conditions(value: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line of the CSV file needs to be read without the page: intervals, weights, forms, notes, the code."""
+    ends = _intervals(value, str(row["clock"]))
+    found: dict[str, Any] = {}
+    for column in _RATIOS:
+        if row.get(column) is not None and (interval := ends.get((str(row["network"]), column))):
+            found |= dict(zip((f"{column}_low", f"{column}_high"), interval, strict=True))
+    point = value["point"]
+    given = {one["name"]: one["weights"] for one in _subjects(point)}
+    return {
+        **found,
+        "device": _machine(value),
+        "weights": given.get(row["network"]) or "fresh",
+        "compiled": bool(point.get("compiled")),
+        "layouts": " ".join(point.get("layouts", ())),
+        "notes": "; ".join(value["notes"]),
+        "code": value["code"],
+    }
+
+
+def _subjects(point: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [point["dense"], *point["networks"]] if "dense" in point else []
 
 
 def link(results: Path) -> list[str]:
@@ -133,6 +161,12 @@ def _section(value: Mapping[str, Any]) -> list[str]:
         rows = [row for row in value["rows"] if row["clock"] == clock]
         ends = _intervals(value, clock)
         text += ([f"By {clock} time:", ""] if clock != "wall" else []) + [_table(rows, ends), ""]
+    if subjects := _subjects(value["point"]):
+        given = [f"{one['name']}: {one['weights']}" for one in subjects if one["weights"] is not None]
+        said = ", ".join(given) + (" (the others fresh)" if len(given) < len(subjects) else "") if given else "fresh"
+        layouts = value["point"].get("layouts", [])
+        alone = f"; best of the layout {layouts[0]} alone" if len(layouts) == 1 else ""
+        text += [markdown_text(f"Weights: {said}; inputs: {value.get('inputs', 'noise')}{alone}."), ""]
     if value["not_measured"]:
         text += [f"Not measured: {markdown_text(value['not_measured'])}.", ""]
     text += [*(f"- {markdown_text(note)}" for note in value["notes"]), ""]

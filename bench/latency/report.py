@@ -330,6 +330,8 @@ def _apart(measured: Measured, clock: str, names: Sequence[str], sums: Sequence[
             if abs(ms / whole - 1.0) > _SUM_APART:
                 return f"they sum up to {ms:.2f} ms, and {name} takes {whole:.2f} ms"
     ratio, layers = measured.speedup(clock, *names), sums[0] / sums[1]
+    if (reason := unstable(measured, clock) or _reason(ratio, None, 0.0)) is not None:
+        return f"their sum is not to be compared, {reason}"
     if ratio.low is None or ratio.high is None or not agree(layers, ratio.low, ratio.high):
         return f"one by one they gave {layers:.2f}x, the whole networks {ratio.value:.2f}x"
     return None

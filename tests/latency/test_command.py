@@ -235,9 +235,9 @@ def test_what_is_beside_the_times_costs_them_nothing(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("call", "seconds", "block", "rounds"),
     [
-        # 10 ms a call of each of two: 1.06 s are left after two calls of each, enough for 8 rounds of twice 3 calls
+        # 10 ms a call of each of two: 1.04 s are left after three calls of each, enough for 8 rounds of twice 3 calls
         (0.01, 1.1, 3, 8),
-        # 1 ms: 0.97 s are left after 20 calls of each, enough for 24 rounds of twice 10 calls
+        # 1 ms: 0.968 s are left after 21 calls of each, enough for 24 rounds of twice 10 calls
         (0.001, 1.01, 10, 24),
         # nothing fits: one round of one call
         (1.0, 0.5, 1, 1),
@@ -249,6 +249,15 @@ def test_a_gpu_has_many_rounds_in_a_short_time(
     monkeypatch.setattr(worker, "seconds_of", lambda *_: call)
     found = worker.planned({"a": len, "b": len}, [torch.ones(1)], seconds, "cuda")
     assert (found.block, found.rounds) == (block, rounds)
+
+
+@pytest.mark.parametrize(("call", "calls"), [(0.01, 3), (0.5, 1)])
+def test_a_long_call_is_not_repeated_before_the_turns(monkeypatch: pytest.MonkeyPatch, call: float, calls: int) -> None:
+    """VGG-16 on eight images took four calls of each contestant, and the point's time, before its first turn."""
+    seen: list[float] = []
+    monkeypatch.setattr(worker.latency, "wall", lambda *_: seen.append(call) or call)
+    found = worker.planned({"a": len}, [torch.ones(1)], 18.0, "cpu")
+    assert len(seen) == calls and found.warm_up == (20 if call == 0.01 else 0)
 
 
 def test_a_compiler_that_fails_or_hangs_is_a_form_that_failed() -> None:

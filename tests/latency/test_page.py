@@ -93,6 +93,13 @@ def test_the_page_says_what_the_point_says(tmp_path: Path, monkeypatch: pytest.M
         "small",
         "50.0",
     )
+    assert [rows[1][name] for name in ("over_dense_low", "over_dense_high", "weights", "code")] == [
+        "1.5",
+        "1.7",
+        "fresh",
+        "c" * 40,
+    ]
+    assert rows[2]["over_dense_low"] == "" and rows[1]["notes"] == POINT["notes"][0]
     before = {path: path.read_bytes() for path in files}
     assert {path: path.read_bytes() for path in page.write(results)} == before
     assert page.link(results)[2].startswith("[1 points](latency/README.md)")
@@ -109,6 +116,20 @@ def test_what_a_machine_tells_apart_stands_with_its_points(tmp_path: Path) -> No
     page.accept(tmp_path / "runs", tmp_path / "results")
     text = page.write(tmp_path / "results")[0].read_text()
     assert "caught 1 of 1 (mean ratio 0.900" in text and "0.700" not in text
+
+
+def test_weights_and_layouts_stand_beside_the_times(tmp_path: Path) -> None:
+    subjects = {"dense": {"name": "net", "weights": None}, "networks": [{"name": "small", "weights": "pruned"}]}
+    point = {**POINT["point"], **subjects, "layouts": ["nhwc"], "compiled": True}
+    page.accept(runs(tmp_path, point=point), tmp_path / "results")
+    files = page.write(tmp_path / "results")
+    said = "Weights: small: pruned (the others fresh); inputs: noise; best of the layout nhwc alone."
+    assert said in files[0].read_text()
+    rows = list(csv.DictReader(files[1].open()))
+    assert [(row["weights"], row["compiled"], row["layouts"]) for row in rows[:2]] == [
+        ("fresh", "True", "nhwc"),
+        ("pruned", "True", "nhwc"),
+    ]
 
 
 def test_layers_that_gave_another_ratio_than_the_whole_are_not_shown(tmp_path: Path) -> None:
