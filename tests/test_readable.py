@@ -186,7 +186,7 @@ def test_a_paper_whose_values_could_not_be_read_gets_no_verdict_and_says_why(oth
     lines = [line("pruned", links={"map": unread}), line("dense", links={"map": unread})][: 2 - others]
     lines += [line("read", links={"map": published("mAP", "77.5", "%")})] * others
     (first, *_) = findings.sentences(lines, {})
-    none = "The paper's values could not be read, so no verdict on them is possible, whatever is measured."
+    none = "None of the paper's accuracies could be read, so no verdict on them is possible, whatever is measured."
     assert (first == none) is (others == 0)
 
 

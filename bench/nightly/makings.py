@@ -57,7 +57,7 @@ def other_packages(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the makings of two rows: commit, packages, data, device, in words."""
+    """What differs between the makings of two rows: commit, networks' code, packages, data, device, in words."""
     devices = _comparable(_devices(before), _devices(now))
     parts = {
         "commit": (_commits(before), _commits(now)),
@@ -65,11 +65,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         "data": (_data(before), _data(now)),
         "device": tuple({str(one) for one in side} for side in devices),
     }
-    return [
+    found = [
         f"{title}: {_told(sorted(old - new))} before, {_told(sorted(new - old))} now"
         for title, (old, new) in parts.items()
         if old != new
     ]
+    made = [row.get("made_with") for row in (before, now)]
+    if None not in made and made[0]["how"] != made[1]["how"]:
+        found.append("networks: made by other code or with other parameters")
+    return found
 
 
 def _comparable(before: Iterable[Device], now: Iterable[Device]) -> tuple[set[Device], set[Device]]:

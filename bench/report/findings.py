@@ -60,7 +60,7 @@ def _values(lines: Sequence[Line], sizes: Mapping[str, int], unread: bool) -> st
     counted = [f"{sizes[word]} {_SIZES[word]}" for word in _SIZES if sizes.get(word)]
     said = [f"{word}: {_named(names)}" for word, names in values.items()]
     if unread:
-        said = ["the paper's values could not be read, so no verdict on them is possible, whatever is measured"]
+        said = ["none of the paper's accuracies could be read, so no verdict on them is possible, whatever is measured"]
     elif not said:
         said = ["no published accuracy that could be verified has been measured on the paper's data yet"]
     text = "; ".join([*said, *(["printed sizes: " + ", ".join(counted)] if counted else [])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -36,17 +37,17 @@ def section(
     """
     found = {one.published: one for row in rows.values() for one in row.sizes(published)}
     entries = [(outcome.published, outcome.text) for outcome in coverage.outcomes if outcome.published.kind == "size"]
-    if not found or not entries:
+    if not entries:
         return [], []
     lines = [_cells(entry, found.get(entry), said) for entry, said in entries]
     page, values = (folder / "tables" / "printed" / f"Sizes.{ending}" for ending in ("md", "csv"))
     write_text(page, "\n".join(["# Printed sizes", "", _ABOUT, "", *_table(lines)]) + "\n")
     write_text(values, _csv(entries, found))
     links = ", ".join(f"[{name}]({quote(path.relative_to(folder).as_posix())})" for name, path in
-                      (("all printed sizes", page), ("unrounded (csv)", values)))  # fmt: skip
-    counts = coverage.decided("size")
+                      (("all of them", page), ("unrounded (csv)", values)))  # fmt: skip
     text = ["## Printed sizes", "", _ABOUT, ""]
-    text.append(f"{', '.join(f'{n} {word}' for word, n in counts.most_common())} of {len(entries)}: {links}.")
+    counts = ", ".join(f"{n} {word}" for word, n in Counter(cells[-1] for cells in lines).most_common())
+    text.append(f"Of {len(entries)}: {counts} ({links}).")
     wrong = [cells for cells, (_, said) in zip(lines, entries, strict=True) if said == "wrong"]
     if wrong:
         text += ["", "Those that come out otherwise:", "", *_table(wrong)]

@@ -256,6 +256,8 @@ def test_other_packages_make_other_networks(
         one["setting"]["seeds"] = seeds
     found = both(tmp_path, before, now)
     assert found.word is word and (found.compared[0].excuse == "other packages") is (word is Word.AMBIGUOUS)
+    named = "networks: made by other code or with other parameters" in found.differs
+    assert named is (how == "other")
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,33 @@ def test_two_nights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_regression_planted_in_a_script_is_caught_and_named(tmp_path: Path) -> None:
+    """A training's rate is made so small that it learns nothing: the rows that it is behind are worse, by its code."""
+    project, out, base = tmp_path / "toy", tmp_path / "runs", tmp_path / "base"
+    shutil.copytree(HERE / "toy", project, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        path = {"PYTHONPATH": f"{project}{os.pathsep}{HERE.parent}"}
+        return subprocess.run(
+            command(*arguments), cwd=project, env={**ENVIRONMENT, **path}, capture_output=True, text=True, check=False
+        )
+
+    asked = ["nightly", "toy", "--scale", "digits", "--out", str(out), "--json"]
+    assert run(*asked).returncode == 1  # of the two rows that end badly
+    accepted = run("accept", "--from", str(out), "--baseline", str(base), "--without", *BAD)
+    assert accepted.returncode == 0, accepted.stderr
+    script = project / "reproductions" / "toy.py"
+    script.write_text(script.read_text().replace("lr=0.02", "lr=1e-7"))
+    second = json.loads(run(*asked, "--baseline", str(base)).stdout)
+    found = {row["row"]: row for row in second["check"]}
+    assert {name: row["word"] for name, row in found.items() if name in IDS} == dict.fromkeys(IDS, "WORSE")
+    assert found["toy/table-1/dense"]["differs"] == ["networks: made by other code or with other parameters"]
+    page = (out / "nightly" / "00002" / "summary.md").read_text()
+    assert page.startswith("# Night 2: 2 failed, 3 worse than the baseline\n")
+    assert "networks: made by other code or with other parameters" in page
+
+
+@pytest.mark.slow
 def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
     """SIGTERM after the first row: gone within 30 seconds, and it tells what it has; the same command goes on."""
     out = tmp_path / "runs"

@@ -250,7 +250,7 @@ def test_random_orders_of_two_segments_are_not_the_same() -> None:
 @pytest.mark.parametrize(("reconstruction", "alpha"), [(1.0, 0.0), (0.0, 1.0), (1.0, 0.7)])
 @pytest.mark.parametrize("end", ["layer2.0", ""])
 def test_gradients_of_l_m_and_l_s_against_differences(reconstruction: float, alpha: float, end: str) -> None:
-    """In double precision, in every weight: L_M (equation 4), L_S (equation 5), and L (equation 6)."""
+    """In double precision, along four directions: L_M (equation 4), L_S (equation 5), and L (equation 6)."""
     baseline, tuned = (net.double() for net in networks())
     batches, labels = images()
     loss = classifier(end, labels)

@@ -174,6 +174,16 @@ def test_every_row_is_judged_by_what_is_printed_for_it() -> None:
     assert found == ACCURACIES
 
 
+def test_the_adapted_widths_are_those_of_table_s6() -> None:
+    """Printed are the inputs of each convolution; those behind the first are the filters of the one before."""
+    printed = [entry for entry in PUBLISHED if entry.table == "Table S6 (DCP-Adapt VGGNet widths)"]
+    names = [
+        f"conv{stage}-{number}" for stage, count in ((1, 2), (2, 2), (3, 4), (4, 8)) for number in range(1, count + 1)
+    ]
+    assert [entry.row for entry in printed] == names and printed[0].value == 3
+    assert [entry.value for entry in printed[1:]] == list(dcp.ADAPT)
+
+
 def test_every_claim_of_the_paper_has_rows_that_can_run() -> None:
     claims = [claim for claim in load_claims(Path(dcp.__file__).parent / "registry") if claim.paper == PAPER.key]
     assert len(claims) == 21
