@@ -191,6 +191,9 @@ def test_claims_are_rows_of_the_page(runs: Runs, low: float, high: float, scale:
     assert row["claim"] == "A beats B" and row["verdict"] == expected and row["difference as printed"] == "1.5 pp"
     write(runs.root, runs.registry, runs.about())
     assert "A beats B" in (runs.root / PAPER / "README.md").read_text()
+    # the printed effect lies outside of the interval; half of it is 0.7, the smallest effect of interest 0.5
+    needed = any("of interest): A against B 6 (had 3)." in note for note in table.notes)
+    assert needed == (expected == "undecided")
     counted = "| holds |" in (runs.root / "README.md").read_text()
     assert counted == (expected == "holds")
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bench.registry import Published
-from bench.verdict import Verdict, half_width, of_claim, of_value, power
+from bench.verdict import Verdict, half_width, of_claim, of_value, power, seeds_for
 
 
 def published(
@@ -155,6 +155,14 @@ def test_beside_a_bound_nothing_is_reproduced(measured: float, direction: str, e
 )
 def test_claims(low: float, high: float, smallest: float, claimed: float | None, expected: str) -> None:
     assert of_claim((low + high) / 2, low, high, smallest, claimed).word == expected
+
+
+@given(st.floats(0.05, 3.0), st.integers(1, 5), st.floats(0.05, 2.0))
+def test_seeds_that_tell_an_effect_from_zero(half: float, seeds: int, effect: float) -> None:
+    """The smallest number whose interval, narrower by the root of the numbers' ratio, is no wider than the effect."""
+    found = seeds_for(-half, half, seeds, effect)
+    wide = [half * math.sqrt(seeds / count) for count in range(seeds, found + 1)]
+    assert wide[-1] <= effect * (1 + 1e-9) and all(one > effect * (1 - 1e-9) for one in wide[:-1])
 
 
 def test_impossible_questions_are_refused() -> None:

@@ -29,6 +29,7 @@ from bench.report.readable import (
     row_name,
     usual_seeds,
 )
+from bench.verdict import seeds_for
 
 _DIFFERENCE = re.compile("change|increase|difference|ratio|agreement|kl")
 # of why turns ended (bench.measure.latency): they ended too early
@@ -160,6 +161,12 @@ def _claims(lines: Sequence[Line]) -> Table:
     )
     for told, statements in _grounds(ran).items():
         notes.append(f"Where it is claimed ({'; '.join(statements)}): {told}.")
+    if needed := _needed(ran):
+        notes.append(
+            "Seeds that it would take at least, where undecided, to tell from zero an effect as large as the printed one "
+            "(where the interval leaves that out, or none is printed: the smallest of interest): "
+            f"{'; '.join(needed)}."
+        )
     if any(line.claim is not None and not line.claim.verified for line in lines):
         notes.append(
             f"[brackets] and {DAGGER}: the claim or its published effect was not checked against the publication."
@@ -170,6 +177,21 @@ def _claims(lines: Sequence[Line]) -> Table:
     frame = pd.DataFrame(body, dtype=object)
     filled = [name for name in frame.columns if name == VERDICT or bool((frame[name] != "").any())]
     return Table(first.paper, first.table, first.scale, tuple(lines), frame[filled], frame[filled], notes, ())
+
+
+def _needed(lines: Sequence[Line]) -> list[str]:
+    """Of each claim that the width of its interval leaves undecided its rows and the seeds that it would take."""
+    found = []
+    for line in lines:
+        if line.claim is None or line.decision is None or line.decision.word != "undecided" or line.decision.reason:
+            continue
+        claim, low, high = line.claim, line.decision.low, line.decision.high
+        if low is not None and high is not None:
+            printed = claim.published
+            effect = printed if printed is not None and low <= printed <= high else claim.smallest
+            had = line.cells[CONTRASTS[claim.metric][0]].seeds
+            found.append(f"{claim.first} against {claim.second} {seeds_for(low, high, had, effect)} (had {had})")
+    return found
 
 
 def _grounds(lines: Sequence[Line]) -> dict[str, list[str]]:
