@@ -139,7 +139,7 @@ def _own(function: Callable[..., Any]) -> bool:
         sys.modules.get(function.__module__), "__file__", None
     )  # a function of a frozen module knows no file
     places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    others = {Path(place).resolve() for place in [*places, Path(__file__).parent]}
+    others = {Path(place).resolve() for place in places} | {Path(__file__).resolve().parent}
     return file is not None and not any(Path(file).resolve().is_relative_to(other) for other in others)
 
 

@@ -70,8 +70,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for title, (old, new) in parts.items()
         if old != new
     ]
-    made = [row.get("made_with") for row in (before, now)]
-    if None not in made and made[0]["how"] != made[1]["how"]:
+    old_made, new_made = before.get("made_with"), now.get("made_with")
+    if old_made is not None and new_made is not None and old_made["how"] != new_made["how"]:
         found.append("networks: made by other code or with other parameters")
     return found
 

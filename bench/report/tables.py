@@ -163,8 +163,8 @@ def _claims(lines: Sequence[Line]) -> Table:
         notes.append(f"Where it is claimed ({'; '.join(statements)}): {told}.")
     if needed := _needed(ran):
         notes.append(
-            "Seeds that it would take at least, where undecided, to tell from zero an effect as large as the printed one "
-            "(where the interval leaves that out, or none is printed: the smallest of interest): "
+            "Seeds that it would take at least, where undecided, to tell from zero an effect as large as the printed "
+            "one (where the interval leaves that out, or none is printed: the smallest of interest): "
             f"{'; '.join(needed)}."
         )
     if any(line.claim is not None and not line.claim.verified for line in lines):
