@@ -113,7 +113,7 @@ def problems(text: str) -> list[str]:
     if bare.count("$") % 2:
         found.append("a dollar too many")
     found += [
-        f"{character!r} is not escaped" for character in "%#_^~" if character in re.sub(r"\$\^\\dagger\$", "", bare)
+        f"{character!r} is not escaped" for character in "%#_^~" if character in re.sub(r"\$\^\\d?dagger\$", "", bare)
     ]
     # a cell of several lines is a tabular of its own
     flat = re.sub(
@@ -134,7 +134,7 @@ def problems(text: str) -> list[str]:
     allowed = {"begin", "end", "toprule", "midrule", "bottomrule", "par", "smallskip", "footnotesize", "noindent"}
     allowed |= {"scriptsize", "tiny", "setlength", "tabcolsep", "raggedright", "sloppy", "addlinespace"}
     allowed |= {"textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "ldots"}
-    allowed |= {"dagger", "pm", "times", "leq", "geq", "Delta", "lambda", "epsilon", "to"}
+    allowed |= {"dagger", "ddagger", "pm", "times", "leq", "geq", "Delta", "lambda", "epsilon", "to"}
     found += [f"unknown command \\{name}" for name in sorted(known - allowed)]
     found += [f"{character!r} needs another font" for character in sorted(set(text)) if ord(character) > 0x17F]
     return found
