@@ -107,7 +107,7 @@ def test_two_nights(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_regression_planted_in_a_script_is_caught_and_named(tmp_path: Path) -> None:
-    """A training's rate is made so small that it learns nothing: the row that had learned most is worse, by its code."""
+    """A training's rate is made so small that it learns nothing: the row that had learned most is worse, by code."""
     project, out, base = tmp_path / "toy", tmp_path / "runs", tmp_path / "base"
     shutil.copytree(HERE / "toy", project, ignore=shutil.ignore_patterns("__pycache__"))
 
