@@ -129,7 +129,7 @@ def test_a_regression_planted_in_a_script_is_caught_and_named(tmp_path: Path) ->
     assert {found[name]["word"] for name in IDS} <= {"WORSE", "AMBIGUOUS"}
     tuned = found["toy/table-1/pruned-fine-tuned"]
     assert tuned["word"] == "WORSE"
-    assert tuned["differs"] == ["networks: made by other code or with other parameters"]
+    assert "networks: made by other code or with other parameters" in tuned["differs"]
     page = (out / "nightly" / "00002" / "summary.md").read_text()
     worse = sum(row["word"] == "WORSE" for row in second["check"])
     assert page.startswith(f"# Night 2: 2 failed, {worse} worse than the baseline\n")
