@@ -89,7 +89,10 @@ def folder(root: Path, images: int = 30, side: int = 32) -> Path:
         (["latency", "vgg16", "--minutes", "0"], "--minutes 0 is no time"),
         (["coverage", "--from", "no-such-folder"], "no folder no-such-folder"),
         (["nightly", "--baseline", "no-such-folder", "--scale", "digits"], "no folder no-such-folder: make a baseline"),
-        (["nightly", "--baseline", "no-such-folder", "--plan", "--scale", "digits"], "no folder no-such-folder: make a baseline"),
+        (
+            ["nightly", "--baseline", "no-such-folder", "--plan", "--scale", "digits"],
+            "no folder no-such-folder: make a baseline",
+        ),
         (["nightly", "fbs", "--scale", "digits", "--budget", "0.01"], "no row ends within --budget 0.01"),
         (["prune", "torchvision.models:resnet18", "--data", "x", "--mean", "2,2,2", "--std", "1,1,1"], "0 to 1"),
         (["prune", "vgg16", "--data", "x"], "MODULE:FACTORY"),
