@@ -65,12 +65,9 @@ def in_night(
     if name in done.left or not _asked(before, done):
         return None
     if name in done.elsewhere:  # the night took other data for its paper; it was once meant for the baseline's
-        meant = _meant(name)
-        return (
-            Match(missing=f"{done.elsewhere[name]}, not on {scale} any more")
-            if scale not in (meant or {scale})
-            else None
-        )
+        if scale in (_meant(name) or {scale}):
+            return None
+        return Match(missing=f"{done.elsewhere[name]}, not on {scale} any more")
     if other := _other_night(before, done):
         return Match(other=other)
     if (report := done.rows.get(name)) is not None:
