@@ -64,6 +64,8 @@ class Discriminating(BaseModel):  # type: ignore[misc]
     two steps one after the other).
     """
 
+    static = True
+
     def __init__(self, net: nn.Module, heads: Heads, weights: Mapping[str, float]) -> None:
         super().__init__()
         self.net, self.heads, self.weights = net, heads, dict(weights)

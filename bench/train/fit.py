@@ -32,6 +32,7 @@ from bench.data.augment import Augmentable, Augmented
 from bench.errors import UserError
 from bench.processes import is_main, launched, start, summed
 from bench.store import disk_errors
+from bench.train.graphed import graphed
 from bench.train.onednn import spared
 from bench.train.precision import full_where_asked, optim_wrapper
 from bench.train.schedule import Schedule
@@ -54,6 +55,7 @@ class Classifier(BaseModel):  # type: ignore[misc]
     def __init__(self, net: nn.Module, penalty: Callable[[nn.Module], Tensor] | None = None) -> None:
         super().__init__()
         self.net, self.penalty = net, penalty
+        self.static = penalty is None  # a penalty is any function
 
     def forward(  # type: ignore[override]
         self, images: Tensor, labels: Tensor, mode: str = "loss"
@@ -251,7 +253,14 @@ def train(
         print(f"{label}: the checkpoint {checkpoint} is damaged: training begins anew", file=sys.stderr, flush=True)
     watch = _Watch(label, progress and is_main())
     wrapper = optim_wrapper(schedule.amp, device)
-    with _on_device(device), _quiet(), disk_errors(work), spared(model), full_where_asked(model):
+    with (
+        _on_device(device),
+        _quiet(),
+        disk_errors(work),
+        spared(model),
+        full_where_asked(model),
+        graphed(model, device, schedule.amp),
+    ):
         runner = _Runner(
             model=model,
             work_dir=str(work),
@@ -265,6 +274,9 @@ def train(
             param_scheduler=_schedulers(schedule, iterations),
             default_hooks=dict(
                 logger=None,
+                # they keep each iteration's losses, for which they wait for the GPU; _Watch sums there
+                runtime_info=None,
+                timer=None,
                 sampler_seed=None,  # _Reseed does it, for our sampler of whole batches
                 checkpoint=None,  # _Checkpoint does it
             ),
