@@ -70,7 +70,7 @@ DEVIATIONS = [
     "the paper 391; with `--paper-schedule` it is 391 too.",
     "CIFAR-10: the dense networks are trained for 40 epochs at 0.1 (the paper: 400, divided by ten behind 160 and "
     "240); DCP, WM+ and Random DCP are tuned for one at 0.02 before each selection, of which the paper says nothing, "
-    "and for 20 at 0.05 behind the last one (the paper: as the dense network); ResNet-56 for 30 and 8, so that three "
+    "and for 20 at 0.05 behind the last one (the paper: as the dense network); ResNet-56 for 30 and 4, so that three "
     "seeds take minutes of a GPU; cosine with a warm-up and weight decay 5e-4 (the paper: steps, 1e-4), but where it "
     "is said below. `--paper-schedule` takes the paper's, and before each "
     "selection 25 epochs, a quarter of the released code's 100. ImageNet: the paper's 60 at the end, and 20 before "
@@ -243,7 +243,7 @@ PROTOCOLS = {
     # three seeds in minutes of a GPU
     ("cifar10", "cifar_preact_resnet56"): Protocol(
         cosine(30, 0.1, 128, nesterov=True),
-        cosine(8, 0.05, 128, nesterov=True),
+        cosine(4, 0.05, 128, nesterov=True),
         images=512,
         each=cosine(1, 0.02, 128, nesterov=True),
     ),
