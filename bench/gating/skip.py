@@ -2,10 +2,10 @@
 
 For one image the active filters and the active input channels of a layer are gathered into a smaller convolution.
 Between layers only the active channels exist (:class:`Compact`).  In a batch on the CPU, images with equal masks are
-computed together; where masks differ the group splits.  On a GPU a batch stays whole, with filters gathered for each
-image (:mod:`bench.gating.batched`): splitting would wait for the device at each layer and launch for each group.  What
-cannot be said of active channels alone (a fully connected layer, an unknown operation) gets the whole tensor.  Works in
-any precision; for evaluation only.
+computed together; where masks differ the group splits.  On a GPU a batch, of one image too, stays whole, with filters
+gathered for each image (:mod:`bench.gating.batched`): to split it, or to ask how many have won, is to wait for the
+device at each layer.  What cannot be said of active channels alone (a fully connected layer, an unknown operation) gets
+the whole tensor.  Works in any precision; for evaluation only.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class SkippedNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """N x C x H x W; on the CPU one image at a time is fastest."""
         whole = x.is_cuda if self.together is None else self.together
-        if len(x) == 1 or not whole:
+        for layer in self.layers.values():
+            layer.whole = whole
+        if not whole:
             x = x.contiguous(memory_format=torch.channels_last)
         if len(x) == 1 or whole:
             values: list[Any] = [None] * self.slots

@@ -77,6 +77,8 @@ class SkippedConv(nn.Module):
         self.rectified_gate, self.rectify = layer.gate.rectified, rectify
         self.absolute = layer.options.subsample == "l1" and not non_negative
         self.last: Tensor | None = None
+        # whether one image is computed as a batch of one, for which nothing waits for the device
+        self.whole = False
         self._rule = (self.k, self.absolute, self.rectified_gate, self.exact)
         self._arrays: tuple[Any, ...] | None = None
         self._gathered: Gathered | None = None
@@ -150,7 +152,7 @@ class SkippedConv(nn.Module):
 
     def forward(self, x: Value) -> Value:
         """One image, or a batch whose images have winners of their own each."""
-        if len(_values(x)) > 1:
+        if self.whole or len(_values(x)) > 1:
             return self._together(x)
         if not self.compiled(x):
             self.last, g = self.choose(x)
