@@ -131,13 +131,24 @@ def _path(module: str) -> Path | None:
         script = getattr(sys.modules["__main__"], "__file__", None)
         return None if script is None else _beside(Path(script).resolve().parent, module)
     path = Path(loaded)
-    return path if path.suffix == ".py" and path.is_absolute() and not _installed(path) else None
+    return path if path.suffix == ".py" and path.is_absolute() and not _installed(path, module) else None
 
 
-def _installed(path: Path) -> bool:
-    """Whether a file belongs to Python or to an installed package."""
+def _installed(path: Path, module: str) -> bool:
+    """Whether the file of a module belongs to Python or to an installed package."""
     inside = {"site-packages", "dist-packages"} & set(path.parts)
-    return bool(inside) or Path(sys.base_prefix).resolve() in path.resolve().parents
+    return bool(inside) or Path(sys.base_prefix).resolve() in path.resolve().parents or _beside_others(path, module)
+
+
+def _beside_others(path: Path, module: str) -> bool:
+    """Whether an installer wrote into the folder that a module is found in: ``pip install --target`` takes any."""
+    depth = module.count(".") + (path.name == "__init__.py")
+    return _holds_installed(path.parents[min(depth, len(path.parents) - 1)])
+
+
+@functools.cache
+def _holds_installed(folder: Path) -> bool:
+    return any(folder.glob("*.dist-info"))
 
 
 def _beside(folder: Path, module: str) -> Path | None:

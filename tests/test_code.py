@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -269,6 +270,22 @@ def test_a_package_that_hands_on_its_own_module_is_followed(tmp_path: Path, monk
     finally:
         for function in (code._reached, code._module, code._references, code._text):
             function.cache_clear()
+
+
+def test_what_an_installer_put_anywhere_is_no_code_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``pip install --target``: beside its metadata it is a package; what lies in a folder of its own is not."""
+    for folder in ("target", "own"):
+        for name in (f"{folder}_package/__init__", f"{folder}_package/inner/__init__", f"{folder}_package/inner/part"):
+            (tmp_path / folder / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / f"{name}.py").write_text("def run():\n    pass\n")
+        (tmp_path / folder / f"{folder}_single.py").write_text("def run():\n    pass\n")
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    (tmp_path / "target" / "package-1.0.dist-info").mkdir()
+    for module in ("package", "package.inner", "package.inner.part", "single"):
+        for folder, ours in (("target", False), ("own", True)):
+            name = f"{folder}_{module}"
+            importlib.import_module(name)
+            assert (code._path(name) is not None) is ours, name
 
 
 @pytest.mark.parametrize(

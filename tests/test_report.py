@@ -114,6 +114,30 @@ def test_verdicts_at_the_paper_s_scale(runs: Runs, measured: float, expected: st
     assert f'<span class="{colour}">{expected}' in render.html_page(table)
 
 
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [(90.6, "reproduced"), (89.6, "inconclusive"), (92.0, "better"), (88.0, "not reproduced")],
+)
+def test_a_published_error_is_what_the_accuracy_leaves(runs: Runs, measured: float, expected: str) -> None:
+    """The same runs beside the published error of 10.0: what is left to 100, the interval turned, the same verdict."""
+    records = [record("top1_acc", measured, low=measured - 1, high=measured + 2, n=9980, networks=3, spread=0.1)]
+    runs.row("ours", records, published={"top1_err": ["erring", "test_err"]})
+    runs.row("without", records)
+    line, without = runs.lines()
+    cell = line.cells["top1_err"]
+    assert (cell.value, cell.low, cell.high) == pytest.approx((100 - measured, 98 - measured, 101 - measured))
+    assert (cell.n, cell.seeds, cell.sd, cell.unit) == (9980, 3, 0.1, "%")
+    assert str(line.verdicts["top1_err"]).partition(" (")[0] == expected
+    assert "top1_err" not in without.cells
+    assert text_of(runs.table(), "ours", "top-1 error (%)").startswith(f"{100 - measured:.2f} [")
+
+
+def test_an_error_that_was_measured_itself_stays(runs: Runs) -> None:
+    records = [record("top1_acc", 90.0, networks=1), record("top1_err", 11.0, networks=1)]
+    runs.row("ours", records, published={"top1_err": ["erring", "test_err"]})
+    assert runs.lines()[0].cells["top1_err"].value == 11.0
+
+
 def test_a_value_that_nobody_verified_has_its_verdict_in_brackets_and_enters_no_count(runs: Runs) -> None:
     records = [record("top1_acc", 92.6, low=92.0, high=93.0, n=9980, networks=3, spread=0.1)]
     runs.row("ours", records, published={"top1_acc": ["ours 2x", "top1_acc"]})

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,18 @@ def _small(row: Mapping[str, Any], store: Store) -> dict[str, Tensor]:
     }
 
 
-def clear(folder: Path, chosen: Chosen) -> None:
+def clear(folder: Path, chosen: Chosen, dropped: Callable[[Mapping[str, Any]], bool] = lambda row: False) -> None:
     """Removes what accepted rows, which are written, replace, and predictions whose row has gone, of their papers.
 
-    A row replaces one of other data or seeds, not one that somebody chose to run otherwise, on another device for one.
+    Rows that are ``dropped`` go too: no night would measure them, and each would miss them.  A row replaces one of
+    other data or seeds, not one that somebody chose to run otherwise, on another device for one.
     """
     targets = {target for target, _ in chosen}
     replaced = [_same(row) for _, row in chosen if row["status"] == RAN]
     for paper in sorted({row["id"].partition("/")[0] for _, row in chosen}):
         for path in row_files(folder, paper):
-            if path not in targets and _same(content(path)) in replaced:
+            row = content(path)
+            if path not in targets and (_same(row) in replaced or dropped(row)):
                 with disk_errors(path):
                     path.unlink()
         left = {predictions_path(path) for path in row_files(folder, paper)}

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence, Set
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def _accepted(options: argparse.Namespace, done: night.Night | None) -> Output:
     before = set(row_files(folder))
     kept = baseline.write(folder, chosen, Store(runs))
     written = accepting.write(runs, folder, wanted, known, chosen)
-    baseline.clear(folder, chosen)
+    baseline.clear(folder, chosen, (lambda row: False) if done is None else partial(matching.dropped, done=done))
     now = set(row_files(folder))
     removed = sorted(before - now)
     older = {content(path)["id"] for path in now} & set(left)

@@ -77,6 +77,15 @@ def in_night(
     return Match(missing="no script has this row at this scale any more")
 
 
+def dropped(before: Mapping[str, Any], done: Night) -> bool:
+    """Whether no night like this one will measure the row again: no script has it, or has it at this scale."""
+    name, scale = before["id"], before["setting"]["scale"]
+    if not _asked(before, done):
+        return False
+    paper = planning.scripts()[0].get(name.partition("/")[0])
+    return paper is not None and (name not in paper.ids or scale not in (_meant(name) or {scale}))
+
+
 def _meant(name: str) -> Set[str] | None:
     """The scales that a row is meant for; None for all, and for a row that no script has."""
     known, _ = planning.scripts()

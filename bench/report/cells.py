@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scipy.special import stdtrit
@@ -60,6 +60,17 @@ def aggregate(records: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Cell], li
     for (name, series, x), values in curves.items():
         points.append(Point(series or "", x, _cell(name, values)))
     return {name: _cell(name, values) for name, values in plain.items()}, points
+
+
+def with_errors(cells: Mapping[str, Cell], wanted: Iterable[str]) -> dict[str, Cell]:
+    """``cells`` and, of the ``wanted`` error rates (``top1_err``, ``top5_err``), what the accuracies leave to 100 %."""
+    found = dict(cells)
+    for name in wanted:
+        accuracy = cells.get(f"{name.removesuffix('_err')}_acc") if name.endswith("_err") else None
+        if name not in found and accuracy is not None:
+            low, high = (None if end is None else 100.0 - end for end in (accuracy.high, accuracy.low))
+            found[name] = replace(accuracy, metric=name, value=100.0 - accuracy.value, low=low, high=high)
+    return found
 
 
 def _cell(name: str, records: Sequence[Mapping[str, Any]]) -> Cell:

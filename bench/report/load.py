@@ -16,7 +16,7 @@ from bench.claims import Claim
 from bench.errors import UserError
 from bench.registry import Published
 from bench.report import chance
-from bench.report.cells import Cell, Point, aggregate
+from bench.report.cells import Cell, Point, aggregate, with_errors
 from bench.report.judging import bases_of, decide, judge_all
 from bench.store import row_path
 from bench.verdict import Verdict
@@ -275,6 +275,7 @@ def _line(
         # other data than the paper's are an analogue, whatever they are called; so are rounded widths
         analogue = setting["scale"] != declared.scale or bool(setting.get("folder") or setting.get("round"))
         links = {m: _linked(path, published, declared.table, where) for m, where in declared.published.items()}
+        cells = with_errors(cells, links)
         ran = value["status"] == RAN
         claim = known.get(declared.name) if declared.table == claims.TABLE else None
         bases = bases_of(cells, links, published) if ran else None

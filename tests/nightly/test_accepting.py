@@ -10,11 +10,13 @@ import pytest
 import torch
 from baselines import IMAGES, evaluation, put, row, top1
 
+from bench import planning
 from bench.errors import UserError
 from bench.nightly import baseline, commands, night
 from bench.nightly.child import Report
 from bench.nightly.night import Night
 from bench.report.load import Declared, content, row_files
+from bench.rows import Paper, Row
 from bench.store import Store, sole
 
 NAMES = ("toy/t/a", "toy/t/b", "toy/t/c")
@@ -55,7 +57,8 @@ class Folders:
             name: Report(name, "failed", end) if isinstance(end, str) else Report(name, "ok", file=str(end))
             for name, end in rows.items()
         }
-        night.keep(self.runs, Night(number, {}, "c", "2026-01-01", reports, **{"ended": True, **more}))
+        more = {"ended": True, "arguments": {}, **more}
+        night.keep(self.runs, Night(number, commit="c", date="2026-01-01", rows=reports, **more))
 
     def accept(self, *papers: str, without: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
         given = {"source": self.runs, "baseline": self.base, "paper": list(papers), "without": list(without)}
@@ -97,6 +100,36 @@ def test_what_the_night_had_no_time_for_stays_as_it_was(folders: Folders) -> Non
     _, text = folders.accept()
     assert folders.based() == {"a": 90.0, "b": 50.0}
     assert "for 2 planned rows the night had no time: 1 are missing, 1 stay as they were" in text
+
+
+def test_what_no_night_will_measure_again_goes(
+    folders: Folders, declared: dict[str, dict[str, Declared]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """b is meant for other data now, no script has c; d, which is meant for them, and e, with a script, had no turn."""
+    declared["toy"] |= {f"toy/t/{name}": Declared("T", name, 9, "clutter") for name in "de"}
+    for name in ("b", "c", "d", "e"):
+        folders.accepted(f"toy/t/{name}")
+    meant = {"a": None, "b": ("digits",), "d": ("digits", "clutter"), "e": None}
+    rows = [Row("T", name, "clutter", scales=scales) for name, scales in meant.items()]
+    monkeypatch.setattr(planning, "scripts", lambda: ({"toy": Paper("toy", "", "", rows, [])}, {}))
+    asked = {"papers": [], "scale": "embedded"}
+    folders.night(1, {"toy/t/a": folders.measured("toy/t/a")}, arguments=asked, left={"toy/t/e": 5.0})
+    value, text = folders.accept()
+    assert folders.based() == {"a": 90.0, "d": 50.0, "e": 50.0}
+    assert sorted(Path(path).name.split("--")[1] for path in value["removed"]) == ["b", "c"]
+    assert "2 older ones went" in text
+    left = sorted(path.stem.split("--")[1] for path in folders.base.glob("toy/predictions/*/*.safetensors"))
+    assert left == ["a", "d", "e"]
+
+
+def test_of_another_night_nothing_is_known(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night of digits alone says nothing of clutter's rows."""
+    folders.accepted("toy/t/c")
+    paper = Paper("toy", "", "", [Row("T", "a", "clutter")], [])
+    monkeypatch.setattr(planning, "scripts", lambda: ({"toy": paper}, {}))
+    folders.night(1, {"toy/t/a": folders.measured("toy/t/a")}, arguments={"papers": [], "scale": "digits"})
+    folders.accept()
+    assert folders.based() == {"a": 90.0, "c": 50.0}
 
 
 def test_a_failed_row_that_no_script_has_can_be_left_out(folders: Folders) -> None:

@@ -19,6 +19,7 @@ from bench.store import row_path
 PAPER, TABLE = "toy", "Table 1 (A & B_c)"
 REGISTRY = [
     ("baseline", "VGG", "top1_acc", "90.0", "%", "higher", "0.5", "yes"),
+    ("erring", "VGG", "test_err", "10.0", "%", "lower", "0.5", "yes"),
     ("ours 2x", "VGG", "top1_acc", "92.5", "%", "higher", "0.5", "no"),
     ("ours 2x", "VGG", "params", "1.47", "M", "exact", "0.005", "yes"),
     ("ours 4x", "VGG", "top1_err_increase", "1.0", "pp", "lower", "0.5", "yes"),
