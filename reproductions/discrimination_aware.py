@@ -70,8 +70,8 @@ DEVIATIONS = [
     "the paper 391; with `--paper-schedule` it is 391 too.",
     "CIFAR-10: the dense networks are trained for 40 epochs at 0.1 (the paper: 400, divided by ten behind 160 and "
     "240); DCP, WM+ and Random DCP are tuned for one at 0.02 before each selection, of which the paper says nothing, "
-    "and for 20 at 0.05 behind the last one (the paper: as the dense network); ResNet-56 for 30 and 4, so that three "
-    "seeds take minutes of a GPU; cosine with a warm-up and weight decay 5e-4 (the paper: steps, 1e-4), but where it "
+    "and for 20 at 0.05 behind the last one (the paper: as the dense network); ResNet-56 for 30 and 4, so that a "
+    "seed takes minutes of a GPU; cosine with a warm-up and weight decay 5e-4 (the paper: steps, 1e-4), but where it "
     "is said below. `--paper-schedule` takes the paper's, and before each "
     "selection 25 epochs, a quarter of the released code's 100. ImageNet: the paper's 60 at the end, and 20 before "
     "each selection (the authors, in their issue 6).",
@@ -240,7 +240,7 @@ PROTOCOLS = {
         images=256,
         each=cosine(1, 0.01, 128, nesterov=True),
     ),
-    # three seeds in minutes of a GPU
+    # the dense network took two minutes of an H200
     ("cifar10", "cifar_preact_resnet56"): Protocol(
         cosine(30, 0.1, 128, nesterov=True),
         cosine(4, 0.05, 128, nesterov=True),

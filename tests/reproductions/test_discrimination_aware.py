@@ -223,9 +223,12 @@ GREEDY = Greedy(alpha=1.0, score="frobenius", lr=0.01, momentum=0.9, weight_deca
 
 
 def test_resnet_56_is_tuned_and_pruned_segment_by_segment() -> None:
-    """Losses behind blocks 7, 14 and 21; half of each layer; O_b of the dense network; an epoch each, and 20."""
+    """Losses behind blocks 7, 14 and 21; half of each layer; O_b of the dense network; an epoch each, and 4."""
     (last,) = chain_of(ROWS[T1, "ResNet-56, DCP"], "cifar10").networks
     dense, *found = path(last)
+    alone = Schedule(30, 0.1, 128, weight_decay=5e-4, nesterov=True, shape="cosine")
+    recipe = Recipe("cifar_preact_resnet56", {"num_classes": 10}, (3, 32, 32))
+    assert dense.params == training.Training(alone, 0, recipe)
     names = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(9)]
     each = Schedule(1, 0.02, 128, weight_decay=5e-4, nesterov=True, shape="cosine")
     expected: list[object] = []
@@ -235,7 +238,7 @@ def test_resnet_56_is_tuned_and_pruned_segment_by_segment() -> None:
         half = {"1": 8, "2": 16, "3": 32}
         keep = {f"{name}.conv1": half[name[5]] for name in names[first:end]}
         expected.append(steps.Selecting(position, keep, GREEDY, 512, 0, 128))
-    final = Schedule(20, 0.05, 128, weight_decay=5e-4, nesterov=True, shape="cosine")
+    final = Schedule(4, 0.05, 128, weight_decay=5e-4, nesterov=True, shape="cosine")
     assert [step.params for step in found] == [*expected, training.Training(final, 0)]
     for tuned, selected in zip(found[0:8:2], found[1:8:2], strict=True):
         assert selected.parents == (tuned, tuned, dense)
@@ -268,7 +271,7 @@ def test_the_released_code_tunes_once() -> None:
     _, tuned, *selected, final = path(last)
     weights = {"layer1.6": (15 / 43) ** 2, "layer2.4": (29 / 43) ** 2, "layer3.2": 1.0}
     assert tuned.params.weights == pytest.approx(weights)
-    assert tuned.params.schedule.epochs == 4 and final.params.schedule.epochs == 20
+    assert tuned.params.schedule.epochs == 4 and final.params.schedule.epochs == 4
     assert [step.params.position for step in selected] == [*weights, ""]
     assert all(step.parents[1:] == (tuned, tuned) for step in selected)
     assert {step.params.greedy for step in selected} == {replace(GREEDY, score="l21", reconstruction=2.0)}
@@ -290,7 +293,7 @@ def test_the_released_code_s_weights_of_the_losses(network: Recipe, losses: int,
     ("scale", "staged", "at_once"),
     [
         ("clutter", [2, 2, 2, 2, 3], [11]),
-        ("cifar10", [1, 1, 1, 1, 20], [24]),
+        ("cifar10", [1, 1, 1, 1, 4], [8]),
         ("imagenet", [20, 20, 20, 20, 60], [60]),  # on top, as in the paper
     ],
 )
