@@ -146,7 +146,7 @@ def run_skipped(context: Context, parents: list[Result], params: Skipping) -> Re
     test = context.data().test
     places = firsts(len(test), test.units)[: params.images]
     labels = test.labels[places]
-    skipping = SkippedNetwork(model)
+    skipping = SkippedNetwork(model, together=False)
     masked, skipped, flips = [], [], 0
     for place in places:
         image = test.batch([place]).to(context.device)

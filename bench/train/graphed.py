@@ -28,15 +28,20 @@ _SAME_EVERY_TIME = ("torch", "torchvision", "mmengine", "bench")
 
 def _captured(passes: Callable[[], None]) -> Replay:
     """``passes`` as a CUDA graph, after a few runs on a stream of their own."""
-    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    before, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(_WARM_UP):
             passes()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        passes()
+    try:
+        with torch.cuda.graph(graph):
+            passes()
+    except RuntimeError:  # a capture that fails does not give the stream back
+        torch.cuda.set_stream(before)
+        torch.cuda.synchronize()
+        raise
     return graph.replay
 
 
@@ -91,7 +96,8 @@ class GraphedStep:
             try:
                 self._replay = self.capture(passes)
             except RuntimeError as error:  # a network that waits for the device, or no memory for a second copy
-                self.failed = str(error).strip().partition("\n")[0][:200]
+                # the end of a failed capture raises too, with less to say
+                self.failed = str(error.__context__ or error).strip().partition("\n")[0][:200]
                 print(f"no CUDA graph of the training ({self.failed}): each pass is started", file=sys.stderr)
             self._gradients = [(p, p.grad) for p in parameters if p.grad is not None]
         with torch.no_grad():
