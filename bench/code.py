@@ -141,14 +141,17 @@ def _installed(path: Path, module: str) -> bool:
 
 
 def _beside_others(path: Path, module: str) -> bool:
-    """Whether an installer wrote into the folder that a module is found in: ``pip install --target`` takes any."""
+    """Whether an installer put the module where it is: ``pip install --target`` takes any folder."""
     depth = module.count(".") + (path.name == "__init__.py")
-    return _holds_installed(path.parents[min(depth, len(path.parents) - 1)])
+    folder = path.parents[min(depth, len(path.parents) - 1)]
+    return path.relative_to(folder).parts[0] in _put_into(folder)
 
 
 @functools.cache
-def _holds_installed(folder: Path) -> bool:
-    return any(folder.glob("*.dist-info"))
+def _put_into(folder: Path) -> frozenset[str]:
+    """The files and folders that installers' records in ``folder`` name."""
+    records = [record.read_text(encoding="utf-8") for record in folder.glob("*.dist-info/RECORD")]
+    return frozenset(line.partition(",")[0].partition("/")[0] for text in records for line in text.splitlines())
 
 
 def _beside(folder: Path, module: str) -> Path | None:

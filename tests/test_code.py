@@ -273,14 +273,16 @@ def test_a_package_that_hands_on_its_own_module_is_followed(tmp_path: Path, monk
 
 
 def test_what_an_installer_put_anywhere_is_no_code_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``pip install --target``: beside its metadata it is a package; what lies in a folder of its own is not."""
+    """``pip install --target``: what its record names is a package; what lies beside that is not."""
     for folder in ("target", "own"):
         for name in (f"{folder}_package/__init__", f"{folder}_package/inner/__init__", f"{folder}_package/inner/part"):
             (tmp_path / folder / f"{name}.py").parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / f"{name}.py").write_text("def run():\n    pass\n")
         (tmp_path / folder / f"{folder}_single.py").write_text("def run():\n    pass\n")
         monkeypatch.syspath_prepend(str(tmp_path / folder))
-    (tmp_path / "target" / "package-1.0.dist-info").mkdir()
+    for folder, names in (("target", ("target_package/__init__.py", "target_single.py")), ("own", ("other.py",))):
+        (tmp_path / folder / "package-1.0.dist-info").mkdir()
+        (tmp_path / folder / "package-1.0.dist-info" / "RECORD").write_text("".join(f"{name},,\n" for name in names))
     for module in ("package", "package.inner", "package.inner.part", "single"):
         for folder, ours in (("target", False), ("own", True)):
             name = f"{folder}_{module}"
