@@ -65,7 +65,7 @@ def in_night(
     if name in done.left or not _asked(before, done):
         return None
     if name in done.elsewhere:  # the night took other data for its paper; it was once meant for the baseline's
-        if scale in (_meant(name) or {scale}):
+        if _is_meant(name, scale):
             return None
         return Match(missing=f"{done.elsewhere[name]}, not on {scale} any more")
     if other := _other_night(before, done):
@@ -83,15 +83,15 @@ def dropped(before: Mapping[str, Any], done: Night) -> bool:
     if not _asked(before, done):
         return False
     paper = planning.scripts()[0].get(name.partition("/")[0])
-    return paper is not None and (name not in paper.ids or scale not in (_meant(name) or {scale}))
+    return paper is not None and (name not in paper.ids or not _is_meant(name, scale))
 
 
-def _meant(name: str) -> Set[str] | None:
-    """The scales that a row is meant for; None for all, and for a row that no script has."""
+def _is_meant(name: str, scale: str) -> bool:
+    """Whether a row is meant for a scale, as far as a script knows it."""
     known, _ = planning.scripts()
     paper = known.get(name.partition("/")[0])
     row = None if paper is None else paper.ids.get(name)
-    return None if row is None or row.scales is None else frozenset(row.scales)
+    return row is None or row.scales is None or scale in row.scales
 
 
 def _ran(row: Mapping[str, Any]) -> Match:
