@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bench import isolated, threads
+from bench import children, isolated, threads
 from bench.errors import DiskFull, UserError
 from bench.planning import Job, Planned, expected_seconds, learned_costs, steps_of
 from bench.runner import FAILED, LOOK, Engine, Outcome, Say, Watch, tidied, users_of, watched
@@ -78,7 +78,7 @@ def run(
                     say(f"{outcome.id}: failed: {outcome.reason}")
     finally:
         for _, process, told, _ in running.values():
-            isolated.stop(process)
+            children.stop(process)
             told.close()
     if jobs > 1:
         tidied(planned, job)
@@ -90,8 +90,8 @@ def _received(receiver: Any, process: Any, name: str) -> Outcome:
     try:
         outcome: Outcome | DiskFull = receiver.recv()
     except (EOFError, OSError):  # before its report, or within
-        outcome = Outcome(name, FAILED, isolated.death(process))
-    isolated.stop(process)
+        outcome = Outcome(name, FAILED, children.death(process))
+    children.stop(process)
     if isinstance(outcome, DiskFull):
         raise outcome
     return outcome
@@ -107,7 +107,7 @@ def _in_child(
     users: dict[str, set[str]],
     beside_others: bool,
 ) -> None:
-    isolated.begin(*share)
+    children.begin(*share)
     try:
         entry = isolated.planned(name, job, keys)
         engine = Engine(job, Store(job.out), lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True))

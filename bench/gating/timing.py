@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from bench.chains import gmacs
-from bench.gating.compact import Compact, dense
+from bench.gating import turns
 from bench.gating.fresh import normalise
 from bench.gating.skip import SkippedNetwork
-from bench.gating.skipped import SkippedConv
 from bench.measure import dynamic, latency
 from bench.metrics import Metric
 from bench.models.checkpoint import network
@@ -63,7 +60,7 @@ _METRICS = (
         "realised",
         "x",
         2,
-        "Time of the dense network divided by that of the skipped one, paired in interleaved rounds.",
+        "Time of the dense network divided by that of the skipped one, paired in rounds, of several fresh processes.",
         "higher",
         of="calls",
     ),
@@ -123,17 +120,21 @@ METRICS = _METRICS + tuple(
 
 @dataclass(frozen=True)
 class Timing:
-    """Times at a ``batch`` size by a ``protocol``; ``recipe`` (fresh weights of ``seed``) where it has no parents."""
+    """Times at a ``batch`` size by a ``protocol`` that ``processes`` share.
+
+    ``recipe`` (fresh weights of ``seed``) where it has no parents.
+    """
 
     batch: int
     protocol: latency.Protocol
     recipe: Recipe | None = None
     seed: int = 0
+    processes: int = 5
 
 
 @torch.no_grad()
 def run_latency(context: Context, parents: list[Result], params: Timing) -> Result:
-    """Dense, dense with folded batch norm in channels-last layout, masked and skipped, interleaved, on test images.
+    """Dense, dense with folded batch norm in channels-last layout, masked and skipped, in turns, on test images.
 
     Parents: the dense and the gated network; without them both are built from ``recipe`` with fresh weights.  Records:
     the latencies, the skipped network's speed-up over both dense ones, the theoretical speed-up on the same images
@@ -151,12 +152,6 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
         normalise(gated, context.data().train.batch(list(range(64))))
     plain, gated = plain.to(context.device).eval(), gated.to(context.device).eval()
     skipping = SkippedNetwork(gated).to(context.device)
-    networks: dict[str, latency.Network] = {
-        "dense": plain,
-        "folded": _channels_last(fuse(plain)),
-        "masked": gated,
-        "skipped": skipping,
-    }
     test, batch = context.data().test, params.batch
     count = min(len(test), 64 * batch) // batch
     inputs = [test.batch(list(range(batch * i, batch * (i + 1)))).to(context.device) for i in range(count)]
@@ -168,33 +163,26 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
             raise RuntimeError("the skipped network does not compute what the masked one does")
     whole = dynamic.expected(recipe.base.build("meta"), recipe.input_shape)
     theory = whole.dense / float(counter.result().totals.mean())
-    timings = latency.interleaved(networks, inputs, params.protocol, context.device, context.progress)
     found = [Record("theoretical_speedup", theory, "x", convention=dynamic.CONVENTION)]
+    runs, shares = turns.in_processes(
+        plain, gated, inputs, params.protocol, params.processes, context.device, context.progress
+    )
     arrays: dict[str, Tensor] = {}
     facts: dict[str, Any] = {}
-    for timing, suffix in zip(timings, ("", "_events", "_graph"), strict=False):
-        for record in timing.records("dense"):
-            if record.metric.startswith("latency"):
-                found.append(replace(record, metric=record.metric + suffix))
+    for run, suffix in zip(runs, ("", "_events", "_graph"), strict=False):
+        arrays |= {f"seconds_{name}{suffix}": run.samples(name) for name in turns.NAMES}
+        for name in turns.NAMES:
+            one, calls = run.milliseconds(name), arrays[f"seconds_{name}{suffix}"].numel()
+            found.append(Record(f"latency_{name}{suffix}", one.value, "ms", one.low, one.high, calls))
         for over, metric in (("dense", "realised_speedup"), ("folded", "realised_over_folded")):
-            value, low, high = timing.ratio(over, "skipped")
-            rounds = len(timing.blocks("skipped"))
-            found.append(Record(metric + suffix, value, "x", low, high, rounds))
+            one = run.ratio(over, "skipped")
+            found.append(Record(metric + suffix, one.value, "x", one.low, one.high, one.rounds))
             if over == "dense":
-                share = 100.0 / theory
-                found.append(Record(f"realised_share{suffix}", share * value, "%", share * low, share * high, rounds))
-        arrays |= {f"seconds_{name}{suffix}": samples for name, samples in timing.samples.items()}
-        facts[f"timing{suffix}"] = {
-            "clock": timing.clock,
-            "stopped": timing.stopped,
-            "machine": timing.telemetry,
-            "percentiles": {name: timing.percentiles(name) for name in networks},
-        }
-    load = max(timings[0].telemetry[when]["load"][0] for when in ("before", "after"))
-    found.append(Record("machine_load", load / timings[0].telemetry["before"]["processors"], ""))
-    if batch == 1 and context.device == "cpu":
-        shares = time_shares(skipping, inputs)
-        found += [Record(f"time_share_{part}", value, "%") for part, value in shares.items()]
+                low, high = (None if end is None else 100.0 / theory * end for end in (one.low, one.high))
+                found.append(Record(f"realised_share{suffix}", 100.0 / theory * one.value, "%", low, high, one.rounds))
+        facts[f"timing{suffix}"] = run.facts()
+    found.append(Record("machine_load", runs[0].load(), ""))
+    found += [Record(f"time_share_{part}", value, "%") for part, value in shares.items()]
     return Result(records=found, arrays=arrays, facts=facts)
 
 
@@ -210,40 +198,6 @@ def same_in_float64(gated: nn.Module, x: Tensor) -> bool:
     """
     exact, images = copy.deepcopy(gated).double(), x.double()
     return _difference(SkippedNetwork(exact)(images), exact(images)) <= 1e-6
-
-
-def _channels_last(model: nn.Module) -> latency.Network:
-    """``model`` in channels-last layout, the images brought into it as part of the call."""
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return lambda x: model(x.contiguous(memory_format=torch.channels_last))
-
-
-@torch.inference_mode()
-def time_shares(skipping: SkippedNetwork, inputs: list[Tensor], rounds: int = 3) -> dict[str, float]:
-    """Where the skipped network's time goes on single images (CPU), in per cent: gates, gathering, convolving, rest."""
-    spent = dict.fromkeys(("gates", "gather", "convolution", "rest"), 0)
-    for x in [x for _ in range(rounds) for x in inputs]:
-        values: list[Any] = [None] * skipping.slots
-        values[0] = x.contiguous(memory_format=torch.channels_last)
-        for run, target, sources, splits in skipping.program:
-            begin = time.perf_counter_ns()
-            if not splits:
-                values[target] = run(*[values[source] for source in sources])
-                spent["rest"] += time.perf_counter_ns() - begin
-                continue
-            layer: SkippedConv = run.__self__  # type: ignore[attr-defined]
-            value: Tensor | Compact = values[sources[0]]
-            index, g = layer.choose(value)
-            gated = time.perf_counter_ns()
-            filters = layer.gather(value, index, g)
-            gathered = time.perf_counter_ns()
-            values[target] = layer.convolve(value, index, g, *filters)
-            spent["gates"] += gated - begin
-            spent["gather"] += gathered - gated
-            spent["convolution"] += time.perf_counter_ns() - gathered
-        dense(values[skipping.output])
-    total = sum(spent.values())
-    return {part: 100.0 * nanoseconds / total for part, nanoseconds in spent.items()}
 
 
 def timed(setting: Setting, recipe: Recipe, what: str, params: Timing, parents: Sequence[Step] = ()) -> Step:

@@ -22,8 +22,7 @@ FOLDER = "latency"
 # of a point's table: what a reader asks first; the rest is in the CSV file
 _COLUMNS = {
     "network": "network",
-    "form": "best form",
-    "best_ms": "best form (ms)",
+    "form": "best form",  # with its time
     "theoretical": "fewer MACs",
     "over_dense": "as it is, over dense as it is",
     "best_over_dense": "best over dense as it is",
@@ -73,9 +72,9 @@ def write(results: Path) -> list[Path]:
         "Each network is timed in turns with its dense one, in fresh processes: as it is, and in its best form (batch "
         "norm folded, channels-last, compiled where that was asked for). *Share of the saving*: the speed-up over the "
         "dense network, both in their best forms, in per cent of what the MACs (of convolutions and fully connected "
-        "layers) promise. A dash: the interval was wider than 5 %, or the difference smaller than that of one network "
-        "from itself in the same run; where no speed-up is said, or the layers one by one give another one, nothing is "
-        "said of the layers.",
+        "layers) promise. A dash, or a best form without its time: the interval was wider than 5 %, or the difference "
+        "smaller than that of one network from itself in the same run; where no speed-up is said, or the layers one by "
+        "one give another one, nothing is said of the layers.",
         "",
     ]
     for machine in dict.fromkeys(map(_machine, values)):
@@ -216,7 +215,7 @@ def _intervals(value: Mapping[str, Any], clock: str) -> dict[tuple[str, str], tu
 
 
 def _table(rows: Sequence[Mapping[str, Any]], ends: Mapping[tuple[str, str], tuple[float, float]]) -> str:
-    used = [name for name in _COLUMNS if name in ("network", "best_ms") or any(_given(row, name) for row in rows)]
+    used = [name for name in _COLUMNS if name in ("network", "form") or any(_given(row, name) for row in rows)]
     lines = [f"| {' | '.join(_COLUMNS[name] for name in used)} |", "| :-- |" + " --: |" * (len(used) - 1)]
     for row in rows:
         texts = []
@@ -237,6 +236,8 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     value = row.get("best_form" if name == "form" else name)
     if value is None:
         return "–"
+    if name == "form" and row.get("best_ms") is not None:
+        return markdown_text(f"{value} ({row['best_ms']:.4g} ms)")
     if not isinstance(value, float):
         return markdown_text(str(value))
-    return f"{value:.4g}" if name == "best_ms" else f"{value:.0f}" if name == "efficiency" else f"{value:.2f}x"
+    return f"{value:.0f}" if name == "efficiency" else f"{value:.2f}x"

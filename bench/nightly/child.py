@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench import isolated, runner, threads
+from bench import children, isolated, runner, threads
 from bench.errors import DiskFull, UserError
 from bench.nightly.order import FRESH
 from bench.planning import Job, Planned, steps_of
@@ -88,7 +88,7 @@ class Running:
             try:
                 found = self.receiver.recv()
             except (EOFError, OSError):  # before its report, or within
-                found = Report(self.id, CRASHED, isolated.death(self.process))
+                found = Report(self.id, CRASHED, children.death(self.process))
         self.stop()
         if isinstance(found, DiskFull):
             raise found
@@ -96,7 +96,7 @@ class Running:
 
     def stop(self) -> None:
         """The process has ended afterwards: by itself, else by SIGTERM, else by SIGKILL."""
-        isolated.stop(self.process)
+        children.stop(self.process)
         self.receiver.close()
 
 
@@ -111,7 +111,7 @@ def _work(
     keeps: bool,
     where: str,
 ) -> None:
-    isolated.begin(*share)
+    children.begin(*share)
     say: Callable[[str], None] = lambda text: print(f"{where}{name} {text}", file=sys.stderr, flush=True)  # noqa: E731
     try:
         entry = isolated.planned(name, job, keys)

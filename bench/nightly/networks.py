@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bench.data
-from bench import evaluate, isolated, saved, threads
+from bench import children, evaluate, saved, threads
 from bench.errors import UserError
 from bench.planning import Job
 
@@ -62,7 +62,7 @@ def evaluated(
                         yield receiver.recv()
                     except (EOFError, OSError):  # before its report, or within
                         alive = False
-                        yield told(name, FAILED, isolated.death(process))
+                        yield told(name, FAILED, children.death(process))
                 elif patience < LIMIT:
                     alive, end, waiting = False, 0.0, [name, *waiting]
                 else:
@@ -82,12 +82,12 @@ def _process(server: ForkServerContext, folders: dict[str, Path], job: Job) -> I
     try:
         yield receiver, process
     finally:
-        isolated.stop(process)
+        children.stop(process)
         receiver.close()
 
 
 def _work(sender: Any, folders: dict[str, Path], job: Job, count: int) -> None:
-    isolated.begin(count, count)
+    children.begin(count, count)
     for name, folder in folders.items():
         sender.send(_one(name, folder, job))
 

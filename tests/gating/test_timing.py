@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bench.data.images import ImageSet, MemorySplit
-from bench.gating import measuring, steps, timing
+from bench.gating import measuring, steps, timing, turns
 from bench.gating.skip import SkippedNetwork
 from bench.measure import latency
 from bench.measure.latency import Protocol, Timing
@@ -34,20 +36,31 @@ def noise() -> ImageSet:
     return ImageSet("noise", "0", tuple("abcdefghij"), 16, split, split, "16x16")
 
 
+# what the skipped network takes in each of the processes, of its time above
+FACTORS = (1.0, 1.1, 0.9, 1.0, 1.0)
+
+
 def measured(monkeypatch: pytest.MonkeyPatch, batch: int = 2) -> tuple[dict[str, Record], Result, dict[str, Any]]:
-    asked: dict[str, Any] = {}
+    asked: dict[str, Any] = {"processes": 0}
 
     def interleaved(
         networks: Mapping[str, Any], inputs: Any, protocol: Any, device: str, progress: bool
     ) -> list[Timing]:
+        factor = FACTORS[asked["processes"] - 1]
         asked.update(names=list(networks), inputs=inputs, protocol=protocol, outputs=None)
         with torch.inference_mode():
             asked["outputs"] = {name: network(inputs[0]) for name, network in networks.items()}
         samples = {name: torch.full((4, 2, 3), SECONDS[name], dtype=torch.float64) for name in networks}
-        machine = latency.machine("cpu")
+        samples["skipped"] *= factor
+        machine = {**latency.machine("cpu"), "load": [factor, 0.0, 0.0], "processors": 2}
         return [Timing(samples, "made up", "all rounds done", {"before": machine, "after": machine})]
 
+    def fresh(function: Any, *arguments: Any) -> Any:
+        asked["processes"] += 1
+        return function(*copy.deepcopy(arguments))
+
     monkeypatch.setattr(latency, "interleaved", interleaved)
+    monkeypatch.setattr(turns.children, "fresh", fresh)
     data = noise()
     params = timing.Timing(batch, Protocol(seconds=1.0), GATED, 3)
     found = timing.run_latency(Context(lambda: data, "cpu", False, Path()), [], params)
@@ -79,21 +92,38 @@ def test_rounding_is_no_bug_and_a_bug_is_told(
 
 
 def test_speed_ups_are_of_the_skipped_network_over_the_dense_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """8 ms dense, 4 ms with folded norms, 2 ms skipped: 4x and 2x; times in milliseconds."""
+    """8 ms dense, 4 ms with folded norms, 2 ms skipped: 4x and 2x; times in milliseconds.
+
+    In the second of five processes the skipped network takes a tenth longer, in the third a tenth less.
+    """
     records, found, asked = measured(monkeypatch)
+    # 0.9 * 1.1 = 0.99, of which the fifth root is the processes' geometric mean
+    middle = 0.99**0.2
     assert {name: records[f"latency_{name}"].value for name in SECONDS} == pytest.approx(
-        {"dense": 8.0, "folded": 4.0, "masked": 16.0, "skipped": 2.0}
+        {"dense": 8.0, "folded": 4.0, "masked": 16.0, "skipped": 2.0 * middle}
     )
     assert {records[f"latency_{name}"].unit for name in SECONDS} == {"ms"}
-    assert records["realised_speedup"].value == pytest.approx(4.0)
-    assert records["realised_over_folded"].value == pytest.approx(2.0)
+    assert records["realised_speedup"].value == pytest.approx(4.0 / middle)
+    assert records["realised_over_folded"].value == pytest.approx(2.0 / middle)
+    # Student's with 4 degrees of freedom, over the processes' logarithms
+    half = 2.776445 * float(np.std(np.log(FACTORS), ddof=1)) / 5**0.5
+    for metric, value in (("realised_speedup", 4.0), ("realised_over_folded", 2.0)):
+        ends = records[metric].low, records[metric].high
+        assert ends == pytest.approx((value / middle * np.exp(-half), value / middle * np.exp(half)))
+    assert (records["latency_dense"].low, records["latency_dense"].high) == pytest.approx((8.0, 8.0))
+    assert (records["latency_dense"].n, records["realised_speedup"].n) == (5 * 4 * 2 * 3, 5 * 4)
+    assert records["machine_load"].value == pytest.approx(1.1 / 2)
+    how = found.facts["timing"]
+    assert how["rounds"] == [4] * 5 and how["stopped"] == "5 processes; an interval is wider than 5 %"
     theory = records["theoretical_speedup"].value
-    assert records["realised_share"].value == pytest.approx(100 * 4.0 / theory)
+    assert records["realised_share"].value == pytest.approx(100 * 4.0 / middle / theory)
+    assert found.arrays["seconds_skipped"].shape == (20, 2, 3)
     assert float(found.arrays["seconds_skipped"].mean()) == pytest.approx(0.002)
     # batches of two real images, in order
     assert asked["names"] == ["dense", "folded", "masked", "skipped"]
     assert len(asked["inputs"]) == 35 and torch.equal(asked["inputs"][1], noise().test.batch([2, 3]))
-    assert asked["protocol"] == Protocol(seconds=1.0)
+    # five processes share sixty rounds and the time
+    assert asked["processes"] == 5 and asked["protocol"] == Protocol(rounds=12, seconds=0.2)
     outputs = asked["outputs"]
     torch.testing.assert_close(outputs["folded"], outputs["dense"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(outputs["skipped"], outputs["masked"], rtol=1e-3, atol=1e-4)
@@ -159,9 +189,9 @@ def test_the_folded_network_has_its_batch_norms_folded(monkeypatch: pytest.Monke
         fused.append(sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()))
         return torch.nn.Flatten()
 
-    monkeypatch.setattr(timing, "fuse", fuse)
+    monkeypatch.setattr(turns, "fuse", fuse)
     _, _, asked = measured(monkeypatch)
-    assert fused == [8] and asked["outputs"]["folded"].shape == (2, 3 * 16 * 16)
+    assert fused == [8] * 5 and asked["outputs"]["folded"].shape == (2, 3 * 16 * 16)
 
 
 def test_the_best_dense_network_stands_in_narrow_tables_too() -> None:

@@ -98,7 +98,7 @@ def test_a_chain_from_dense_to_latency(data: ImageSet, tmp_path: Path) -> None:
     assert skipped["winner_flips"].n == 16 and skipped["skipped_float64_difference"].value < 1e-10
     assert abs(skipped["skipped_top1_change"].value) <= skipped["winner_flips"].value
     protocol = Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=2.0)
-    timed = timing.run_latency(context, [dense, half], timing.Timing(1, protocol))
+    timed = timing.run_latency(context, [dense, half], timing.Timing(1, protocol, processes=2))
     found = {r.metric: r.value for r in timed.records}
     assert found["realised_share"] == pytest.approx(100 * found["realised_speedup"] / found["theoretical_speedup"])
     assert found["theoretical_speedup"] == pytest.approx(sizes["expected_speedup"])

@@ -209,7 +209,7 @@ def test_skipped_execution_is_compared_with_the_masked_one(monkeypatch: pytest.M
         layers: ClassVar[dict[str, Any]] = {}
         answers = OF_SEED_0
 
-        def __init__(self, model: nn.Module) -> None:
+        def __init__(self, model: nn.Module, together: bool = True) -> None:
             super().__init__()
 
     monkeypatch.setattr(gated, "network", lambda parent: (Masked(), None))
@@ -260,7 +260,7 @@ def test_skipped_execution_takes_one_image_of_each_unit(monkeypatch: pytest.Monk
             return logits([0] * len(images))
 
     monkeypatch.setattr(gated, "network", lambda parent: (Seen(), None))
-    monkeypatch.setattr(gated, "SkippedNetwork", lambda model: Seen())
+    monkeypatch.setattr(gated, "SkippedNetwork", lambda model, together=True: Seen())
     data.test.units = torch.tensor([4, 4, 9, 9])
     found = values(gated.run_skipped(context(data), [Result()], gated.Skipping(100)))
     assert set(seen) == {0, 2} and found["skipped_agreement"].n == 2
