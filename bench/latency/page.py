@@ -31,6 +31,8 @@ _COLUMNS = {
     "efficiency": "share of the saving (%)",
     "published": "published",
 }
+# a page is no wider; the first to go is said by the two ratios beside it
+_MOST_COLUMNS = 8
 _RATIOS = ("over_dense", "best_over_dense", "over_dense_best", "best_over_dense_best", "over_unrounded")
 _SENSITIVITY = "sensitivity"
 _OF_TRIES = {"text", "device", "code", "date", "entries"}
@@ -216,6 +218,8 @@ def _intervals(value: Mapping[str, Any], clock: str) -> dict[tuple[str, str], tu
 
 def _table(rows: Sequence[Mapping[str, Any]], ends: Mapping[tuple[str, str], tuple[float, float]]) -> str:
     used = [name for name in _COLUMNS if name in ("network", "form") or any(_given(row, name) for row in rows)]
+    if len(used) > _MOST_COLUMNS:
+        used.remove("best_over_dense")
     lines = [f"| {' | '.join(_COLUMNS[name] for name in used)} |", "| :-- |" + " --: |" * (len(used) - 1)]
     for row in rows:
         texts = []
