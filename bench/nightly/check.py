@@ -12,6 +12,7 @@ excuse nothing where the code that makes the networks, or a parameter of it, is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ ELSEWHERE = (_HARDWARE, _PACKAGES)
 class RowCheck:
     """One row: its values, and where one failed what differs in how the two were made.
 
-    ``missing`` says why there are none; ``other`` in which choices the row is another one than the baseline's.
+    ``missing`` says why there are none; ``other`` in which choices the row is another one than the baseline's;
+    ``unpaired`` why its accuracies were compared by their intervals alone, not image by image.
     """
 
     id: str
@@ -50,6 +52,7 @@ class RowCheck:
     missing: str = ""
     differs: Sequence[str] = field(default_factory=tuple)
     other: str = ""
+    unpaired: str = ""
 
     @property
     def word(self) -> Word:
@@ -110,6 +113,7 @@ def check(runs: Path, base: Path, done: Night | None = None) -> list[RowCheck]:
 def _row(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], store: Store | None) -> RowCheck:
     old, new = compared.judged(before), compared.judged(now)
     paired = _paired(path, before, now, store)
+    unpaired = paired if isinstance(paired, str) and any(place[0] in PAIRED for place in old) else ""
     drift = _drifts(old, new)
     firsts = set(drift)
     excuses = _Excuses(before, now)
@@ -121,13 +125,14 @@ def _row(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], store: S
         first = next((one for one in firsts if compared.clock(old[one]) == clock), None)
         known_before = compared.scaled(cell, drift[first]) if first is not None and place != first else cell
         pair = None
-        if paired is not None and place[0] in PAIRED and place[2] is None:
+        if not isinstance(paired, str) and place[0] in PAIRED and place[2] is None:
             pair = (PAIRED[place[0]] * paired[0], *paired[1:])
         one = compared.compare(known_before, new.get(place), pair, place)
         if place in firsts:
             one = one.excused(_HOUR)
         found.append(one.excused(excuses.of(cell, one)))
-    return RowCheck(before["id"], before["setting"]["scale"], found, "", makings.differences(before, now))
+    differs = makings.differences(before, now)
+    return RowCheck(before["id"], before["setting"]["scale"], found, "", differs, unpaired=unpaired)
 
 
 def _drifts(old: Mapping[Place, Cell], new: Mapping[Place, Cell]) -> dict[Place, float]:
@@ -163,18 +168,24 @@ class _Excuses:
 
 def _paired(
     path: Path, before: Mapping[str, Any], now: Mapping[str, Any], store: Store | None
-) -> tuple[float, float, int] | None:
+) -> tuple[float, float, int] | str:
     """Mean change of top-1 (points), half its 95 % interval and the number of changed predictions.
 
-    None where the two rows did not classify the same images, or the predictions were not kept.
+    Else why there is none: the two rows did not classify the same images, or the predictions were not kept.
     """
+    if store is None:
+        return "the run keeps no predictions"
     same = [(row["setting"].get("data") or {}).get("fingerprint") for row in (before, now)]
+    if same[0] != same[1]:
+        return "other images"
     kept = baseline.read(path)
-    if store is None or same[0] != same[1] or not kept:
-        return None
+    if not kept:
+        return "the baseline keeps no predictions"
     fresh = baseline.predicted(now, store)
-    if set(fresh) != set(kept) or any(len(kept[name]) != len(fresh[name][0]) for name in kept):
-        return None
+    if set(fresh) != set(kept):
+        return "other networks than the baseline's, or predictions that are gone"
+    if any(len(kept[name]) != len(fresh[name][0]) for name in kept):
+        return "another number of images"
     labels, units = next(iter(fresh.values()))[1:]
     right_now = torch.stack([classes == labels for classes, _, _ in fresh.values()]).double()
     right_before = torch.stack([kept[name] == labels for name in fresh]).double()
@@ -193,9 +204,19 @@ def text(found: Sequence[RowCheck]) -> str:
         lines += [f"  {compared.in_words(one)}" for one in row.compared if one.word is not Word.SAME]
         if row.failed and not row.missing:
             lines += [f"  {part}" for part in row.differs or ("the code, packages, data and device are the same",)]
+    lines += unpaired(found)
     counts = {word: sum(row.word is word for row in found) for word in Word}
     lines.append(", ".join(f"{count} {word}" for word, count in counts.items() if count))
     return "\n".join(lines)
+
+
+def unpaired(found: Sequence[RowCheck]) -> list[str]:
+    """Which accuracies were compared by their intervals alone, which see less: a line for each reason."""
+    reasons = Counter(row.unpaired for row in found if row.unpaired)
+    return [
+        f"{count} {'row' if count == 1 else 'rows'} not compared image by image ({reason}), but by the intervals"
+        for reason, count in reasons.items()
+    ]
 
 
 def to_json(found: Sequence[RowCheck]) -> list[dict[str, Any]]:
@@ -207,6 +228,7 @@ def to_json(found: Sequence[RowCheck]) -> list[dict[str, Any]]:
             "word": row.word,
             "missing": row.missing,
             "other": row.other,
+            "unpaired": row.unpaired,
             "differs": list(row.differs),
             "metrics": [compared.to_json(one) for one in row.compared],
         }

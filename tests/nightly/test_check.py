@@ -56,6 +56,40 @@ def test_with_predictions_a_change_is_paired_by_image(tmp_path: Path, lost: int,
     assert (found.word, compared.changed) == (word, lost)
 
 
+@pytest.mark.parametrize(
+    ("baseline_keeps", "count", "fingerprint", "name", "why"),
+    [
+        (True, IMAGES, None, "a", ""),
+        (False, IMAGES, None, "a", "the baseline keeps no predictions"),
+        (True, IMAGES, "another", "a", "other images"),
+        (True, IMAGES - 1, None, "a", "another number of images"),
+        (True, IMAGES, None, "b", "other networks than the baseline's, or predictions that are gone"),
+    ],
+)
+def test_what_is_not_compared_image_by_image_says_why(
+    tmp_path: Path, baseline_keeps: bool, count: int, fingerprint: str | None, name: str, why: str
+) -> None:
+    """The intervals alone see less, and nobody would know."""
+    labels = torch.arange(IMAGES) % 10
+    path = put(tmp_path / "base", row([top1(1800)]))
+    old = Store(tmp_path / "old")
+    evaluation(old, labels, labels)
+    if baseline_keeps:
+        baseline.write(tmp_path / "base", [(path, row([top1(1800)]))], old)
+    now = row([top1(1800)])
+    if fingerprint is not None:
+        now["setting"]["data"]["fingerprint"] = fingerprint
+    if name == "a":
+        evaluation(Store(tmp_path / "runs"), labels[:count], labels[:count])
+    else:
+        Store(tmp_path / "runs").root.joinpath("steps").mkdir(parents=True)
+    put(tmp_path / "runs", now)
+    (found,) = check(tmp_path / "runs", tmp_path / "base")
+    assert found.unpaired == why
+    said = f"1 row not compared image by image ({why}), but by the intervals" in text([found])
+    assert said == bool(why)
+
+
 def test_changes_that_cancel_are_counted(tmp_path: Path) -> None:
     """As many won as lost is the same accuracy, but the predictions that differ are told."""
     labels = torch.zeros(IMAGES, dtype=torch.long)
@@ -76,6 +110,7 @@ def test_other_data_are_not_paired_and_are_named(tmp_path: Path) -> None:
     other["setting"]["data"]["fingerprint"] = "0123456789abcdef"
     found = both(tmp_path, row([top1(1800)]), other)
     assert found.word is Word.WORSE and found.compared[0].changed is None
+    assert found.unpaired == "the run keeps no predictions"
     assert "data: clutter f before, clutter 0123456789ab now" in text([found])
 
 

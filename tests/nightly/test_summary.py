@@ -49,7 +49,10 @@ def test_a_fine_night() -> None:
     same = RowCheck("toy/t/a", "clutter", [Compared("top1_acc", 90.0, 90.0, 0.5, Word.SAME)])
     page = summary.markdown(fine, [same], [], [], "base")
     assert page.startswith("# Night 1: fine\n") and "Against the baseline base: 1 SAME." in page
-    assert summary.status(fine, []) == 0
+    assert "image by image" not in page and summary.status(fine, []) == 0
+    fallen = [replace(same, unpaired=why) for why in ("other images", "no predictions", "other images")]
+    page = summary.markdown(fine, [same, *fallen], [], [], "base")
+    assert "\n\n- 2 rows not compared image by image (other images), but by the intervals\n- 1 row not" in page
     different = Night(1, {}, None, "d", networks=[{"network": "n", "verdict": "different", "words": "w", "top1": 1.0}])
     assert summary.status(different, []) == 1
 
