@@ -3,11 +3,12 @@
 As PyTorch operations they took more time than the convolutions that they save: some twenty calls a layer, and two
 passes over filters that do not fit the cache.  The filters stay gathered from one image to the next: a channel that
 wins again keeps its slot, and only what has changed is copied; where all win again, nothing is.  All work on one image
-and float32 or float64 (Numba compiles each once a process).
+and float32 or float64.  Compiling them takes 20 seconds, so what was compiled is kept for the next process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,15 @@ from numba import njit
 Array = np.ndarray[Any, Any]
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compiled by Numba, which keeps it beside this file or in the user's cache, where one of them can be written."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # nowhere: each process compiles
+        return njit(nogil=True)(function)
+
+
+@compiled
 def choose(
     x: Array, inputs: Array, phi: Array, rho: Array, k: int, absolute: bool, rectified: bool, exact: bool
 ) -> Any:
@@ -63,7 +72,7 @@ def choose(
     return winners[:place], g
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def settle(slots: Array, place: Array, winners: Array) -> None:
     """Gives the ``winners`` the slots of the channels that lost; who won before too keeps its own.
 
@@ -84,7 +93,7 @@ def settle(slots: Array, place: Array, winners: Array) -> None:
             free += 1
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def gather(weights: Array, held: Array, columns: Array, rows: Array, outputs: Array, inputs: Array) -> None:
     """Makes ``weights`` (k x kh kw x n) the filters ``outputs`` at the input channels ``inputs``.
 
@@ -114,7 +123,7 @@ def gather(weights: Array, held: Array, columns: Array, rows: Array, outputs: Ar
                     target[changed[i]] = source[inputs[changed[i]]]
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def choose_and_gather(
     x: Array,
     inputs: Array,
@@ -138,7 +147,7 @@ def choose_and_gather(
     return winners, g
 
 
-@njit(nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def finish(y: Array, outputs: Array, g: Array, bias: Array, behind: Array, rectify: bool) -> None:
     """Scales the convolution's outputs ``y`` (positions x k, changed) and adds what belongs to them, in one pass.
 

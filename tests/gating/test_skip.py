@@ -4,11 +4,13 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numba.core import caching
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -359,3 +361,15 @@ def test_on_cuda(name: str) -> None:
     for batch in (x, x[:1]):  # whole batches wait for nothing
         captured = latency.captured(skipping, batch)
         assert not isinstance(captured, str), captured
+
+
+def added(x: Any, y: Any) -> Any:
+    return x + y
+
+
+def test_kernels_are_kept_for_the_next_process_where_a_folder_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that Numba finds none on they are compiled all the same."""
+    assert Path(kernels.choose_and_gather.stats.cache_path).is_dir()
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+    one = np.arange(3.0)
+    assert kernels.compiled(added)(one, one).tolist() == [0.0, 2.0, 4.0]
