@@ -82,7 +82,7 @@ def test_what_is_not_compared_image_by_image_says_why(
     if name == "a":
         evaluation(Store(tmp_path / "runs"), labels[:count], labels[:count])
     else:
-        Store(tmp_path / "runs").root.joinpath("steps").mkdir(parents=True)
+        Store(tmp_path / "runs").root.joinpath("steps").mkdir(parents=True, exist_ok=True)
     put(tmp_path / "runs", now)
     (found,) = check(tmp_path / "runs", tmp_path / "base")
     assert found.unpaired == why
