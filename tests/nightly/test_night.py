@@ -137,8 +137,9 @@ def test_a_regression_planted_in_a_script_is_caught_and_named(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
-    """SIGTERM after the first row: gone within 30 seconds, and it tells what it has; the same command goes on."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_night_that_is_stopped_goes_on(tmp_path: Path, name: str) -> None:
+    """After the first row.  Of SIGTERM it is gone within 30 seconds and tells what it has; the same command goes on."""
     out = tmp_path / "runs"
     arguments = ["nightly", "toy", "--scale", "digits", "--out", str(out)]
     process = subprocess.Popen(
@@ -146,18 +147,21 @@ def test_a_night_that_is_stopped_goes_on(tmp_path: Path) -> None:
     )
     state = out / "nightly" / "00001" / "night.json"
     deadline = time.monotonic() + 300
-    while not state.exists() and time.monotonic() < deadline:
+    while not (state.exists() and json.loads(state.read_text())["rows"]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.Signals[name])
     begin = time.monotonic()
     process.communicate(timeout=60)
-    assert process.returncode == 130 and time.monotonic() - begin < 30
-    done = set(json.loads(state.read_text())["rows"])
-    assert done and done != IDS | set(BAD) | {"toy/table-2/ends-well"}
-    assert "Stopped before its end" in (out / "nightly" / "00001" / "summary.md").read_text()
+    assert process.returncode == (130 if name == "SIGTERM" else -signal.SIGKILL) and time.monotonic() - begin < 30
+    done = json.loads(state.read_text())["rows"]
+    assert done and set(done) != IDS | set(BAD) | {"toy/table-2/ends-well"}
+    if name == "SIGTERM":
+        assert "Stopped before its end" in (out / "nightly" / "00001" / "summary.md").read_text()
     ended, _ = night(out)
     assert ended["night"]["number"] == 1 and ended["night"]["ended"]
     assert set(ended["night"]["rows"]) == IDS | set(BAD) | {"toy/table-2/ends-well"}
+    # what it had done is not done again
+    assert all(ended["night"]["rows"][row] == report for row, report in done.items())
     assert len(history.read(out)) == 6
 
 
