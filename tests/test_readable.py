@@ -106,11 +106,12 @@ def test_times_whose_turns_were_cut_off_are_named() -> None:
     how = {"clock": "wall clock, CPU", "stopped": "15 s are over; an interval is wider than 1 %"}
     fine = {"clock": "events, CUDA", "stopped": "precise enough"}
     times = [cell("latency_dense", 2.0, "ms")]
-    cut_off = line("a", times, timed={"step": {"timing": how, "timing_events": fine}})
-    notes = build([cut_off, line("b", times, timed={"step": {"timing": fine}}), line("c", times)], []).notes
-    found = [note for note in notes if "precise" in note]
-    said = "a, wall clock, CPU: 15 s are over; an interval is wider than 1 %"
-    assert found == [f"Times whose turns ended before they were precise enough: {said}."]
+    cut_off = {"step": {"timing": how, "timing_events": fine}}
+    lines = [line("a", times, timed=cut_off), line("b", times, timed={"step": {"timing": fine}}), line("c", times)]
+    lines.append(line("d, batch 8", times, timed=cut_off))
+    found = [note for note in build(lines, []).notes if "precise" in note]
+    said = "a; d, batch 8: wall clock, CPU: 15 s are over; an interval is wider than 1 %"
+    assert found == [f"Times that are less precise than was asked for: {said}."]
 
 
 def test_a_table_in_which_nothing_ran_says_why() -> None:

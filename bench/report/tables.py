@@ -273,15 +273,14 @@ def _notes(lines: Sequence[Line], chosen: dict[str, str], all_ours: bool) -> lis
             f"{n:,} of the {of:,} published test images are here: intervals and verdicts hold what the others could "
             "change."
         )
-    cut_off = {
-        f"{line.name}, {facts['clock']}: {facts['stopped']}"
-        for line in ran
-        for clocks in line.timed.values()
-        for facts in clocks.values()
-        if _TOO_WIDE in facts["stopped"]
-    }
+    cut_off: dict[str, list[str]] = {}
+    for line in ran:
+        for facts in (facts for clocks in line.timed.values() for facts in clocks.values()):
+            if _TOO_WIDE in facts["stopped"]:
+                cut_off.setdefault(f"{facts['clock']}: {facts['stopped']}", []).append(line.name)
     if cut_off:
-        notes.append(f"Times whose turns ended before they were precise enough: {'. '.join(sorted(cut_off))}.")
+        said = ". ".join(f"{'; '.join(dict.fromkeys(names))}: {why}" for why, names in sorted(cut_off.items()))
+        notes.append(f"Times that are less precise than was asked for: {said}.")
     conventions = sorted({cell.convention for cell in shown if cell.convention})
     if conventions or any(line.shape for line in lines):
         counted = ", ".join(conventions or ["conv"])
