@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +32,21 @@ def deaf() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """What is started within has these variables."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 def begin(count: int, of: int) -> None:
@@ -80,33 +95,35 @@ def fresh(function: Callable[..., T], *arguments: Any) -> T:
     or dies.
     """
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
+    here, there = context.Pipe()
     share = torch.get_num_threads(), threads.whole()
-    process = context.Process(target=_in_fresh, args=(sender, _packed((function, arguments)), share))
+    process = context.Process(target=_in_fresh, args=(there, share))
+    # it finds the packages that this process found, not those of the working directory
+    with deaf(), environment({"PYTHONSAFEPATH": "1"}):
+        process.start()
+    there.close()
     try:
-        with deaf():
-            process.start()
-        sender.close()
-        return _unpacked(receiver.recv_bytes())  # type: ignore[no-any-return]
-    except EOFError:
+        # not among the process's arguments: one that dies before it has read them would leave this one waiting
+        here.send_bytes(_packed((function, arguments)))
+        return _unpacked(here.recv_bytes())  # type: ignore[no-any-return]
+    except (EOFError, OSError):  # before its answer, or within
         raise RuntimeError(death(process)) from None
     finally:
-        receiver.close()
-        if process.pid is not None:
-            stop(process)
+        here.close()
+        stop(process)
 
 
-def _in_fresh(sender: Any, work: bytes, share: tuple[int, int]) -> None:
+def _in_fresh(there: Any, share: tuple[int, int]) -> None:
     begin(*share)
-    function, arguments = _unpacked(work)
-    sender.send_bytes(_packed(function(*arguments)))
+    function, arguments = _unpacked(there.recv_bytes())
+    there.send_bytes(_packed(function(*arguments)))
 
 
-def _packed(value: Any) -> bytes:
+def _packed(value: Any) -> memoryview:
     """Not as :mod:`multiprocessing` would: it would share the memory of tensors."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    return buffer.getvalue()
+    return buffer.getbuffer()
 
 
 def _unpacked(value: bytes) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
@@ -39,23 +38,9 @@ def started(modules: list[str], knows: Mapping[str, str] | None = None) -> ForkS
     asks = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     # the server finds the packages that this process found, not those of the working directory
     finds = {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path), "PYTHONSAFEPATH": "1"}
-    with _environment({**(knows or {}), **asks, **finds}), children.deaf():
+    with children.environment({**(knows or {}), **asks, **finds}), children.deaf():
         forkserver.ensure_running()
     return found
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
 
 
 def planned(name: str, job: Job, keys: Set[str]) -> Planned:

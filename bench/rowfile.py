@@ -22,6 +22,8 @@ _OF_A_LAYER = ("reader", "producer", "channels", "kept", "error", "held_out_erro
 DRAWN = ("activity", "precision_recall", "pictures")
 # facts of steps that take times, one a clock
 TIMED = ("timing", "timing_events", "timing_graph")
+# the clock, how the turns ended, the machine's state, the rounds of each process
+_OF_TIMING = ("clock", "stopped", "machine", "rounds")
 # what a row file repeats of a step's header; the roots, because one function's code differs with its parameters' types
 _OF_A_STEP = ("step", "kind", "run", "roots", "code", "seconds", "provenance")
 
@@ -136,12 +138,12 @@ def drawn(store: Store, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def timed(store: Store, keys: Sequence[str]) -> dict[str, Any]:
-    """``timed``: of steps that took times, by step and fact, the clock, why the turns ended, the machine's state."""
+    """``timed``: of steps that took times, by step and fact, what :data:`_OF_TIMING` names, as far as it is there."""
     found: dict[str, dict[str, Any]] = {}
     for key in keys:
         facts = _header(store, key)["facts"]
         for name in (name for name in facts if name in TIMED):
-            found.setdefault(key, {})[name] = {part: facts[name][part] for part in ("clock", "stopped", "machine")}
+            found.setdefault(key, {})[name] = {part: facts[name][part] for part in _OF_TIMING if part in facts[name]}
     return {"timed": found} if found else {}
 
 

@@ -329,15 +329,19 @@ def activity_of(setting: Setting, recipe: Recipe, start: Step, network: Step, se
     return [activity.activity_of(setting, recipe, network)]
 
 
+# of five processes together: a batch of eight takes a second a round
+PROTOCOL = latency.Protocol(seconds=30.0)
+
+
 def execution(setting: Setting, recipe: Recipe, start: Step, network: Step, seed: int) -> list[Step]:
     """Skipped against masked execution of a trained network, and its latency on one image."""
-    timed = timing.timed(setting, recipe, network.name, timing.Timing(1, latency.Protocol()), [start, network])
+    timed = timing.timed(setting, recipe, network.name, timing.Timing(1, PROTOCOL), [start, network])
     return [measuring.skip_checked(setting, recipe, network, images=1000), timed]
 
 
 def fresh_latency(setting: Setting, recipe: Recipe, *, density: int, batch: int) -> Chain:
     """M-CifarNet with fresh weights: dense, masked and skipped, interleaved."""
-    params = timing.Timing(batch, latency.Protocol(), recipe.gated(density, PAPER), setting.seeds[0])
+    params = timing.Timing(batch, PROTOCOL, recipe.gated(density, PAPER), setting.seeds[0])
     return Chain([], [timing.timed(setting, recipe, f"d={density / 1000:g}, batch {batch}", params)])
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,3 +58,30 @@ def test_a_failure_is_told_and_its_traceback_printed(capfd: pytest.CaptureFixtur
 def test_a_death_is_told() -> None:
     with pytest.raises(RuntimeError, match=r"^its process died of signal 9, as where memory runs out$"):
         children.fresh(dying)
+
+
+def dying_first(there: Any, share: tuple[int, int]) -> None:
+    """Before it has read its work."""
+    os._exit(7)
+
+
+def dying_within(there: Any, share: tuple[int, int]) -> None:
+    """Behind the length of an answer that it does not give."""
+    there.recv_bytes()
+    os.write(there.fileno(), struct.pack("!i", 1000))
+    os._exit(7)
+
+
+@pytest.mark.parametrize("target", [dying_first, dying_within])
+def test_a_death_at_any_moment_is_told(monkeypatch: pytest.MonkeyPatch, target: Any) -> None:
+    """With more work than a pipe holds: the starter would wait for ever for it to be read."""
+    monkeypatch.setattr(children, "_in_fresh", target)
+    with pytest.raises(RuntimeError, match=r"^its process ended with status 7$"):
+        children.fresh(doubled, torch.zeros(1_000_000), [])
+
+
+def test_modules_of_the_working_directory_are_no_libraries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "socket.py").write_text("raise RuntimeError('read from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    value, *_ = children.fresh(doubled, torch.ones(1), [])
+    assert value.tolist() == [2.0] and "PYTHONSAFEPATH" not in os.environ

@@ -183,6 +183,7 @@ def test_it_says_how_the_networks_behind_it_were_made_and_with_what(
 def run_timed(context: Context, parents: list[Result], params: Made) -> Result:
     """A time, and how it was taken."""
     facts = {"clock": "wall clock, CPU", "stopped": "15 s are over", "machine": {"before": {"load": [2.0]}}}
+    facts |= {"rounds": [3, 4]}
     return Result(records=[Record("latency_dense", 3.0, "ms")], facts={"timing": {**facts, "percentiles": {"a": {}}}})
 
 
@@ -191,5 +192,6 @@ def test_a_time_says_how_it_was_taken(tmp_path: Path) -> None:
     timed = make_step(Kind.TIME, "timed", run_timed, Made({}, 0), device="cpu")
     value = row_file(tmp_path, Chain([], [timed]))
     how = {"clock": "wall clock, CPU", "stopped": "15 s are over", "machine": {"before": {"load": [2.0]}}}
+    how |= {"rounds": [3, 4]}
     assert value["timed"] == {timed.key: {"timing": how}}
     assert "timed" not in row_file(tmp_path / "other", Chain([], [step(Made({}, 0))]))

@@ -73,6 +73,20 @@ _METRICS = (
         "higher",
         of="calls",
     ),
+    *(
+        Metric(
+            f"realised_{name}",
+            f"{name}, over dense",
+            "x",
+            2,
+            f"Time of the dense network divided by that of the {name} one, paired as the skipped one's.",
+            "higher",
+            minor=True,
+            of="calls",
+            shown=False,
+        )
+        for name in ("folded", "masked")
+    ),
     Metric(
         "realised_share",
         "realised / theoretical",
@@ -101,6 +115,13 @@ _METRICS = (
         "times are disturbed.",
         minor=True,
     ),
+)
+# of which network's time which one's is a share, and what that is called
+_RATIOS = (
+    ("dense", "skipped", "realised_speedup"),
+    ("folded", "skipped", "realised_over_folded"),
+    ("dense", "folded", "realised_folded"),
+    ("dense", "masked", "realised_masked"),
 )
 # on a GPU the same calls by other clocks too
 _CLOCKS = (("_events", "GPU events", "The GPU's own clock."), ("_graph", "CUDA graph", "The calls as one CUDA graph."))
@@ -174,10 +195,10 @@ def run_latency(context: Context, parents: list[Result], params: Timing) -> Resu
         for name in turns.NAMES:
             one, calls = run.milliseconds(name), arrays[f"seconds_{name}{suffix}"].numel()
             found.append(Record(f"latency_{name}{suffix}", one.value, "ms", one.low, one.high, calls))
-        for over, metric in (("dense", "realised_speedup"), ("folded", "realised_over_folded")):
-            one = run.ratio(over, "skipped")
+        for over, name, metric in _RATIOS:
+            one = run.ratio(over, name)
             found.append(Record(metric + suffix, one.value, "x", one.low, one.high, one.rounds))
-            if over == "dense":
+            if metric == "realised_speedup":
                 low, high = (None if end is None else 100.0 / theory * end for end in (one.low, one.high))
                 found.append(Record(f"realised_share{suffix}", 100.0 / theory * one.value, "%", low, high, one.rounds))
         facts[f"timing{suffix}"] = run.facts()

@@ -1,8 +1,9 @@
 """A run against a baseline, row by row and value by value (:mod:`bench.nightly.compared`).
 
 Milliseconds are those of a machine's hour: an unchanged network takes half as long again while neighbours compute, and
-no interval within a run sees that.  So the times of a row are compared in units of the first one of their clock, the
-dense network's, which was taken in turns with them; that one itself fails no night.
+no interval within a run sees that.  So a row that has ratios of its times is compared by these; the times of others are
+compared in units of the first one of their clock, the dense network's, which was taken in turns with them; that one
+itself fails no night.
 
 Another processor, another number of threads or another version of a package rounds otherwise: it trains other networks,
 as another seed does.  Beside such a baseline a value of these networks is better or worse only where there are seeds
@@ -34,6 +35,7 @@ from bench.verdict import LEAST_RUNS
 # by so much sizes may differ that follow from data on other hardware
 _SIZES = 0.05
 _HARDWARE, _PACKAGES, _HOUR = "other hardware", "other packages", "another hour of the machine"
+_HOW = "timed in another way"
 # the excuses of networks that were made, and of times that were taken, elsewhere
 ELSEWHERE = (_HARDWARE, _PACKAGES)
 
@@ -114,6 +116,10 @@ def _row(path: Path, before: Mapping[str, Any], now: Mapping[str, Any], store: S
     old, new = compared.judged(before), compared.judged(now)
     paired = _paired(path, before, now, store)
     unpaired = paired if isinstance(paired, str) and any(place[0] in PAIRED for place in old) else ""
+    by_ratio = {compared.ratio_s_clock(cell) for place, cell in old.items() if place in new}
+    old = {
+        place: cell for place, cell in old.items() if (clock := compared.clock(cell)) is None or clock not in by_ratio
+    }
     drift = _drifts(old, new)
     firsts = set(drift)
     excuses = _Excuses(before, now)
@@ -151,7 +157,9 @@ class _Excuses:
     """Why a value may differ though neither the code nor a parameter changed."""
 
     def __init__(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        self.timed = "" if makings.alike(makings.timed_on(before), makings.timed_on(now)) else _HARDWARE
+        self.timed = "" if makings.processes(before) == makings.processes(now) else _HOW
+        if not makings.alike(makings.timed_on(before), makings.timed_on(now)):
+            self.timed = _HARDWARE
         self.made = _PACKAGES if makings.other_packages(before, now) else ""
         if not makings.alike(makings.made_on(before), makings.made_on(now)):
             self.made = _HARDWARE

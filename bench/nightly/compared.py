@@ -148,6 +148,13 @@ def clock(cell: Cell) -> str | None:
     return next((suffix for suffix in _CLOCKS if cell.metric.endswith(suffix)), "")
 
 
+def ratio_s_clock(cell: Cell) -> str | None:
+    """Which clock took the times that a ratio is made from; None for what is no ratio of times."""
+    if not cell.metric.startswith(_OF_TIMES):
+        return None
+    return next((suffix for suffix in _CLOCKS if cell.metric.endswith(suffix)), "")
+
+
 def scaled(cell: Cell, factor: float) -> Cell:
     """A time as it would have been on a machine that is ``factor`` times as slow."""
     low, high = (None if end is None else end * factor for end in (cell.low, cell.high))

@@ -31,6 +31,11 @@ def timed_on(row: Mapping[str, Any]) -> set[Device]:
     return {_device(one["provenance"]["hardware"]) for one in row["steps"].values() if one["kind"] == Kind.TIME.value}
 
 
+def processes(row: Mapping[str, Any]) -> set[int]:
+    """In how many fresh processes the row's times were taken; 0 for in the row's own, as older code did."""
+    return {len(facts.get("rounds", ())) for clocks in row.get("timed", {}).values() for facts in clocks.values()}
+
+
 def made_on(row: Mapping[str, Any]) -> set[Device]:
     """On what the networks behind the row were made; of rows that older code wrote, on what any of its steps ran."""
     if "made_on" in row:

@@ -58,7 +58,7 @@ def markdown(
         elsewhere = sum(any(one.excuse in checking.ELSEWHERE for one in row.compared) for row in checked)
         told = f" ({elsewhere} beside networks or times of other hardware or packages)" if elsewhere else ""
         parts.append(f"Against the baseline {baseline}: {words}{told}.")
-    if not bad and (seen := checking.unpaired(checked)):
+    if seen := checking.unpaired([row for row in checked if row not in bad]):
         parts.append("\n".join(f"- {line}" for line in seen))
     if others := [row for row in checked if row.other]:
         parts.append(f"## In another setting than the baseline {baseline}\n\n" + "\n".join(_others(others)))

@@ -110,6 +110,10 @@ def test_speed_ups_are_of_the_skipped_network_over_the_dense_ones(monkeypatch: p
     for metric, value in (("realised_speedup", 4.0), ("realised_over_folded", 2.0)):
         ends = records[metric].low, records[metric].high
         assert ends == pytest.approx((value / middle * np.exp(-half), value / middle * np.exp(half)))
+    # the other two over the dense network, whose turns had no spread
+    for name, value in (("folded", 2.0), ("masked", 0.5)):
+        one = records[f"realised_{name}"]
+        assert (one.value, one.low, one.high) == pytest.approx((value, value, value)) and one.unit == "x"
     assert (records["latency_dense"].low, records["latency_dense"].high) == pytest.approx((8.0, 8.0))
     assert (records["latency_dense"].n, records["realised_speedup"].n) == (5 * 4 * 2 * 3, 5 * 4)
     assert records["machine_load"].value == pytest.approx(1.1 / 2)

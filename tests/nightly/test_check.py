@@ -146,6 +146,34 @@ def test_each_clock_has_its_own_first_time(tmp_path: Path) -> None:
     assert words == [Word.AMBIGUOUS, Word.SAME, Word.SAME, Word.WORSE]
 
 
+@pytest.mark.parametrize(("ratio", "word"), [(2.5, Word.SAME), (2.4, Word.SAME), (1.9, Word.WORSE), (3.3, Word.BETTER)])
+def test_where_a_row_has_ratios_of_its_times_these_are_compared(tmp_path: Path, ratio: float, word: Word) -> None:
+    """Of five processes the milliseconds differ by half, and with them every time; not their ratio.  Each clock's own."""
+    wide = [ranged(10.0, 4.0), ranged(4.0, 1.6, "latency_skipped")]
+    later = [ranged(15.0, 6.0), ranged(6.2, 2.4, "latency_skipped")]
+    before = row([*wide, ranged(2.5, 0.1, "realised_speedup", "x")])
+    found = both(tmp_path, before, row([*later, ranged(ratio, 0.1, "realised_speedup", "x")]))
+    assert [(one.metric, one.word) for one in found.compared] == [("realised_speedup", word)]
+    events = [ranged(8.0, 0.1, "latency_dense_events")]
+    found = both(tmp_path / "b", row([*before["records"], *events]), row([*before["records"], *events]))
+    assert [one.metric for one in found.compared] == ["realised_speedup", "latency_dense_events"]
+    # a ratio that is gone is missing
+    assert both(tmp_path / "c", before, row(wide)).word is Word.MISSING
+
+
+@pytest.mark.parametrize(("old", "new", "word"), [(5, 5, Word.WORSE), (0, 5, Word.AMBIGUOUS), (5, 3, Word.AMBIGUOUS)])
+def test_times_that_were_taken_in_another_way_are_ambiguous(tmp_path: Path, old: int, new: int, word: Word) -> None:
+    """1.39x in a process that had trained, 1.17x in five fresh ones, by the same code of the networks."""
+    sides = []
+    for value, count in ((1.39, old), (1.17, new)):
+        side = row([ranged(value, 0.05, "realised_speedup", "x")])
+        rounds = {"rounds": [12] * count} if count else {}
+        sides.append({**side, "timed": {"step": {"timing": {"clock": "wall", "stopped": "", "machine": {}, **rounds}}}})
+    found = both(tmp_path, *sides)
+    assert found.word is word
+    assert (", timed in another way" in text([found])) is (word is Word.AMBIGUOUS)
+
+
 @pytest.mark.parametrize(
     ("dense", "skipped", "words"),
     [

@@ -53,6 +53,9 @@ def test_a_fine_night() -> None:
     fallen = [replace(same, unpaired=why) for why in ("other images", "no predictions", "other images")]
     page = summary.markdown(fine, [same, *fallen], [], [], "base")
     assert "\n\n- 2 rows not compared image by image (other images), but by the intervals\n- 1 row not" in page
+    # beside a row that failed, too
+    page = summary.markdown(fine, [WORSE, fallen[0]], [], [], "base")
+    assert "\n\n- 1 row not compared image by image (other images), but by the intervals" in page
     different = Night(1, {}, None, "d", networks=[{"network": "n", "verdict": "different", "words": "w", "top1": 1.0}])
     assert summary.status(different, []) == 1
 
