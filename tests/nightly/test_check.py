@@ -148,7 +148,7 @@ def test_each_clock_has_its_own_first_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("ratio", "word"), [(2.5, Word.SAME), (2.4, Word.SAME), (1.9, Word.WORSE), (3.3, Word.BETTER)])
 def test_where_a_row_has_ratios_of_its_times_these_are_compared(tmp_path: Path, ratio: float, word: Word) -> None:
-    """Of five processes the milliseconds differ by half, and with them every time; not their ratio.  Each clock's own."""
+    """Of five processes the milliseconds differ by half, and with them each time; not their ratio.  Each clock's."""
     wide = [ranged(10.0, 4.0), ranged(4.0, 1.6, "latency_skipped")]
     later = [ranged(15.0, 6.0), ranged(6.2, 2.4, "latency_skipped")]
     before = row([*wide, ranged(2.5, 0.1, "realised_speedup", "x")])
