@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-# nothing is published whose interval is wider than this share of the value
+# `bench latency` says nothing whose interval is wider than this share of the value; rows' tables say that it is wider
 WIDEST = 0.05
 FASTER, SLOWER, SAME, WIDE = "faster", "slower", "no difference", "too wide"
 

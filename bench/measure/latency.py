@@ -1,8 +1,9 @@
 """Latency of networks that are compared: interleaved in one process, paired, every sample kept.
 
 The contestants take turns in blocks, forwards and backwards (A B, B A, A B, …), so that a machine that warms up or
-slows down does so for all of them.  Each block's median is one observation; ratios are formed within rounds, and the
-interval is a bootstrap over the rounds.  On a GPU the time of the device (events) and the time until the result is
+slows down does so for all of them.  Each block's median is one observation; ratios are formed within rounds.  A
+:class:`Timing`'s own interval is a bootstrap over the rounds, which says nothing of other processes: those are what
+:mod:`bench.latency.interval` is for.  On a GPU the time of the device (events) and the time until the result is
 there (wall clock) are both taken, and where a CUDA graph can be captured its replay too: their differences say whether
 the launches or the work cost the time.  Times on different devices are never compared.
 """
