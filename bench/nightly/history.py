@@ -49,6 +49,8 @@ def setting_of(row: Mapping[str, Any]) -> str:
         parts.append(f"weights {str(given['sha256'])[:12]}")
     for title, of in (("made on", makings.made_on), ("timed on", makings.timed_on)):
         parts += [f"{title} {' and '.join(map(str, found))}"] if (found := sorted(of(row))) else []
+    if counts := makings.processes(row) - {0}:
+        parts.append(f"times of {' and '.join(map(str, sorted(counts)))} processes")
     return ", ".join(parts)
 
 

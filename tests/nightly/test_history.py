@@ -109,8 +109,11 @@ def test_networks_of_other_weights_or_threads_are_another_series() -> None:
     assert alike == "scale clutter, seeds [0], device cpu, made on CPU with 1 threads, timed on CPU with 2 threads"
     wider = row(1, None)
     wider["made_on"] = [{**wider["made_on"][0], "capability": "AVX512"}]
-    others = [row(2, None), row(1, "a" * 64), row(1, "b" * 64), row(1, None, 4), wider]
-    assert len({alike, *map(history.setting_of, others)}) == 6
+    in_five = {**row(1, None), "timed": {"step": {"timing": {"rounds": [12] * 5}}}}
+    others = [row(2, None), row(1, "a" * 64), row(1, "b" * 64), row(1, None, 4), wider, in_five]
+    assert len({alike, *map(history.setting_of, others)}) == 7
+    assert history.setting_of(in_five) == f"{alike}, times of 5 processes"
+    assert history.setting_of({**row(1, None), "timed": {"step": {"timing": {"clock": "wall"}}}}) == alike
     assert history.setting_of(row(1, None)) == alike
 
 
