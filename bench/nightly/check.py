@@ -79,7 +79,8 @@ def measured(base: Path) -> dict[Path, dict[str, Any]]:
 
     Raises :class:`UserError` where it holds none, or an unreadable one.
     """
-    files = {path: value for path in row_files(base) if (value := content(path))["status"] == RAN}
+    mend = f"check it out again, or make the baseline anew by `bench accept --baseline {base}`"
+    files = {path: value for path in row_files(base) if (value := content(path, mend))["status"] == RAN}
     if not files:
         found = "no measured rows in" if base.is_dir() else "no folder"
         raise UserError(f"{found} {base}: make a baseline by `bench accept --from RUNS --baseline {base}`")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from bench.sizes import Decided
 
 RAN = "ran"
+# what to do about a broken row file
+AGAIN = "remove it and run the row again"
 # a folder of the user's may bear the name of one of these
 KNOWN_SCALES = ("digits", "clutter", "scenes", "cifar10", "imagenet", "voc", "coco")
 
@@ -158,8 +160,8 @@ def row_files(root: Path, paper: str = "*") -> list[Path]:
     return sorted(root.glob(f"{paper}/rows/*/*.json"))
 
 
-def content(path: Path) -> dict[str, Any]:
-    """A row file's JSON.
+def content(path: Path, mend: str = AGAIN) -> dict[str, Any]:
+    """A row file's JSON; ``mend`` is what a user should do about a broken one.
 
     Raises :class:`UserError` where it is none, holds what is no number where one belongs, or lies in the place of
     another row, scale or setting.
@@ -174,7 +176,7 @@ def content(path: Path) -> dict[str, Any]:
         for record in value["records"]:
             _check_record(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _broken(path, error) from None
+        raise _broken(path, error, mend) from None
     return value  # type: ignore[no-any-return]
 
 
@@ -195,8 +197,8 @@ def _check_record(record: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} of {record['metric']} is {number!r}, no number")
 
 
-def _broken(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is not a readable row file ({error!r}): remove it and run the row again")
+def _broken(path: Path, error: Exception, mend: str = AGAIN) -> UserError:
+    return UserError(f"{path} is not a readable row file ({error!r}): {mend}")
 
 
 def rank(value: Mapping[str, Any]) -> tuple[bool, int, str]:

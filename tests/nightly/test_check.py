@@ -446,3 +446,13 @@ def test_a_baseline_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "runs" / "steps").mkdir()
     with pytest.raises(UserError, match="cannot be read"):
         check(tmp_path / "runs", tmp_path / "base")
+
+
+def test_a_damaged_baseline_says_how_it_is_had_again(tmp_path: Path) -> None:
+    """Running the row again would mend a run, no baseline."""
+    path = put(tmp_path / "base", row([top1(1800)]))
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(UserError) as caught:
+        check(tmp_path / "runs", tmp_path / "base")
+    said = f"check it out again, or make the baseline anew by `bench accept --baseline {tmp_path / 'base'}`"
+    assert str(path) in str(caught.value) and str(caught.value).endswith(said)

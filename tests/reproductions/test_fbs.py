@@ -13,6 +13,7 @@ import torch
 from bench import planning, runner
 from bench.commands import declared
 from bench.gating import steps as gating
+from bench.gating import turns
 from bench.gating.layer import GatedConv2d, gated_layers
 from bench.gating.skip import SkippedNetwork
 from bench.measure.latency import Protocol
@@ -202,7 +203,9 @@ def test_every_row_runs_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fbs, "DENSITIES", (1000, 500))
     monkeypatch.setattr(fbs, "PROTOCOLS", {("digits", "*"): SHORT})
     quick = Protocol(block=2, rounds=2, least=1, warm_up=1, seconds=1.0)
-    monkeypatch.setattr(fbs.latency, "Protocol", lambda: quick)
+    monkeypatch.setattr(fbs, "PROTOCOL", quick)
+    # not in fresh processes, of which each imports everything
+    monkeypatch.setattr(turns.children, "fresh", lambda function, *arguments: function(*arguments))
     narrow = {
         "mcifarnet": tiny,
         "resnet18": lambda scale, classes, given: Recipe(
