@@ -143,16 +143,12 @@ def is_time(cell: Cell) -> bool:
 
 def clock(cell: Cell) -> str | None:
     """Which clock took a time; None for what is no time or has no unit of one."""
-    if cell.unit not in _IN_TIME:
-        return None
-    return next((suffix for suffix in _CLOCKS if cell.metric.endswith(suffix)), "")
+    return _suffix(cell) if cell.unit in _IN_TIME else None
 
 
 def ratio_s_clock(cell: Cell) -> str | None:
     """Which clock took the times that a ratio is made from; None for what is no ratio of times."""
-    if not cell.metric.startswith(_OF_TIMES):
-        return None
-    return next((suffix for suffix in _CLOCKS if cell.metric.endswith(suffix)), "")
+    return _suffix(cell) if cell.metric.startswith(_OF_TIMES) else None
 
 
 def scaled(cell: Cell, factor: float) -> Cell:
@@ -206,3 +202,8 @@ def _tolerance(before: Cell, now: Cell) -> Tolerance:
 
 def _half(cell: Cell) -> float:
     return 0.0 if cell.low is None or cell.high is None else (cell.high - cell.low) / 2.0
+
+
+def _suffix(cell: Cell) -> str:
+    """Of the clock in a metric's name; empty for the wall's."""
+    return next((suffix for suffix in _CLOCKS if cell.metric.endswith(suffix)), "")

@@ -12,6 +12,7 @@ from bench.gating import steps as gating
 from bench.gating.edit import Gate
 from bench.gating.layer import GateOptions
 from bench.measure import steps as comparing
+from bench.measure.latency import Protocol
 from bench.models.recipe import Recipe
 from bench.pruning import steps as pruning
 from bench.pruning.calibration import Sampling
@@ -345,6 +346,7 @@ def test_skipped_execution_is_of_the_trained_network(density: int) -> None:
     # the dense network first: speed-ups are over it
     assert (timed.run, timed.kind, timed.parents) == (timing.run_latency, Kind.TIME, (dense, network))
     assert timed.params.batch == 1 and network.params.density == density
+    assert (timed.params.protocol, timed.params.processes) == (Protocol(seconds=30.0), 5)
 
 
 def test_latency_is_of_the_whole_mcifarnet_with_fresh_weights() -> None:
@@ -356,6 +358,7 @@ def test_latency_is_of_the_whole_mcifarnet_with_fresh_weights() -> None:
         (step,) = chain.records
         assert recipe == Recipe("mcifarnet", {"num_classes": 10}, (3, 32, 32))
         assert (step.kind, step.parents, step.params.batch) == (Kind.TIME, (), batch)
+        assert (step.params.protocol, step.params.processes) == (Protocol(seconds=30.0), 5)
         assert step.params.recipe == recipe.edited(Gate(density))
 
 
